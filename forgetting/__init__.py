@@ -1,1 +1,4 @@
-"""Forgetting: what a forget command does to the weights. Knows nothing of HTTP, Ray or registries."""
+"""Forgetting: what a forget command does to the weights.
+
+Knows nothing of HTTP, Ray or registries.
+"""

@@ -1,0 +1,299 @@
+"""Image sets: classes, labels, a train/val/test split, and the way from an image to a tensor.
+
+Two sources: scikit-learn's bundled digits, and a folder with one sub-folder per class. Whatever
+is selected (strength, early stop) sees `val`, which is cut from the training images, seeded and
+stratified; `test` is read once, for the report.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from forgetting.backbone import Preprocess, transform
+from forgetting.errors import DataError
+
+SPLITS = ("train", "val", "test")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".pgm", ".ppm", ".tif", ".tiff")
+INDEX_FILE = "index.csv"
+# Sets below this many decoded bytes are decoded once, when they are opened.
+KEEP_BYTES = 512 * 2**20
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images with labels and a split.
+
+    Attributes:
+        name: Short name for logs and reports.
+        classes: Class names; a label is an index into them.
+        labels: Int64 (n,).
+        split: One of `SPLITS` per image.
+        sources: Per image either decoded pixels, uint8 (h, w) or (h, w, 3), or its file.
+        manifest_digest: `sha256:<hex>` over every image's bytes, label and split.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    labels: NDArray[np.int64] = field(repr=False)
+    split: tuple[str, ...] = field(repr=False)
+    sources: tuple[Pixels | Path, ...] = field(repr=False)
+    manifest_digest: str
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+
+def open_image_set(source: str | Path, *, seed: int = 0) -> ImageSet:
+    """`digits`, or the path of an image folder."""
+    if source == "digits":
+        return digits(seed=seed)
+    return image_folder(source, seed=seed)
+
+
+def digits(*, seed: int = 0, test_share: float = 0.2, val_share: float = 0.15) -> ImageSet:
+    """scikit-learn's 1,797 scans of handwritten digits, 8x8, scaled to 0..255.
+
+    Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998.
+    """
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    scans = np.rint(raw.images * (255.0 / 16.0)).astype(np.uint8)  # (n, 8, 8), values 0..16
+    labels = raw.target.astype(np.int64)
+    split = _split(labels, given=None, seed=seed, test_share=test_share, val_share=val_share)
+    sources = tuple(scans)
+    digest = _digest(
+        (scan.tobytes(), int(y), s) for scan, y, s in zip(scans, labels, split, strict=True)
+    )
+    names = tuple(str(d) for d in range(10))
+    return ImageSet("digits", names, labels, split, sources, digest)
+
+
+def image_folder(
+    folder: str | Path, *, seed: int = 0, test_share: float = 0.2, val_share: float = 0.15
+) -> ImageSet:
+    """A folder with one sub-folder of images per class.
+
+    An `index.csv` in it (columns path, label, class, split with train/test and optionally val)
+    fixes which images belong to which split; without one the split is drawn per class.
+
+    Args:
+        folder: Its path.
+        seed: Of the split; the same seed gives the same split.
+        test_share: Share of each class's images held out for the report, where no index says so.
+        val_share: Share of each class's remaining images held out for selection.
+
+    Raises:
+        DataError: No such folder, fewer than 2 classes, a class with too few images, an index
+            that names missing files, or a file that is no whole image.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise DataError(f"image folder {root} does not exist or is not a folder")
+    index = root / INDEX_FILE
+    rows = _read_index(index) if index.is_file() else _scan(root)
+    names = tuple(dict.fromkeys(name for _, name, _ in rows))
+    if len(names) < 2:
+        raise DataError(
+            f"{root}: expected at least 2 classes (one sub-folder each), found {len(names)}"
+        )
+    number = {name: i for i, name in enumerate(names)}
+    labels = np.array([number[name] for _, name, _ in rows], dtype=np.int64)
+    given = [s for _, _, s in rows] if index.is_file() else None
+    split = _split(labels, given=given, seed=seed, test_share=test_share, val_share=val_share)
+    _check_counts(root, names, labels, split)
+    paths = [root / path for path, _, _ in rows]
+    sources, digest = _open_files(paths, labels, split)
+    return ImageSet(root.name, names, labels, split, sources, digest)
+
+
+def indices(
+    images: ImageSet, split: str, *, classes: Sequence[str] | None = None
+) -> NDArray[np.int64]:
+    """Positions of the images of one split, in order; of the named classes only, if given.
+
+    Raises:
+        DataError: An unknown split or class.
+    """
+    if split not in SPLITS:
+        raise DataError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
+    chosen = np.array([s == split for s in images.split])
+    if classes is not None:
+        chosen &= np.isin(images.labels, [class_index(images, name) for name in classes])
+    return np.flatnonzero(chosen).astype(np.int64)
+
+
+def class_index(images: ImageSet, name: str) -> int:
+    """The label of a class.
+
+    Raises:
+        DataError: The set has no such class.
+    """
+    if name not in images.classes:
+        shown = ", ".join(images.classes[:10]) + (", ..." if len(images.classes) > 10 else "")
+        raise DataError(f"{images.name} has no class {name!r}; its classes are {shown}")
+    return images.classes.index(name)
+
+
+def replay(
+    images: ImageSet,
+    *,
+    per_class: int,
+    generator: torch.Generator,
+    classes: Sequence[str] | None = None,
+    split: str = "train",
+) -> NDArray[np.int64]:
+    """A few-shot replay: at most `per_class` images of each class, drawn without replacement."""
+    drawn = []
+    for name in classes if classes is not None else images.classes:
+        own = indices(images, split, classes=[name])
+        order = torch.randperm(len(own), generator=generator).numpy()
+        drawn.append(own[order[:per_class]])
+    return np.sort(np.concatenate(drawn)) if drawn else np.empty(0, dtype=np.int64)
+
+
+def image(images: ImageSet, index: int) -> Image.Image:
+    """The decoded image.
+
+    Raises:
+        DataError: Its file can't be decoded.
+    """
+    source = images.sources[index]
+    return Image.fromarray(source if isinstance(source, np.ndarray) else _decode(source))
+
+
+def png_bytes(picture: Image.Image) -> bytes:
+    """The image as a PNG file, as a client would send it."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def to_tensors(
+    images: ImageSet, chosen: Sequence[int] | NDArray[np.int64], preprocess: Preprocess
+) -> tuple[Tensor, Tensor]:
+    """Images (n, c, h, w) float32 and labels (n,) int64, through the transform that serving uses.
+
+    Raises:
+        DataError: An image can't be decoded.
+    """
+    apply = transform(preprocess)
+    x = torch.empty(len(chosen), *preprocess.input_size)
+    for row, i in enumerate(chosen):
+        x[row] = apply(image(images, int(i)))
+    y = torch.from_numpy(images.labels[np.asarray(chosen, dtype=np.int64)])
+    return x, y
+
+
+def _scan(root: Path) -> list[tuple[str, str, str]]:
+    rows = []
+    for folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+        if not files:
+            raise DataError(f"class {folder.name!r} in {root} has no images")
+        rows += [(f"{folder.name}/{p.name}", folder.name, "") for p in files]
+    return rows
+
+
+def _read_index(path: Path) -> list[tuple[str, str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = {"path", "class", "split"} - set(reader.fieldnames or ())
+        if missing:
+            raise DataError(f"{path}: columns missing: {', '.join(sorted(missing))}")
+        table = list(reader)
+    rows = []
+    for number, row in enumerate(table, start=2):
+        if row["split"] not in SPLITS:
+            raise DataError(f"{path}, line {number}: split {row['split']!r} is none of {SPLITS}")
+        if Path(row["path"]).is_absolute() or ".." in Path(row["path"]).parts:
+            raise DataError(f"{path}, line {number}: {row['path']!r} leads out of the folder")
+        rows.append((row["path"], row["class"], row["split"]))
+    return rows
+
+
+def _split(
+    labels: NDArray[np.int64],
+    *,
+    given: Sequence[str] | None,
+    seed: int,
+    test_share: float,
+    val_share: float,
+) -> tuple[str, ...]:
+    """Per class: test where not given, then val from the rest (at least one of three images)."""
+    rng = np.random.default_rng(seed)
+    split = np.array(given if given is not None else ["train"] * len(labels), dtype=object)
+    for label in np.unique(labels):
+        if given is None:
+            own = rng.permutation(np.flatnonzero(labels == label))
+            split[own[: max(1, round(test_share * len(own)))]] = "test"
+        own = rng.permutation(np.flatnonzero((labels == label) & (split == "train")))
+        has_val = bool(((labels == label) & (split == "val")).any())
+        if not has_val and len(own) >= 3:
+            split[own[: max(1, round(val_share * len(own)))]] = "val"
+    return tuple(str(s) for s in split)
+
+
+def _check_counts(
+    root: Path, names: Sequence[str], labels: NDArray[np.int64], split: Sequence[str]
+) -> None:
+    kinds = np.array(split)
+    for label, name in enumerate(names):
+        own = kinds[labels == label]
+        if len(own) == 1:
+            raise DataError(
+                f"class {name!r} in {root} has 1 image; at least 2 are needed, one to learn from "
+                "and one to report on"
+            )
+        for needed in ("train", "test"):
+            if needed not in own:
+                raise DataError(f"class {name!r} in {root} has no {needed} image")
+
+
+def _open_files(
+    paths: Sequence[Path], labels: NDArray[np.int64], split: Sequence[str]
+) -> tuple[tuple[Pixels | Path, ...], str]:
+    """Decode every file once (so that a broken one is named now) and keep it if all fit."""
+    sources: list[Pixels | Path] = []
+    entries, held = [], 0
+    for path, label, part in zip(paths, labels, split, strict=True):
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"image {path} can't be read: {error.strerror}") from error
+        pixels = _decode(path, content)
+        held += pixels.nbytes
+        sources.append(pixels if held <= KEEP_BYTES else path)
+        entries.append((hashlib.sha256(content).digest(), int(label), part))
+    if held > KEEP_BYTES:
+        sources = list(paths)
+    return tuple(sources), _digest(entries)
+
+
+def _decode(path: Path, content: bytes | None = None) -> Pixels:
+    try:
+        with Image.open(io.BytesIO(path.read_bytes() if content is None else content)) as picture:
+            grey = picture.mode in ("1", "L", "I;16", "I", "F")
+            return np.asarray(picture.convert("L" if grey else "RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"image {path} can't be decoded: {error}") from error
+
+
+def _digest(entries: Iterable[tuple[bytes, int, str]]) -> str:
+    digest = hashlib.sha256()
+    for content, label, part in entries:
+        digest.update(hashlib.sha256(content).digest() + f"|{label}|{part}\n".encode())
+    return f"sha256:{digest.hexdigest()}"

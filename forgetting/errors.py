@@ -1,0 +1,25 @@
+"""The errors of this package: each message says what was expected, what was found, and where."""
+
+
+class ForgettingError(Exception):
+    """Base of every error that a caller of this package should show to a person."""
+
+
+class BackboneError(ForgettingError):
+    """The backbone can't be loaded, is damaged, or isn't a ViT that can be adapted."""
+
+
+class TargetError(ForgettingError):
+    """The linears that an adapter changes were not found in the model."""
+
+
+class AdapterError(ForgettingError):
+    """An adapter's files are incomplete, damaged, or made for another backbone."""
+
+
+class DataError(ForgettingError):
+    """Images or labels can't be used as they are."""
+
+
+class TrainingError(ForgettingError):
+    """Training gave nothing that may be published (NaN loss, no group left, ...)."""

@@ -1,0 +1,102 @@
+"""Accuracies with confidence intervals, and the figures that the papers report from them.
+
+All accuracies are plain top-1 before any mask: the arg max over all classes, no margin.
+H = 2 * Acc_r * Drop / (Acc_r + Drop), Drop = Acc_f(before) - Acc_f(after)   (GS-LoRA, CVPR 2024).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+_Z95 = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class Share:
+    """`hits` of `n`, with the Wilson 95 % interval (E. B. Wilson, JASA 1927)."""
+
+    hits: int
+    n: int
+
+    @property
+    def value(self) -> float:
+        """The share; 0 where nothing was counted."""
+        return self.hits / self.n if self.n else 0.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Lower and upper end; (0, 1) where nothing was counted."""
+        if not self.n:
+            return (0.0, 1.0)
+        z2 = _Z95 * _Z95 / self.n
+        centre = (self.value + z2 / 2) / (1 + z2)
+        half = _Z95 * math.sqrt(self.value * (1 - self.value) / self.n + z2 / (4 * self.n))
+        half /= 1 + z2
+        # At 0 and n hits the formula is exact only up to rounding.
+        low = 0.0 if self.hits == 0 else max(0.0, centre - half)
+        high = 1.0 if self.hits == self.n else min(1.0, centre + half)
+        return (low, high)
+
+
+def predict(model: nn.Module, x: Tensor, *, batch: int = 256) -> Tensor:
+    """Logits (n, classes) of images (n, c, h, w), without gradients."""
+    with torch.inference_mode():
+        parts = [model(x[i : i + batch]) for i in range(0, len(x), batch)]
+    return torch.cat(parts) if parts else x.new_empty(0, 0)
+
+
+def share_right(model: nn.Module, x: Tensor, y: Tensor) -> Share:
+    """Plain top-1 accuracy."""
+    return right(predict(model, x), y)
+
+
+def right(logits: Tensor, y: Tensor) -> Share:
+    """Plain top-1 accuracy of logits (n, classes) for labels (n,)."""
+    return Share(int((logits.argmax(dim=1) == y).sum()) if len(y) else 0, len(y))
+
+
+def by_class(logits: Tensor, y: Tensor) -> dict[int, Share]:
+    """Accuracy of each label that occurs."""
+    return {c: right(logits[y == c], y[y == c]) for c in sorted(set(y.tolist()))}
+
+
+def worst_class(shares: Mapping[int, Share]) -> tuple[int, Share] | None:
+    """The class that is still recognised most; the first of equals. None where there is none."""
+    if not shares:
+        return None
+    label = max(sorted(shares), key=lambda c: shares[c].value)
+    return label, shares[label]
+
+
+def drop(before: Share, after: Share) -> float:
+    """Acc(before) - Acc(after)."""
+    return before.value - after.value
+
+
+def h_mean(acc_r: float, drop_f: float) -> float:
+    """2 * Acc_r * Drop / (Acc_r + Drop), 0 where nothing was dropped."""
+    return 2 * acc_r * drop_f / (acc_r + drop_f) if acc_r > 0 and drop_f > 0 else 0.0
+
+
+def most_hit(logits: Tensor, *, forgotten: Tensor) -> tuple[int, Share] | None:
+    """The retained class that receives most of the forget images, and its share of them.
+
+    Args:
+        logits: Of forget images (n, classes).
+        forgotten: Labels under erasure; answers among them are not counted as received.
+
+    Returns:
+        None where there are no images, or none of them goes to a retained class.
+    """
+    answers = logits.argmax(dim=1) if len(logits) else torch.empty(0, dtype=torch.int64)
+    retained = answers[~torch.isin(answers, forgotten)]
+    if len(retained) == 0:
+        return None
+    counts = retained.bincount()
+    label = int(counts.argmax())
+    return label, Share(int(counts[label]), len(answers))

@@ -1,0 +1,79 @@
+"""The linears that an adapter may change: `mlp.fc1` and `mlp.fc2` of each block (one group each).
+
+GS-LoRA (CVPR 2024) puts its low-rank pairs into the two linears of every Transformer block's FFN
+and prunes whole blocks. Models whose FFN is built otherwise (SwiGLU, mixture of experts, ...) are
+refused with a list of what was found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from forgetting.errors import TargetError
+
+
+@dataclass(frozen=True)
+class Group:
+    """The FFN of block `index`: the module paths of its two linears."""
+
+    index: int
+    fc1: str
+    fc2: str
+
+    @property
+    def paths(self) -> tuple[str, str]:
+        return (self.fc1, self.fc2)
+
+
+def find_groups(model: nn.Module) -> tuple[Group, ...]:
+    """One group per block, bottom to top.
+
+    Raises:
+        TargetError: The model has no blocks, or a block's FFN isn't `mlp.fc1` and `mlp.fc2`, both
+            linear. The message lists the linears that the block has instead.
+    """
+    blocks = getattr(model, "blocks", None)
+    if not isinstance(blocks, nn.Sequential | nn.ModuleList) or len(blocks) == 0:
+        kinds = ", ".join(f"{name} ({type(m).__name__})" for name, m in model.named_children())
+        raise TargetError(f"{type(model).__name__} has no Transformer `blocks`; found {kinds}")
+    groups = []
+    for i, block in enumerate(blocks):
+        group = Group(index=i, fc1=f"blocks.{i}.mlp.fc1", fc2=f"blocks.{i}.mlp.fc2")
+        mlp = getattr(block, "mlp", None)
+        ends = [getattr(mlp, "fc1", None), getattr(mlp, "fc2", None)]
+        extra = [n for n, m in _linears(mlp) if n not in ("fc1", "fc2")]
+        if not all(isinstance(end, nn.Linear) for end in ends) or extra or _is_gated(*ends):
+            raise TargetError(_complaint(i, block, mlp))
+        groups.append(group)
+    return tuple(groups)
+
+
+def _is_gated(fc1: object, fc2: object) -> bool:
+    """A packed gated FFN (GluMlp) has the names fc1 and fc2, but fc1 is twice as wide."""
+    return (
+        isinstance(fc1, nn.Linear)
+        and isinstance(fc2, nn.Linear)
+        and fc1.out_features != fc2.in_features
+    )
+
+
+def _linears(module: nn.Module | None) -> list[tuple[str, nn.Linear]]:
+    if module is None:
+        return []
+    return [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Linear)]
+
+
+def _complaint(index: int, block: nn.Module, mlp: nn.Module | None) -> str:
+    found = [
+        f"{name} ({m.in_features} -> {m.out_features})"
+        for name, m in _linears(block)
+        if not name.startswith("attn")
+    ]
+    kind = type(mlp).__name__ if mlp is not None else "no `mlp`"
+    return (
+        f"block {index} ({type(block).__name__}): expected an FFN with linears mlp.fc1 and mlp.fc2 "
+        f"of matching widths, found {kind} with {', '.join(found) or 'no linears'}; "
+        "gated FFNs (SwiGLU, GEGLU) and mixtures of experts are not supported"
+    )
