@@ -1,0 +1,190 @@
+"""Where objects are kept: create-if-absent, read, list, delete, and nothing else.
+
+Create-if-absent is the one conditional operation that a POSIX directory, S3, GCS and Azure all
+have, so the ledger is built on it alone. There is no overwrite on purpose.
+"""
+
+import os
+import re
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Protocol
+
+from registry.errors import AlreadyExistsError, NotFoundError, StoreError
+
+# A segment never starts with a dot: that excludes "..", and leaves ".tmp-*" to the store itself.
+_SEGMENT = r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
+_KEY = re.compile(rf"{_SEGMENT}(?:/{_SEGMENT}){{0,9}}")
+_PREFIX = re.compile(rf"(?:{_SEGMENT}/)*(?:{_SEGMENT})?")
+TEMPORARY_PREFIX = ".tmp-"
+
+
+class Store(Protocol):
+    """Objects by key. Keys are "/"-separated segments of letters, digits, ".", "_" and "-"."""
+
+    def create(self, key: str, data: bytes) -> None:
+        """Store `data` durably under a new key; when this returns it outlives a power cut.
+
+        Raises: AlreadyExistsError (and then the object already there is durable), StoreError.
+        """
+        ...
+
+    def read(self, key: str, *, at_most: int | None = None) -> bytes:
+        """The object's bytes, or only its first `at_most`. Raises: NotFoundError, StoreError."""
+        ...
+
+    def list(self, prefix: str) -> list[str]:
+        """Every key that starts with `prefix`, sorted. Raises: StoreError."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove an object: for upkeep and the subject map, never for the log.
+
+        Raises: NotFoundError, StoreError.
+        """
+        ...
+
+
+class DirectoryStore:
+    """A `Store` in a local directory (or NFSv4/EFS: it needs hard links).
+
+    An object is written to a temporary file, synced, and linked to its name, so that a name
+    always stands for complete bytes; then the directory is synced, so that the name lasts.
+    """
+
+    def __init__(
+        self, root: Path | str, *, file_mode: int = 0o644, directory_mode: int = 0o755
+    ) -> None:
+        self.root = Path(root)
+        self._prefix = f"{self.root}{os.sep}"
+        self._file_mode = file_mode
+        self._directory_mode = directory_mode
+        self._durable_directories: set[Path] = set()
+        self._lock = threading.Lock()
+
+    def create(self, key: str, data: bytes) -> None:
+        path = Path(self._path(key))
+        with _os_errors(key, verb="stored"):
+            self._make_durable(path.parent)
+            temporary = path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
+            try:
+                self._write(temporary, data)
+                try:
+                    os.link(temporary, path)
+                except FileExistsError:
+                    raise AlreadyExistsError(f"{key}: exists already in {self.root}") from None
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(temporary)
+                # Also on the way out with AlreadyExistsError: the caller will rely on the other
+                # writer's object, which may not have got as far as its own sync.
+                _sync_directory(path.parent)
+
+    def read(self, key: str, *, at_most: int | None = None) -> bytes:
+        path = self._path(key)
+        with _os_errors(key, verb="read"):
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                raise NotFoundError(f"{key}: not found in {self.root}") from None
+            try:
+                return _content(descriptor, at_most)
+            finally:
+                os.close(descriptor)
+
+    def list(self, prefix: str) -> list[str]:
+        if not _PREFIX.fullmatch(prefix):
+            raise ValueError(f"a prefix is made of letters, digits, '._-' and '/', not {prefix!r}")
+        start = os.path.join(self.root, prefix.rpartition("/")[0])
+        with _os_errors(prefix, verb="listed"):
+            keys = [path.removeprefix(self._prefix) for path in _files_below(start)]
+        return sorted(key for key in keys if key.startswith(prefix) and _KEY.fullmatch(key))
+
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        with _os_errors(key, verb="deleted"):
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                raise NotFoundError(f"{key}: not found in {self.root}") from None
+            _sync_directory(Path(path).parent)
+
+    def _path(self, key: str) -> str:
+        if not _KEY.fullmatch(key):
+            raise ValueError(
+                f"a key is 1 to 10 segments of letters, digits, '._-', joined by '/' and none "
+                f"starting with a dot; found {key!r}"
+            )
+        return f"{self._prefix}{key}"
+
+    def _write(self, path: Path, data: bytes) -> None:
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+        descriptor = os.open(path, flags, self._file_mode)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _make_durable(self, directory: Path) -> None:
+        """Make `directory` and have its name, and its parents' names, outlive a power cut.
+
+        Once per directory and process: another process that made it may have been killed before
+        it synced the parent.
+        """
+        with self._lock:
+            if directory in self._durable_directories:
+                return
+        chain = [directory]
+        while chain[-1] != self.root and chain[-1].parent not in self._durable_directories:
+            chain.append(chain[-1].parent)
+        while not chain[-1].parent.is_dir():
+            chain.append(chain[-1].parent)
+        for path in reversed(chain):
+            path.mkdir(mode=self._directory_mode, exist_ok=True)
+            _sync_directory(path.parent)
+        with self._lock:
+            self._durable_directories.update(chain)
+
+
+def _files_below(directory: str) -> Iterator[str]:
+    def refuse(error: OSError) -> None:
+        # os.walk skips what it can't list unless told otherwise, and an unreadable log would look
+        # like an empty one.
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    for folder, _, names in os.walk(directory, onerror=refuse):
+        for name in names:
+            yield os.path.join(folder, name)
+
+
+def _content(descriptor: int, at_most: int | None) -> bytes:
+    chunks = []
+    left = os.fstat(descriptor).st_size if at_most is None else at_most
+    while left > 0 and (chunk := os.read(descriptor, min(left, 1 << 20))):
+        chunks.append(chunk)
+        left -= len(chunk)
+    return b"".join(chunks)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _os_errors(key: str, *, verb: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StoreError(f"{key}: can't be {verb}: {reason} ({error.filename})") from error
