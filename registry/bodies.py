@@ -1,0 +1,288 @@
+"""What a record can say: one frozen dataclass per record type, with its strict JSON form.
+
+Each type reads only its own fields and refuses any other. Nothing here names a class: subjects
+are opaque ids, and texts are for reasons, not for data.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, cast, get_args
+
+from registry.keys import Role
+from registry.schema import DIGEST, FILE_NAME, NAME, SUBJECT, Fields, Json, encode_json
+
+ReleaseKind = Literal["guard", "adapter"]
+MemberOutcome = Literal["confirmed", "lease_expired"]
+
+
+@dataclass(frozen=True, slots=True)
+class FileRef:
+    """A file of an adapter: the digest ("sha256:<hex>") and size in bytes of its blob."""
+
+    digest: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """An erasure is asked for: from here on the subjects are under erasure."""
+
+    job: str
+    subjects: tuple[str, ...]
+    backbone: str
+
+    def to_json(self) -> dict[str, Json]:
+        return {"job": self.job, "subjects": list(self.subjects), "backbone": self.backbone}
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> "Requested":
+        return cls(
+            job=fields.text("job", NAME),
+            subjects=fields.texts("subjects", SUBJECT, at_least=1),
+            backbone=fields.text("backbone", DIGEST),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A job's adapter exists, trained on top of the adapters in `stack` (lowest first)."""
+
+    job: str
+    adapter: str
+    files: Mapping[str, FileRef]
+    subjects: tuple[str, ...]
+    stack: tuple[str, ...]
+    report: str
+
+    def to_json(self) -> dict[str, Json]:
+        return {
+            "job": self.job,
+            "adapter": self.adapter,
+            "files": files_to_json(self.files),
+            "subjects": list(self.subjects),
+            "stack": list(self.stack),
+            "report": self.report,
+        }
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> "Trained":
+        body = cls(
+            job=fields.text("job", NAME),
+            adapter=fields.text("adapter", DIGEST),
+            files=files_from_fields(fields, "files"),
+            subjects=fields.texts("subjects", SUBJECT, at_least=1),
+            stack=fields.texts("stack", DIGEST),
+            report=fields.text("report", DIGEST),
+        )
+        expected = adapter_id(body.files)
+        if body.adapter != expected:
+            fields.refuse("adapter", f"its files make it {expected}, found {body.adapter}")
+        return body
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A job's adapter was not accepted, at `stage` (a gate, the training, a self-check)."""
+
+    job: str
+    stage: str
+    detail: str
+    report: str | None
+
+    def to_json(self) -> dict[str, Json]:
+        return {
+            "job": self.job,
+            "stage": self.stage,
+            "detail": self.detail,
+            "report": self.report,
+        }
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> "Refused":
+        return cls(
+            job=fields.text("job", NAME),
+            stage=fields.text("stage", NAME),
+            detail=fields.free_text("detail", at_most=2000),
+            report=None if fields.is_null("report") else fields.text("report", DIGEST),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A release is defined, for replicas to prepare; it is not served yet."""
+
+    release: int
+    kind: ReleaseKind
+    backbone: str
+    adapters: tuple[str, ...]
+    guard: tuple[str, ...]
+    parent: int
+    job: str
+
+    def to_json(self) -> dict[str, Json]:
+        return {
+            "release": self.release,
+            "kind": self.kind,
+            "backbone": self.backbone,
+            "adapters": list(self.adapters),
+            "guard": list(self.guard),
+            "parent": self.parent,
+            "job": self.job,
+        }
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> "Published":
+        return cls(
+            release=fields.integer("release", at_least=1),
+            kind=cast(ReleaseKind, fields.choice("kind", get_args(ReleaseKind))),
+            backbone=fields.text("backbone", DIGEST),
+            adapters=fields.texts("adapters", DIGEST),
+            guard=fields.texts("guard", SUBJECT, in_order=True),
+            parent=fields.integer("parent", at_least=0),
+            job=fields.text("job", NAME),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RolledBack:
+    """A release is defined with the adapters of the earlier release `to` (0: none)."""
+
+    release: int
+    to: int
+    backbone: str
+    adapters: tuple[str, ...]
+    guard: tuple[str, ...]
+    parent: int
+
+    def to_json(self) -> dict[str, Json]:
+        return {
+            "release": self.release,
+            "to": self.to,
+            "backbone": self.backbone,
+            "adapters": list(self.adapters),
+            "guard": list(self.guard),
+            "parent": self.parent,
+        }
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> "RolledBack":
+        return cls(
+            release=fields.integer("release", at_least=1),
+            to=fields.integer("to", at_least=0),
+            backbone=fields.text("backbone", DIGEST),
+            adapters=fields.texts("adapters", DIGEST),
+            guard=fields.texts("guard", SUBJECT, in_order=True),
+            parent=fields.integer("parent", at_least=0),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Activated:
+    """The release that replicas serve from here on."""
+
+    release: int
+
+    def to_json(self) -> dict[str, Json]:
+        return {"release": self.release}
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> "Activated":
+        return cls(release=fields.integer("release", at_least=1))
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """Every member serves the release or can serve nothing; `ms` from command to here."""
+
+    release: int
+    members: Mapping[str, MemberOutcome]
+    ms: float
+
+    def to_json(self) -> dict[str, Json]:
+        return {"release": self.release, "members": dict(self.members), "ms": self.ms}
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> "Confirmed":
+        release = fields.integer("release", at_least=1)
+        members = fields.mapping("members")
+        for name, outcome in members.items():
+            if not NAME.fullmatch(name):
+                fields.refuse("members", f"expected ids like {NAME.pattern}, found {name!r}")
+            if outcome not in get_args(MemberOutcome):
+                fields.refuse(
+                    f"members.{name}",
+                    f"expected one of {', '.join(get_args(MemberOutcome))}, found {outcome!r}",
+                )
+        return cls(release=release, members=members, ms=fields.number("ms", at_least=0.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A remark for those who read the log; it changes nothing."""
+
+    text: str
+
+    def to_json(self) -> dict[str, Json]:
+        return {"text": self.text}
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> "Note":
+        return cls(text=fields.free_text("text", at_least=1, at_most=2000))
+
+
+Body: TypeAlias = (
+    Requested | Trained | Refused | Published | RolledBack | Activated | Confirmed | Note
+)
+
+BODIES: Mapping[str, type[Body]] = {
+    "requested": Requested,
+    "trained": Trained,
+    "refused": Refused,
+    "published": Published,
+    "rolled_back": RolledBack,
+    "activated": Activated,
+    "confirmed": Confirmed,
+    "note": Note,
+}
+
+TYPE_OF: Mapping[type[Body], str] = {body: name for name, body in BODIES.items()}
+
+SIGNED_BY: Mapping[str, Role] = {
+    "requested": "operator",
+    "trained": "publisher",
+    "refused": "publisher",
+    "published": "publisher",
+    "rolled_back": "operator",
+    "activated": "operator",
+    "confirmed": "operator",
+    "note": "operator",
+}
+
+
+def adapter_id(files: Mapping[str, FileRef]) -> str:
+    """ "sha256:<hex>" over the canonical JSON of {name: [digest, size]}: same files, same id."""
+    return f"sha256:{hashlib.sha256(encode_json(files_to_json(files))).hexdigest()}"
+
+
+def files_to_json(files: Mapping[str, FileRef]) -> dict[str, Json]:
+    return {name: [file.digest, file.size] for name, file in files.items()}
+
+
+def files_from_fields(fields: Fields, name: str) -> dict[str, FileRef]:
+    """Read {name: [digest, size]}, at least one file. Raises: FormatError."""
+    entries = fields.mapping(name)
+    if not entries:
+        fields.refuse(name, "expected at least one file, found none")
+    files = {}
+    for file, entry in entries.items():
+        if not FILE_NAME.fullmatch(file):
+            fields.refuse(name, f"expected file names like {FILE_NAME.pattern}, found {file!r}")
+        match entry:
+            case [str(digest), int(size)] if (
+                DIGEST.fullmatch(digest) and size >= 0 and not isinstance(size, bool)
+            ):
+                files[file] = FileRef(digest, size)
+            case _:
+                fields.refuse(f"{name}.{file}", f"expected [digest, size], found {entry!r}")
+    return files
