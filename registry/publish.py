@@ -1,0 +1,278 @@
+"""Every act that is recorded, one function each. The only module that appends to the ledger.
+
+Each builds its record from the state that it will follow, signs it with `signer`, and returns
+what the fold made of it. `actor`, `reason` and `request_id` say who did it, why, and on which
+request; none of them may carry a class name, for the log can't be edited.
+
+All raise ConflictError when the state doesn't allow the act, NotFoundError for a job or release
+that doesn't exist, FormatError for an over-long or unprintable text, TrustError when `signer` may
+not do this, and StoreError when the storage fails.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from registry.bodies import (
+    Activated,
+    Body,
+    Confirmed,
+    FileRef,
+    MemberOutcome,
+    Note,
+    Published,
+    Refused,
+    ReleaseKind,
+    Requested,
+    RolledBack,
+    Trained,
+    adapter_id,
+)
+from registry.errors import ConflictError, NotFoundError
+from registry.keys import Signer
+from registry.ledger import Ledger
+from registry.record import Draft, Record
+from registry.state import AdapterEntry, Job, Release, State
+
+
+def request_forget(
+    ledger: Ledger,
+    signer: Signer,
+    *,
+    subjects: Sequence[str],
+    backbone: str,
+    actor: str,
+    reason: str,
+    request_id: str,
+) -> Job:
+    """Put subjects under erasure. The same `request_id` again returns the job of the first time.
+
+    Needs the role operator. `backbone` is its fingerprint ("sha256:<hex>").
+    """
+
+    def make(state: State) -> Draft | None:
+        known = state.requests.get(request_id)
+        if known is not None:
+            if set(state.jobs[known].subjects) != set(subjects):
+                raise ConflictError(
+                    f"the request {request_id} was made before, as {known}, for other subjects"
+                )
+            return None
+        body = Requested(
+            job=f"job-{len(state.jobs) + 1}", subjects=tuple(subjects), backbone=backbone
+        )
+        return Draft(body, actor, reason, request_id)
+
+    state = ledger.append(make, signer)
+    return state.jobs[state.requests[request_id]]
+
+
+def record_trained(
+    ledger: Ledger,
+    signer: Signer,
+    *,
+    job: str,
+    files: Mapping[str, bytes],
+    stack: Sequence[str],
+    report: bytes,
+    actor: str,
+    reason: str,
+    request_id: str,
+) -> AdapterEntry:
+    """Store a job's adapter and its report, then record them. Needs the role publisher.
+
+    `files` are the adapter's files by name, `stack` the ids of the adapters that it was trained
+    on top of, lowest first.
+    """
+    refs = {name: FileRef(ledger.put_blob(data), len(data)) for name, data in files.items()}
+    report_digest = ledger.put_blob(report)
+    adapter = adapter_id(refs)
+
+    def make(state: State) -> Draft:
+        body = Trained(
+            job=job,
+            adapter=adapter,
+            files=refs,
+            subjects=_job(state, job).subjects,
+            stack=tuple(stack),
+            report=report_digest,
+        )
+        return Draft(body, actor, reason, request_id)
+
+    return ledger.append(make, signer).adapters[adapter]
+
+
+def refuse(
+    ledger: Ledger,
+    signer: Signer,
+    *,
+    job: str,
+    stage: str,
+    detail: str,
+    report: bytes | None,
+    actor: str,
+    reason: str,
+    request_id: str,
+) -> Job:
+    """Record that a job's adapter wasn't accepted; its subjects stay under erasure and masked.
+
+    Needs the role publisher. The job may be trained again.
+    """
+    report_digest = None if report is None else ledger.put_blob(report)
+
+    def make(state: State) -> Draft:
+        _job(state, job)
+        return Draft(Refused(job, stage, detail, report_digest), actor, reason, request_id)
+
+    return ledger.append(make, signer).jobs[job]
+
+
+def publish_release(
+    ledger: Ledger,
+    signer: Signer,
+    *,
+    kind: ReleaseKind,
+    job: str,
+    actor: str,
+    reason: str,
+    request_id: str,
+) -> Release:
+    """Define the next release for a job, on top of the active one. Needs the role publisher.
+
+    "guard": the active adapters. "adapter": those and the job's own. Either way every subject
+    under erasure is masked.
+    """
+
+    def make(state: State) -> Draft:
+        adapters = state.active_release.adapters
+        own = _job(state, job).adapter
+        if kind == "adapter" and own is not None:
+            adapters = (*adapters, own)
+        body = Published(
+            release=state.last_release + 1,
+            kind=kind,
+            backbone=_backbone(state),
+            adapters=adapters,
+            guard=tuple(sorted(state.erasing)),
+            parent=state.active,
+            job=job,
+        )
+        return Draft(body, actor, reason, request_id)
+
+    return _newest_release(ledger.append(make, signer))
+
+
+def roll_back(
+    ledger: Ledger,
+    signer: Signer,
+    *,
+    to: int,
+    actor: str,
+    reason: str,
+    request_id: str,
+) -> Release:
+    """Define the next release with the adapters of release `to`. Needs the role operator.
+
+    It masks what release `to` masked and every subject under erasure, so that going back for
+    quality re-exposes nobody. 0 is the bare backbone.
+    """
+
+    def make(state: State) -> Draft:
+        target = _release(state, to)
+        body = RolledBack(
+            release=state.last_release + 1,
+            to=to,
+            backbone=_backbone(state),
+            adapters=target.adapters,
+            guard=tuple(sorted(target.guard | state.erasing)),
+            parent=state.active,
+        )
+        return Draft(body, actor, reason, request_id)
+
+    return _newest_release(ledger.append(make, signer))
+
+
+def activate(
+    ledger: Ledger,
+    signer: Signer,
+    *,
+    release: int,
+    actor: str,
+    reason: str,
+    request_id: str,
+) -> Release:
+    """Make a defined release the one that replicas serve. Needs the role operator.
+
+    Raises ConflictError too when subjects came under erasure, or another release became active,
+    since it was defined: publish it again.
+    """
+    return _on_release(ledger, signer, Activated(release), release, actor, reason, request_id)
+
+
+def confirm(
+    ledger: Ledger,
+    signer: Signer,
+    *,
+    release: int,
+    members: Mapping[str, MemberOutcome],
+    ms: float,
+    actor: str,
+    reason: str,
+    request_id: str,
+) -> Release:
+    """Record that every member serves an active release, or has lost its lease, after `ms`
+    milliseconds. Needs the role operator."""
+    body = Confirmed(release, dict(members), ms)
+    return _on_release(ledger, signer, body, release, actor, reason, request_id)
+
+
+def note(
+    ledger: Ledger,
+    signer: Signer,
+    *,
+    text: str,
+    actor: str,
+    reason: str,
+    request_id: str,
+) -> Record:
+    """Write a remark into the log. Needs the role operator."""
+    state = ledger.append(lambda _: Draft(Note(text), actor, reason, request_id), signer)
+    return next(ledger.records(state.seq)).record
+
+
+def _on_release(
+    ledger: Ledger,
+    signer: Signer,
+    body: Body,
+    release: int,
+    actor: str,
+    reason: str,
+    request_id: str,
+) -> Release:
+    def make(state: State) -> Draft:
+        _release(state, release)
+        return Draft(body, actor, reason, request_id)
+
+    return ledger.append(make, signer).releases[release]
+
+
+def _newest_release(state: State) -> Release:
+    return state.releases[state.last_release]
+
+
+def _job(state: State, name: str) -> Job:
+    if name not in state.jobs:
+        raise NotFoundError(f"there is no job {name}")
+    return state.jobs[name]
+
+
+def _release(state: State, number: int) -> Release:
+    if number not in state.releases:
+        raise NotFoundError(
+            f"there is no release {number}; there are 0 (the bare backbone) to {state.last_release}"
+        )
+    return state.releases[number]
+
+
+def _backbone(state: State) -> str:
+    if state.backbone is None:
+        raise ConflictError("nothing was ever requested, so there is nothing to release")
+    return state.backbone
