@@ -1,0 +1,170 @@
+"""Builds the Serve application: the actors behind it, the HTTP face, the deployment.
+
+`build` is what `serve deploy` and `lethe serve` both take; the actors are detached and named, so
+that a second deploy finds them.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+from fastapi import FastAPI
+from pydantic import BaseModel
+from ray import serve
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from forgetting.backbone import Backbone
+from registry.errors import RegistryError
+from serving import control, coordinator
+from serving.backbones import open_backbone, prepare_backbone
+from serving.control import Control
+from serving.coordinator import Coordinator
+from serving.home import Home, HomeError, open_ledger, prepare_home
+from serving.membership import Terms
+from serving.monitor import Monitor
+from serving.replica import Recognizer, outcome_of
+from serving.routes import inference, operations, probes, problems
+from serving.routes.access import recognizer
+from serving.settings import Settings, load_settings
+from serving.trainer import Trainer
+
+NAME = "lethe"
+NAMESPACE = "lethe"
+
+
+class Measured:
+    """Counts and times every request, whatever becomes of it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        metrics = recognizer().metrics
+        status = 500
+        started = time.perf_counter()
+
+        async def note_status(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        metrics.add("lethe_requests_in_flight", 1)
+        try:
+            await self._app(scope, receive, note_status)
+        finally:
+            metrics.add("lethe_requests_in_flight", -1)
+            route = _route_of(scope)
+            metrics.count("lethe_requests_total", route, outcome_of(status))
+            metrics.observe("lethe_request_duration_seconds", time.perf_counter() - started, route)
+
+
+def _route_of(scope: Scope) -> str:
+    """The route's template, never the path as given: a label must not grow with the input."""
+    path: str = getattr(scope.get("route"), "path", "unknown")
+    return path
+
+
+def build_api() -> FastAPI:
+    """The HTTP face that every replica shows."""
+    api = FastAPI(
+        title="Lethe",
+        summary="A vision model that can forget.",
+        version="0.1.0",
+        responses={"4XX": {"description": "A problem (RFC 9457): what was wrong, what to do."}},
+    )
+    problems.install(api)
+    for router in (inference.router, operations.router, probes.router):
+        api.include_router(router)
+    api.add_middleware(Measured)
+    return api
+
+
+class BuildArgs(BaseModel):
+    """What `serve deploy` may pass: a settings file, on every node at the same path."""
+
+    config: Path | None = None
+
+
+def build(args: BuildArgs) -> serve.Application:
+    """Entry point for `serve deploy` (`import_path: serving.app:build`)."""
+    return application(load_settings(args.config))
+
+
+def prepare(settings: Settings, progress: Any = lambda _: None) -> Backbone:
+    """Everything that a first start makes, and the checks of every start.
+
+    Raises `HomeError`, `BackboneError`, or `RegistryError` when the ledger is damaged or was
+    written for another backbone.
+    """
+    home = Home(settings.home_path, settings.registry_path)
+    prepare_home(home)
+    prepare_backbone(settings, progress)
+    backbone = open_backbone(settings)
+    known = open_ledger(home).refresh().backbone
+    if known is not None and known != backbone.fingerprint:
+        raise HomeError(
+            f"the registry {home.registry} was made for backbone {known}, the settings name "
+            f"{backbone.fingerprint}: name that backbone, or another registry"
+        )
+    return backbone
+
+
+def application(settings: Settings) -> serve.Application:
+    """The application, with its actors started. Ray must be connected. Raises as `prepare`."""
+    backbone = prepare(settings)
+    terms = Terms(settings.lease.seconds, settings.lease.margin, settings.lease.heartbeat)
+    leading = _actor(Coordinator, coordinator.ACTOR, 1000).remote(
+        settings.home_path, settings.registry_path, terms
+    )
+    watching = _actor(Monitor, "lethe-monitor", 8).remote(leak_target=settings.monitor.leak_target)
+    commanding = _actor(Control, control.ACTOR, 32).remote(
+        settings,
+        coordinator=leading,
+        trainer=trainer_for(settings),
+        backbone=backbone.fingerprint,
+        classes=backbone.spec.classes,
+    )
+    deployment = serve.deployment(
+        name="Recognizer",
+        num_replicas=settings.replicas,
+        max_ongoing_requests=settings.limits.in_flight,
+        ray_actor_options={"num_cpus": settings.replica_cpus},
+        health_check_period_s=5,
+        health_check_timeout_s=30,
+        graceful_shutdown_wait_loop_s=0.5,
+        graceful_shutdown_timeout_s=5,
+    )(serve.ingress(build_api)(Recognizer))
+    return deployment.bind(settings, leading, watching, commanding)
+
+
+def _actor(cls: type, name: str, concurrency: int) -> Any:
+    """A detached actor that Ray restarts for ever and that finds its state in the ledger."""
+    return ray.remote(cls).options(
+        name=name,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        num_cpus=0,
+        max_restarts=-1,
+        max_concurrency=concurrency,
+    )
+
+
+def trainer_for(settings: Settings) -> Any:
+    """A function that gives the trainer actor, started when it is first needed."""
+    make = _actor(Trainer, "lethe-trainer", 2)
+
+    def trainer() -> Any:
+        return make.remote(settings)
+
+    return trainer
+
+
+__all__ = ["BuildArgs", "RegistryError", "application", "build", "build_api", "prepare"]

@@ -1,0 +1,219 @@
+"""The `lethe` command: serve, forget, status, releases, rollback, predict, pretrain, demo.
+
+Every failure is one line on stderr and a non-zero exit code; `--json` prints JSON on stdout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from serving import show
+from serving.client import Client, ClientError
+from serving.home import Home, HomeError, token
+from serving.settings import Settings, SettingsError, load_settings
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Serve a vision model that can forget.",
+)
+out = Console()
+err = Console(stderr=True)
+
+Config = Annotated[Path | None, typer.Option("--config", help="settings file [lethe.toml]")]
+Url = Annotated[str | None, typer.Option("--url", envvar="LETHE_URL", help="the server")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+Reason = Annotated[str, typer.Option("--reason", help="stands in the ledger; name nobody")]
+Port = Annotated[int | None, typer.Option("--port", help="port to serve on")]
+Replicas = Annotated[int | None, typer.Option("--replicas", help="replicas of the model")]
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Turn what went wrong into one line and exit code 1."""
+    # Imported here: torch and the registry take a second that `lethe status` shouldn't.
+    try:
+        yield
+    except (ClientError, HomeError, SettingsError) as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    except Exception as error:
+        if not _is_ours(error):
+            raise
+        _fail(str(error))
+
+
+def _is_ours(error: Exception) -> bool:
+    roots = {"forgetting", "registry", "serving"}
+    return any(cls.__module__.split(".")[0] in roots for cls in type(error).__mro__)
+
+
+def _fail(message: str) -> None:
+    err.print(f"[red]lethe:[/red] {' '.join(message.split())}", highlight=False, soft_wrap=True)
+    raise typer.Exit(1)
+
+
+def _client(config: Path | None, url: str | None) -> Client:
+    settings = load_settings(config)
+    home = Home(settings.home_path, settings.registry_path)
+    return Client(url or settings.url, token(home, "operator"))
+
+
+def _print(data: Any) -> None:
+    print(json.dumps(data, ensure_ascii=False))
+
+
+@app.command()
+def serve(config: Config = None, port: Port = None, replicas: Replicas = None) -> None:
+    """Start Ray and the application here, and serve until interrupted."""
+    with _plain_errors():
+        settings = load_settings(config, port=port, replicas=replicas)
+        from serving.start import check_port, connect_ray, running
+
+        ended = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: ended.set())
+        check_port(settings)
+        _prepare(settings)
+        with show.working(err, "starting Ray"):
+            connect_ray(settings)
+        with contextlib.ExitStack() as stack:
+            with show.working(err, f"starting {settings.replicas} replicas"):
+                stack.enter_context(running(settings))
+            out.print(f"serving on {settings.url}  (docs: {settings.url}/docs)", highlight=False)
+            sys.stdout.flush()
+            ended.wait()
+            err.print("stopping")
+
+
+def _prepare(settings: Settings) -> None:
+    """A first start's work, with a progress bar for the training of the embedded default."""
+    from serving.app import prepare
+
+    with show.pretraining(err) as note:
+        prepare(settings, note)
+
+
+@app.command()
+def forget(
+    classes: Annotated[list[str], typer.Argument(help="classes to forget")],
+    wait: Annotated[bool, typer.Option("--wait", help="until the weights have forgotten")] = False,
+    reason: Reason = "",
+    config: Config = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Forget classes: masked at once on every replica, then trained out of the weights."""
+    with _plain_errors(), _client(config, url) as client:
+        job = client.forget(classes, reason=reason)
+        if not as_json:
+            show.accepted(out, job)
+        if wait:
+            guard = job.get("guard")
+            with show.training(err, quiet=as_json) as note:
+                job = {**client.wait(job["job"], note), "guard": guard}
+            if not as_json:
+                show.ended(out, job, client.report(job["job"]) if job["report"] else None)
+        if as_json:
+            _print(job)
+        if job["state"] == "refused":
+            _fail(f"refused, the class stays masked: {job['refused']}")
+
+
+@app.command()
+def status(config: Config = None, url: Url = None, as_json: Json = False) -> None:
+    """What is served, what is being forgotten, and which replica runs what."""
+    with _plain_errors(), _client(config, url) as client:
+        answer = client.status()
+        _print(answer) if as_json else show.status(out, answer)
+
+
+@app.command()
+def releases(config: Config = None, url: Url = None, as_json: Json = False) -> None:
+    """Every release, oldest first."""
+    with _plain_errors(), _client(config, url) as client:
+        rows = client.releases()
+        _print(rows) if as_json else show.releases(out, rows)
+
+
+@app.command()
+def rollback(
+    release: Annotated[int, typer.Argument(help="release whose adapters to serve again")],
+    reason: Reason = "",
+    config: Config = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Serve an earlier release's adapters again. What is under erasure stays masked."""
+    with _plain_errors(), _client(config, url) as client:
+        ack = client.rollback(release, reason=reason)
+        _print(ack) if as_json else show.rolled_back(out, ack)
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="image files")],
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="labels to show")] = 3,
+    config: Config = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Name what images show."""
+    with _plain_errors():
+        settings = load_settings(config)
+        with Client(url or settings.url) as client:
+            answers = [
+                {"image": str(path), **client.predict_file(path, top_k=top_k)} for path in images
+            ]
+        _print(answers) if as_json else show.predictions(out, answers)
+
+
+@app.command()
+def pretrain(
+    data: Annotated[str, typer.Option("--data", help="'digits', or one sub-folder per class")],
+    to: Annotated[Path, typer.Option("--out", help="folder to write the backbone to")],
+    model: Annotated[str | None, typer.Option("--model", help="timm ViT [a small one]")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="training steps")] = None,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Train a backbone from scratch on an image folder."""
+    with _plain_errors():
+        from serving.pretraining import pretrain_backbone
+
+        with show.pretraining(err) as note:
+            result = pretrain_backbone(data, to, model=model, steps=steps, seed=seed, note=note)
+        _print(result) if as_json else show.pretrained(out, result)
+
+
+@app.command()
+def demo(
+    keep: Annotated[bool, typer.Option("--keep", help="go on serving afterwards")] = False,
+    config: Config = None,
+    port: Port = None,
+    as_json: Json = False,
+) -> None:
+    """The main job from start to end, live, on real images."""
+    with _plain_errors():
+        settings = load_settings(config, port=port)
+        from serving.demo import run_demo
+
+        summary = run_demo(settings, Console(quiet=True) if as_json else out, keep=keep)
+        if as_json:
+            _print(summary)
+
+
+def main() -> None:
+    app()

@@ -1,0 +1,142 @@
+"""The typed client: one method a route. The CLI is written with it."""
+
+from __future__ import annotations
+
+import mimetypes
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+POLL_S = 0.3
+ENDED = ("done", "refused")
+
+
+class ClientError(Exception):
+    """The server refused, or can't be reached; the message is for a person."""
+
+
+class Client:
+    """Talks to one Lethe server. `token`: the operator's, or the auditor's for `predict`."""
+
+    def __init__(self, url: str, token: str | None = None, *, timeout: float = 60.0) -> None:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout, trust_env=False)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._http.close()
+
+    # -- inference
+
+    def predict(self, image: bytes, *, content_type: str, top_k: int = 5) -> dict[str, Any]:
+        return self._ask(
+            "POST",
+            "/v1/predict",
+            content=image,
+            headers={"Content-Type": content_type},
+            params={"top_k": top_k},
+        )
+
+    def predict_file(self, path: Path, *, top_k: int = 5) -> dict[str, Any]:
+        """Raises `ClientError` when the file can't be read."""
+        kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise ClientError(f"can't read {path}: {error.strerror}") from None
+        return self.predict(data, content_type=kind, top_k=top_k)
+
+    def ready(self) -> bool:
+        try:
+            return self._http.get("/readyz").status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def metrics(self) -> str:
+        return self._answer("GET", "/metrics").text
+
+    # -- operations
+
+    def forget(
+        self, classes: Sequence[str], *, reason: str = "", key: str | None = None
+    ) -> dict[str, Any]:
+        """Accepted, and masked on every replica, when this returns. Sent again with the same
+        idempotency key, made here unless given, should the connection break."""
+        return self._command("/v1/forget", {"classes": list(classes), "reason": reason}, key)
+
+    def rollback(self, release: int, *, reason: str = "", key: str | None = None) -> dict[str, Any]:
+        return self._command("/v1/rollback", {"release": release, "reason": reason}, key)
+
+    def job(self, job: str) -> dict[str, Any]:
+        return self._ask("GET", f"/v1/jobs/{job}")
+
+    def report(self, job: str) -> dict[str, Any]:
+        return self._ask("GET", f"/v1/jobs/{job}/report")
+
+    def status(self) -> dict[str, Any]:
+        return self._ask("GET", "/v1/status")
+
+    def releases(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = self._ask("GET", "/v1/releases")["releases"]
+        return rows
+
+    def watch(self, job: str) -> Iterator[dict[str, Any]]:
+        """The job as it goes on, until it has ended."""
+        while True:
+            view = self.job(job)
+            yield view
+            if view["state"] in ENDED:
+                return
+            time.sleep(POLL_S)
+
+    def wait(
+        self, job: str, note: Callable[[dict[str, Any]], None] = lambda _: None
+    ) -> dict[str, Any]:
+        """The job at its end."""
+        view: dict[str, Any] = {}
+        for view in self.watch(job):
+            note(view)
+        return view
+
+    # -- how
+
+    def _command(self, path: str, body: dict[str, Any], key: str | None) -> dict[str, Any]:
+        headers = {"Idempotency-Key": key or uuid.uuid4().hex}
+        return self._ask("POST", path, json=body, headers=headers)
+
+    def _ask(self, method: str, path: str, **request: Any) -> dict[str, Any]:
+        answer: dict[str, Any] = self._answer(method, path, **request).json()
+        return answer
+
+    def _answer(self, method: str, path: str, **request: Any) -> httpx.Response:
+        try:
+            response = self._http.request(method, path, **request)
+        except httpx.ConnectError:
+            raise ClientError(
+                f"nothing answers at {self._http.base_url}: is `lethe serve` running?"
+            ) from None
+        except httpx.HTTPError as error:
+            raise ClientError(f"{method} {path} got no answer: {error}") from None
+        if response.is_error:
+            raise ClientError(_sentence(response))
+        return response
+
+
+def _sentence(response: httpx.Response) -> str:
+    try:
+        problem = response.json()
+        return f"{problem['detail']} {problem.get('advice', '')}".strip()
+    except (ValueError, KeyError, TypeError):
+        return f"the server answered {response.status_code}: {response.text[:200]}"

@@ -1,0 +1,278 @@
+"""The coordinator: the only process that activates releases, and the one that acknowledges them.
+
+A small detached actor without a CPU of its own. It holds nothing that the ledger doesn't,
+membership aside; that is rebuilt from heartbeats within one lease of a restart, and until then
+nothing is acknowledged.
+
+    publish (durable) -> prepare on every member -> activate (durable) -> wake -> drain
+    -> every member has confirmed, or its lease has run out -> acknowledge
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from registry import publish
+from registry.errors import ConflictError, RegistryError
+from registry.state import Release
+from serving.home import Home, open_ledger, signer
+from serving.membership import CONFIRMED, How, Membership, Pulse, Terms, Wake
+
+log = logging.getLogger(__name__)
+
+PREPARE_S = 120.0
+"""A release that members can't build in this time is given up."""
+ACTOR = "lethe-coordinator"
+
+
+@dataclass(frozen=True)
+class Author:
+    """Who acts, why, and under which request; all three go into the record."""
+
+    actor: str
+    reason: str
+    request_id: str
+
+
+@dataclass(frozen=True)
+class Ack:
+    """No response to a request sent from `at` on comes from a release older than `release`."""
+
+    release: int
+    at: float
+    """Unix time, seconds."""
+    ms: float
+    """From the durable activation to the acknowledgement."""
+    members: dict[str, How]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A release was not activated; the active one serves on."""
+
+    stage: str
+    detail: str
+
+
+Outcome = Ack | Refusal
+
+
+class Coordinator:
+    """Runs as an asyncio Ray actor; every method is called remotely."""
+
+    def __init__(self, home: Path, registry: Path, terms: Terms) -> None:
+        self._home = Home(home, registry)
+        self._ledger = open_ledger(self._home)
+        self._operator = signer(self._home, "operator")
+        self._publisher = signer(self._home, "publisher")
+        state = self._ledger.refresh()
+        self._membership = Membership(state.active, terms=terms)
+        self._terms = terms
+        self._preparing = -1
+        self._changed = asyncio.Condition()
+        self._committing = asyncio.Lock()
+        self._prepared_one_by_one = asyncio.Lock()
+        self._activated_at: dict[int, float] = {}
+        self._housekeeping = asyncio.get_running_loop().create_task(self._keep_house())
+
+    # -- members call these
+
+    async def register(self, member: str) -> int:
+        committed = self._membership.register(member)
+        log.info("member %s registered at release %d", member, committed)
+        return committed
+
+    async def leave(self, member: str) -> None:
+        async with self._changed:
+            self._membership.leave(member)
+            self._changed.notify_all()
+
+    async def heartbeat(self, member: str, running: int) -> Pulse:
+        extended = self._membership.heartbeat(member, running)
+        if extended:
+            async with self._changed:
+                self._changed.notify_all()
+        return Pulse(committed=self._membership.committed, extended=extended)
+
+    async def follow(self, member: str, seen: Wake, timeout: float) -> Wake:
+        """Long poll: answers as soon as there is more to do than `seen`."""
+
+        def news() -> bool:
+            return self._membership.committed > seen.committed or self._preparing > seen.prepare
+
+        async with self._changed:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait_for(news), timeout)
+        return Wake(committed=self._membership.committed, prepare=self._preparing)
+
+    async def prepared(self, member: str, release: int, problem: str | None) -> None:
+        async with self._changed:
+            self._membership.prepared(member, release, problem)
+            self._changed.notify_all()
+
+    # -- control calls these
+
+    async def guard(self, job: str, author: Author) -> Outcome:
+        """Mask the job's subjects on every replica. Nothing is built, so nothing is prepared."""
+        return await self._activate(lambda: self._publish("guard", job, author), author)
+
+    async def adopt(self, job: str, author: Author) -> Outcome:
+        """Put the job's adapter on top of the stack that it was trained on.
+
+        A `Refusal` with stage "stack" says that another stack is active by now.
+        """
+        return await self._activate(
+            lambda: self._publish("adapter", job, author), author, prepare=True
+        )
+
+    async def roll_back(self, to: int, author: Author) -> Outcome:
+        """Serve release `to`'s adapters again, as a new release, with every guard kept."""
+        return await self._activate(
+            lambda: publish.roll_back(
+                self._ledger,
+                self._operator,
+                to=to,
+                actor=author.actor,
+                reason=author.reason,
+                request_id=author.request_id,
+            ),
+            author,
+            prepare=True,
+        )
+
+    async def acknowledge(self, release: int) -> Ack:
+        """Wait until `release` is acknowledged, and record who confirmed it."""
+        async with self._changed:
+            while not self._membership.acknowledged(release):
+                # Leases end by themselves: wake up for the next one.
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(
+                        self._changed.wait(), self._membership.next_change() + 0.01
+                    )
+            members = self._membership.outcome(release)
+        now = time.time()
+        started = self._activated_at.get(release)
+        ms = (time.monotonic() - started) * 1000 if started is not None else 0.0
+        if self._ledger.state.confirmed < release:
+            await asyncio.to_thread(self._record_confirmation, release, members, ms)
+        return Ack(release=release, at=now, ms=round(ms, 3), members=members)
+
+    async def members(self) -> dict[str, dict[str, object]]:
+        """What is known of each member, for status pages."""
+        blocking = self._membership.blocking(self._membership.committed)
+        return {
+            name: {"release": member.running, "behind": name in blocking}
+            for name, member in self._membership.members.items()
+        }
+
+    async def process_id(self) -> int:
+        """The actor's process, so that a test can kill it."""
+        return os.getpid()
+
+    # -- how
+
+    async def _activate(
+        self, define: Callable[[], Release], author: Author, *, prepare: bool = False
+    ) -> Outcome:
+        """Publish, prepare, activate, acknowledge; anew when another release came in between."""
+        while True:
+            try:
+                release = await asyncio.to_thread(define)
+            except ConflictError as error:
+                return Refusal("stack", str(error))
+            except RegistryError as error:
+                log.error("a release can't be published: %s", error)
+                return Refusal("registry", str(error))
+            if prepare:
+                problems = await self._prepare(release.number)
+                if problems:
+                    detail = "; ".join(f"{who}: {why}" for who, why in problems.items())
+                    return Refusal("prepare", detail)
+            if await self._commit(release, author):
+                return await self.acknowledge(release.number)
+
+    async def _commit(self, release: Release, author: Author) -> bool:
+        """Make the activation durable, then known. False when another release is active by now,
+        so that `release` has to be published again on top of it."""
+        async with self._committing:
+            try:
+                await asyncio.to_thread(self._record_activation, release.number, author)
+            except ConflictError as error:
+                log.info("release %d: %s", release.number, error)
+                return False
+            self._activated_at[release.number] = time.monotonic()
+            async with self._changed:
+                self._membership.commit(release.number)
+                self._changed.notify_all()
+        return True
+
+    async def _prepare(self, release: int) -> dict[str, str]:
+        """Have every member under a lease build `release`; what went wrong, by member."""
+        deadline = time.monotonic() + PREPARE_S
+        async with self._prepared_one_by_one, self._changed:
+            self._preparing = release
+            self._changed.notify_all()
+            while self._membership.unprepared(release):
+                if self._membership.problems(release):
+                    break
+                if time.monotonic() > deadline:
+                    late = self._membership.unprepared(release)
+                    return dict.fromkeys(late, f"not built within {PREPARE_S:g} s")
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(
+                        self._changed.wait(), self._membership.next_change() + 0.01
+                    )
+            return self._membership.problems(release)
+
+    def _publish(self, kind: Literal["guard", "adapter"], job: str, author: Author) -> Release:
+        return publish.publish_release(
+            self._ledger,
+            self._publisher,
+            kind=kind,
+            job=job,
+            actor=author.actor,
+            reason=author.reason,
+            request_id=author.request_id,
+        )
+
+    def _record_activation(self, release: int, author: Author) -> None:
+        publish.activate(
+            self._ledger,
+            self._operator,
+            release=release,
+            actor=author.actor,
+            reason=author.reason,
+            request_id=author.request_id,
+        )
+
+    def _record_confirmation(self, release: int, members: dict[str, How], ms: float) -> None:
+        try:
+            publish.confirm(
+                self._ledger,
+                self._operator,
+                release=release,
+                members=members,
+                ms=ms,
+                actor=ACTOR,
+                reason=f"{sum(how == CONFIRMED for how in members.values())} confirmed",
+                request_id="",
+            )
+        except ConflictError:
+            log.info("release %d is confirmed already", release)
+
+    async def _keep_house(self) -> None:
+        """Acknowledge what a predecessor activated; drop members that fell silent."""
+        state = self._ledger.state
+        if state.active > state.confirmed:
+            await self.acknowledge(state.active)
+        while True:
+            await asyncio.sleep(self._terms.seconds)
+            self._membership.drop_silent(self._terms.seconds * 4)

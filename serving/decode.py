@@ -1,0 +1,51 @@
+"""From request bytes to a checked image: type, size and pixel count before any pixel is decoded."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+from PIL import Image, UnidentifiedImageError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+
+
+class DecodeError(Exception):
+    """The bytes are not an image that we take. `status` is the HTTP status that fits."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+
+
+def decode_image(data: bytes, *, max_pixels: int) -> Image.Image:
+    """Decode `data` whole. Raises `DecodeError`: 400 empty, 413 too many pixels, 422 not an image
+    or a damaged one."""
+    if not data:
+        raise DecodeError(400, "The body is empty; send the bytes of one image.")
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of a bomb by its own limit; ours is checked below, before decoding.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise DecodeError(
+            422, f"The body is not an image in a known format ({', '.join(FORMATS)})."
+        ) from None
+    except Image.DecompressionBombError:
+        raise DecodeError(413, _too_many(max_pixels)) from None
+    except Exception as error:  # a damaged header can raise nearly anything in Pillow
+        raise DecodeError(422, f"The image can't be read: {error}.") from None
+    width, height = image.size
+    if width * height > max_pixels:
+        raise DecodeError(413, f"{_too_many(max_pixels)} It has {width} x {height}.")
+    try:
+        image.load()
+    except Exception as error:  # likewise
+        raise DecodeError(422, f"The image is damaged or cut off: {error}.") from None
+    return image
+
+
+def _too_many(max_pixels: int) -> str:
+    return f"The image has more than {max_pixels:,} pixels; scale it down."

@@ -1,0 +1,104 @@
+"""LETHE_HOME: where one installation keeps its keys, tokens, backbones and registry.
+
+keys/         signing keys, one a role, and trust.json        (0600)
+tokens/       bearer tokens: operator, auditor                (0600)
+backbones/    what was trained here, by recipe
+registry/     the ledger and its blobs (or elsewhere: `registry` in the settings)
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from registry.keys import Role, Signer, Trust, init_keys
+from registry.ledger import Ledger
+from registry.store import DirectoryStore
+from registry.subjects import SubjectMap
+
+Caller = Literal["operator", "auditor"]
+CALLERS: tuple[Caller, ...] = ("operator", "auditor")
+
+
+class HomeError(Exception):
+    """The home folder can't be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Home:
+    path: Path
+    registry: Path
+
+    @property
+    def keys(self) -> Path:
+        return self.path / "keys"
+
+    @property
+    def tokens(self) -> Path:
+        return self.path / "tokens"
+
+    @property
+    def backbones(self) -> Path:
+        return self.path / "backbones"
+
+
+def prepare_home(home: Home) -> None:
+    """Make what a first start lacks: folders, signing keys, tokens. Raises `HomeError`."""
+    try:
+        home.path.mkdir(parents=True, exist_ok=True)
+        home.registry.mkdir(parents=True, exist_ok=True)
+        home.tokens.mkdir(mode=0o700, exist_ok=True)
+        init_keys(home.keys)
+        for caller in CALLERS:
+            _make_token(home.tokens / caller)
+    except OSError as error:
+        raise HomeError(f"can't use {home.path} as LETHE_HOME: {error}") from None
+
+
+def _make_token(path: Path) -> None:
+    if path.exists():
+        return
+    # Written aside and linked: a crash leaves no empty token behind, and of two first starts
+    # at once both end up with the same one.
+    aside = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(secrets.token_urlsafe(32) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        pass
+    finally:
+        os.unlink(aside)
+
+
+def token(home: Home, caller: Caller) -> str:
+    """The bearer token of `caller`. Raises `HomeError` when absent or readable by others."""
+    path = home.tokens / caller
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & 0o077:
+            raise HomeError(f"{path} is readable by others (mode {mode:04o}): chmod 600 {path}")
+        return path.read_text().strip()
+    except FileNotFoundError:
+        raise HomeError(f"no token at {path}: start `lethe serve` once, it makes one") from None
+    except PermissionError:
+        raise HomeError(f"{path} belongs to somebody else: the {caller} token is needed") from None
+
+
+def open_ledger(home: Home) -> Ledger:
+    return Ledger(DirectoryStore(home.registry), Trust.load(home.keys / "trust.json"))
+
+
+def open_subjects(home: Home) -> SubjectMap:
+    return SubjectMap(DirectoryStore(home.registry))
+
+
+def signer(home: Home, role: Role) -> Signer:
+    return Signer.load(home.keys / f"{role}.pem")

@@ -1,0 +1,210 @@
+"""A replica's side of the swap: register, follow, build, flip, drain, confirm; refuse when cut off.
+
+Two threads of its own, so that neither a busy event loop nor a long forward pass delays a
+heartbeat: one keeps the lease, the other waits for wake-ups and does what they ask. What is
+active is read from the signed ledger, never taken from the coordinator's word: the coordinator
+only says *that* there is something to read.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+
+from registry.errors import RegistryError
+from serving.membership import Clock, Pulse, Terms, Wake, boot_clock
+from serving.release import ReleaseReader
+from serving.slot import BuildError, Slot
+
+log = logging.getLogger(__name__)
+
+FOLLOW_S = 5.0
+"""Longest long poll; a lost wake-up costs no more than this."""
+RETRY_S = 0.2
+STUCK_LEASES = 3
+"""After so many leases without the committed release a replica asks to be replaced."""
+
+OnSwap = Callable[[str, float], None]
+"""Told (phase or outcome, seconds) of each step of a swap."""
+
+
+class NotCurrentError(Exception):
+    """This replica can't prove that it is current, so it doesn't serve."""
+
+
+class Member:
+    """Keeps one replica's slot at the committed release, and its lease."""
+
+    def __init__(
+        self,
+        name: str,
+        coordinator: Any,
+        *,
+        slot: Slot,
+        reader: ReleaseReader,
+        terms: Terms,
+        on_swap: OnSwap,
+        clock: Clock = boot_clock,
+    ) -> None:
+        """`coordinator` is the coordinator actor's handle."""
+        self.name = name
+        self._coordinator = coordinator
+        self._slot = slot
+        self._reader = reader
+        self._terms = terms
+        self._on_swap = on_swap
+        self._clock = clock
+        self._lease_until = float("-inf")
+        self._drained = -1
+        self._stuck_since: float | None = None
+        self._stop = threading.Event()
+        self._beat_now = threading.Event()
+        self._leased = threading.Condition()
+        self._swapping = threading.Lock()
+        self._threads: list[threading.Thread] = []
+
+    # -- what the request path asks
+
+    @property
+    def lease_left(self) -> float:
+        """Seconds for which this replica may still serve; negative when it may not."""
+        return self._lease_until - self._clock()
+
+    def check(self) -> None:
+        """Raises `NotCurrentError` unless this replica holds a lease now."""
+        if self.lease_left <= 0:
+            raise NotCurrentError("this replica's lease has run out; it may be behind")
+
+    def wait_for_lease(self, timeout: float) -> None:
+        """Wait for a lease. Raises `NotCurrentError` on timeout."""
+        with self._leased:
+            if not self._leased.wait_for(lambda: self.lease_left > 0, timeout):
+                self.check()
+
+    def catch_up_to(self, number: int, timeout: float) -> None:
+        """Serve release `number` or a newer one. Raises `NotCurrentError` when it can't."""
+        try:
+            self.catch_up()
+        except (RegistryError, BuildError) as error:
+            raise NotCurrentError(f"this replica can't reach release {number}: {error}") from None
+        if not self._slot.wait_for(number, timeout):
+            raise NotCurrentError(f"this replica has not reached release {number}")
+
+    def check_following(self) -> None:
+        """Raises `NotCurrentError` when a release could not be taken up for several leases."""
+        if self._stuck_since is not None:
+            stuck = self._clock() - self._stuck_since
+            if stuck > STUCK_LEASES * self._terms.seconds:
+                raise NotCurrentError(f"this replica has been stuck for {stuck:.0f} s")
+
+    # -- life
+
+    def start(self, timeout: float) -> None:
+        """Register, reach the active release and obtain a lease, all before serving.
+
+        Raises `NotCurrentError` when that takes longer than `timeout` seconds.
+        """
+        deadline = self._clock() + timeout
+        while True:
+            try:
+                self._ask("register", self.name)
+                break
+            except (RayError, GetTimeoutError) as error:
+                if self._clock() > deadline:
+                    raise NotCurrentError(f"the coordinator can't be reached: {error}") from None
+                self._stop.wait(RETRY_S)
+        self.catch_up()
+        for target in (self._keep_lease, self._follow):
+            thread = threading.Thread(target=target, name=f"member{target.__name__}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+        self.wait_for_lease(max(deadline - self._clock(), 1.0))
+
+    def stop(self) -> None:
+        """End the lease first, then tell the coordinator."""
+        self._stop.set()
+        self._lease_until = float("-inf")
+        self._beat_now.set()
+        for thread in self._threads:
+            thread.join(timeout=self._terms.heartbeat * 2)
+        self._lease_until = float("-inf")
+        try:
+            self._ask("leave", self.name)
+        except (RayError, GetTimeoutError):
+            log.info("left without telling the coordinator; the lease has ended here")
+
+    # -- the two threads
+
+    def _keep_lease(self) -> None:
+        while not self._stop.is_set():
+            sent = self._clock()
+            try:
+                pulse: Pulse = self._ask("heartbeat", self.name, self._drained)
+            except (RayError, GetTimeoutError) as error:
+                log.warning("heartbeat failed: %s", type(error).__name__)
+                self._stop.wait(RETRY_S)
+                continue
+            if pulse.extended and not self._stop.is_set():
+                with self._leased:
+                    self._lease_until = sent + self._terms.seconds - self._terms.margin
+                    self._leased.notify_all()
+            self._beat_now.wait(self._terms.heartbeat)
+            self._beat_now.clear()
+
+    def _follow(self) -> None:
+        seen = Wake(committed=self._drained, prepare=-1)
+        while not self._stop.is_set():
+            try:
+                ref = self._coordinator.follow.remote(self.name, seen, FOLLOW_S)
+                wake: Wake = ray.get(ref, timeout=FOLLOW_S * 2)
+                if wake.prepare > seen.prepare:
+                    self._prepare(wake.prepare)
+                if wake.committed > self._drained:
+                    self.catch_up()
+                seen = wake
+                self._stuck_since = None
+            except (RayError, GetTimeoutError) as error:
+                log.warning("lost the coordinator (%s); asking again", type(error).__name__)
+                self._stop.wait(RETRY_S)
+            except (RegistryError, BuildError) as error:
+                # The lease is no longer extended, so this replica soon stops serving.
+                log.error("can't reach the committed release: %s", error)
+                self._on_swap("failed", 0.0)
+                self._stuck_since = self._stuck_since or self._clock()
+                self._stop.wait(self._terms.heartbeat)
+
+    def _prepare(self, number: int) -> None:
+        try:
+            self._reader.ready(number, self._slot)
+            problem = None
+        except (RegistryError, BuildError) as error:
+            log.error("release %d can't be prepared: %s", number, error)
+            self._on_swap("rejected", 0.0)
+            problem = str(error)
+        self._ask("prepared", self.name, number, problem)
+
+    def catch_up(self) -> None:
+        """Flip to the ledger's active release, drain, confirm. Raises `RegistryError` or
+        `BuildError`; the active release then stays."""
+        with self._swapping:
+            started = self._clock()
+            number = self._reader.active()
+            if number > self._drained:
+                ready = self._reader.ready(number, self._slot)
+                built = self._clock()
+                self._slot.flip(ready)
+                if self._slot.drain(number, timeout=self._terms.seconds):
+                    self._drained = number
+                    self._on_swap("build", built - started)
+                    self._on_swap("flip", self._clock() - built)
+                    self._on_swap("ok", self._clock() - started)
+        self._beat_now.set()
+
+    def _ask(self, method: str, *arguments: object) -> Any:
+        call = getattr(self._coordinator, method)
+        return ray.get(call.remote(*arguments), timeout=max(self._terms.seconds / 2, 1.0))

@@ -1,0 +1,173 @@
+"""Who may serve what, and until when: the lease protocol as a pure state machine.
+
+A member serves only under a lease. The coordinator extends a lease only while the member runs
+the committed release (or a newer one that it read from the ledger first), so once every lease
+granted before a commit has run out or its member has confirmed, no older release can be served.
+The member counts its lease from the moment that it *sent* the heartbeat, less a margin, the
+coordinator from the moment that it *received* it: the member's always ends first.
+
+No clock, no Ray and no I/O here; `clock` is seconds on any clock that never jumps back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+Clock = Callable[[], float]
+
+How = Literal["confirmed", "lease_expired"]
+CONFIRMED: How = "confirmed"
+LEASE_EXPIRED: How = "lease_expired"
+
+
+def boot_clock() -> float:
+    """Seconds since boot, time asleep included: a suspended machine's leases run out too."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Lease terms, in seconds."""
+
+    seconds: float
+    margin: float
+    heartbeat: float
+
+
+@dataclass(frozen=True)
+class Member:
+    """What the coordinator knows of one replica process."""
+
+    running: int = -1
+    """Highest release that it serves and has drained all older ones for; -1: none yet."""
+    lease_until: float = float("-inf")
+    heard: float = float("-inf")
+    prepared: dict[int, str | None] = field(default_factory=dict)
+    """Release -> None when it stands ready on the side, else why it could not be built."""
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """The coordinator's answer to a heartbeat."""
+
+    committed: int
+    extended: bool
+
+
+@dataclass(frozen=True)
+class Wake:
+    """What `follow` waits for: a newer committed release, or one to prepare."""
+
+    committed: int
+    prepare: int
+
+
+class Membership:
+    """The coordinator's view of its members. Single-threaded: its owner serialises the calls."""
+
+    def __init__(self, committed: int, *, terms: Terms, clock: Clock = boot_clock) -> None:
+        self._terms = terms
+        self._clock = clock
+        self._committed = committed
+        # A predecessor may have granted leases that we know nothing of.
+        self._grace_until = clock() + terms.seconds
+        self._members: dict[str, Member] = {}
+
+    @property
+    def committed(self) -> int:
+        return self._committed
+
+    @property
+    def members(self) -> dict[str, Member]:
+        return dict(self._members)
+
+    def register(self, name: str) -> int:
+        """Add a member, without a lease, and read the committed release: one atomic step."""
+        self._members[name] = Member(heard=self._clock())
+        return self._committed
+
+    def leave(self, name: str) -> None:
+        """A member stops serving for good; it has ended its lease itself."""
+        self._members.pop(name, None)
+
+    def heartbeat(self, name: str, running: int) -> bool:
+        """Note that `name` runs `running`; True when its lease was extended."""
+        now = self._clock()
+        member = self._members.get(name, Member())
+        current = running >= self._committed
+        lease_until = now + self._terms.seconds if current else member.lease_until
+        self._members[name] = replace(member, running=running, lease_until=lease_until, heard=now)
+        return current
+
+    def prepared(self, name: str, release: int, problem: str | None) -> None:
+        if name in self._members:
+            self._members[name].prepared[release] = problem
+
+    def commit(self, release: int) -> None:
+        """The activation of `release` is durable. Raises ValueError if it is not newer."""
+        if release <= self._committed:
+            raise ValueError(f"release {release} is not newer than release {self._committed}")
+        self._committed = release
+        for member in self._members.values():
+            member.prepared.clear()
+
+    def unprepared(self, release: int) -> set[str]:
+        """Members under a lease that have not said yet whether `release` is built."""
+        now = self._clock()
+        return {
+            name
+            for name, member in self._members.items()
+            if member.lease_until > now and release not in member.prepared
+        }
+
+    def problems(self, release: int) -> dict[str, str]:
+        """Why `release` could not be built, by member."""
+        return {
+            name: problem
+            for name, member in self._members.items()
+            if (problem := member.prepared.get(release)) is not None
+        }
+
+    def blocking(self, release: int) -> set[str]:
+        """Members that could still answer from a release older than `release`."""
+        now = self._clock()
+        return {
+            name
+            for name, member in self._members.items()
+            if member.running < release and member.lease_until > now
+        }
+
+    def next_change(self) -> float:
+        """Seconds until the next lease, or the grace after a restart, runs out by itself."""
+        now = self._clock()
+        ends = [m.lease_until for m in self._members.values() if m.lease_until > now]
+        ends += [self._grace_until] if self._grace_until > now else []
+        return min(ends) - now if ends else self._terms.seconds
+
+    def acknowledged(self, release: int) -> bool:
+        """True when no response to a request sent from now on can be older than `release`."""
+        return (
+            self._committed >= release
+            and self._clock() >= self._grace_until
+            and not self.blocking(release)
+        )
+
+    def outcome(self, release: int) -> dict[str, How]:
+        """How each member came to be past `release`: it confirmed, or its lease ran out."""
+        return {
+            name: CONFIRMED if member.running >= release else LEASE_EXPIRED
+            for name, member in self._members.items()
+            if member.lease_until > float("-inf") or member.running >= release
+        }
+
+    def drop_silent(self, seconds: float) -> None:
+        """Forget members that were not heard of for `seconds` and hold no lease."""
+        now = self._clock()
+        self._members = {
+            name: member
+            for name, member in self._members.items()
+            if member.lease_until > now or now - member.heard < seconds
+        }

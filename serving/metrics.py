@@ -1,0 +1,222 @@
+"""The one table of metrics: names, types, labels, buckets, help. Nothing else names a metric.
+
+No label holds a class, a subject, a request or a client. Rules, dashboards and docs are checked
+against this table by a test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics_core import Metric as Family
+
+Kind = Literal["counter", "gauge", "histogram"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of the table. `source`: which process measures it."""
+
+    name: str
+    kind: Kind
+    help: str
+    source: Literal["replica", "monitor"]
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+_REQUEST_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+_STAGE_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
+_SWAP_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
+_BATCH = (1, 2, 4, 8, 16, 32, 64)
+
+TABLE: tuple[Metric, ...] = (
+    Metric(
+        "lethe_requests_total",
+        "counter",
+        "Requests answered, by outcome (ok, client_error, not_current, error).",
+        "replica",
+        ("route", "outcome"),
+    ),
+    Metric(
+        "lethe_request_duration_seconds",
+        "histogram",
+        "Time from receipt to response.",
+        "replica",
+        ("route",),
+        _REQUEST_S,
+    ),
+    Metric(
+        "lethe_stage_duration_seconds",
+        "histogram",
+        "Time in each stage of a prediction (decode, queue, forward).",
+        "replica",
+        ("stage",),
+        _STAGE_S,
+    ),
+    Metric("lethe_batch_size", "histogram", "Images per forward pass.", "replica", (), _BATCH),
+    Metric("lethe_requests_in_flight", "gauge", "Requests accepted, not answered.", "replica"),
+    Metric("lethe_images_total", "counter", "Images classified.", "replica"),
+    Metric("lethe_release", "gauge", "Release that the replica serves.", "replica"),
+    Metric("lethe_registry_seq", "gauge", "Last ledger record accepted.", "replica"),
+    Metric("lethe_guard_size", "gauge", "Classes that are masked.", "replica"),
+    Metric("lethe_active_groups", "gauge", "LoRA groups in effect (0: unadapted).", "replica"),
+    Metric(
+        "lethe_lease_remaining_seconds",
+        "gauge",
+        "Time for which the replica may still serve; negative when it may not.",
+        "replica",
+    ),
+    Metric(
+        "lethe_swaps_total",
+        "counter",
+        "Releases taken up, by outcome (ok, rejected, failed).",
+        "replica",
+        ("outcome",),
+    ),
+    Metric(
+        "lethe_swap_duration_seconds",
+        "histogram",
+        "Time per phase of a swap (build, flip; flip includes the drain).",
+        "replica",
+        ("phase",),
+        _SWAP_S,
+    ),
+    Metric("lethe_last_swap_timestamp_seconds", "gauge", "Unix time of the last swap.", "replica"),
+    Metric(
+        "lethe_emissions_total",
+        "counter",
+        "Predictions, before the mask, of a class that the weights were taught to forget.",
+        "replica",
+    ),
+    Metric(
+        "lethe_shadow_samples_total",
+        "counter",
+        "Requests also scored by the unadapted backbone.",
+        "replica",
+    ),
+    Metric(
+        "lethe_shadow_drops_total",
+        "counter",
+        "Sampled requests that were not scored because the queue was full.",
+        "replica",
+    ),
+    Metric(
+        "lethe_shadow_matches_total",
+        "counter",
+        "Samples that the unadapted backbone assigns to a class the weights have forgotten.",
+        "replica",
+    ),
+    Metric(
+        "lethe_shadow_leaks_total",
+        "counter",
+        "Matches that the adapted weights, before the mask, still name.",
+        "replica",
+    ),
+    Metric(
+        "lethe_shadow_retained_total",
+        "counter",
+        "Samples that the unadapted backbone assigns to a class that is not forgotten.",
+        "replica",
+    ),
+    Metric(
+        "lethe_shadow_disagreements_total",
+        "counter",
+        "Retained samples on which adapted and unadapted weights disagree.",
+        "replica",
+    ),
+    Metric(
+        "lethe_leak_evidence_log10",
+        "gauge",
+        "log10 of the e-value against 'leak rate is at most the target'; 3 is proof at 0.001.",
+        "monitor",
+    ),
+    Metric(
+        "lethe_leak_target_ratio", "gauge", "Leak rate that the evidence is against.", "monitor"
+    ),
+    Metric("lethe_replicas", "gauge", "Replicas that were heard of lately.", "monitor"),
+    Metric("lethe_pending_requests", "gauge", "Forget commands not at their end.", "monitor"),
+    Metric(
+        "lethe_oldest_pending_timestamp_seconds",
+        "gauge",
+        "When the oldest such command was accepted (0: none).",
+        "monitor",
+    ),
+    Metric(
+        "lethe_forgets_total",
+        "counter",
+        "Forget commands, by outcome (accepted, done, refused).",
+        "monitor",
+        ("outcome",),
+    ),
+    Metric(
+        "lethe_registry_head_seq",
+        "gauge",
+        "Last record of the ledger, as control sees it.",
+        "monitor",
+    ),
+)
+
+ROWS = {metric.name: metric for metric in TABLE}
+
+
+class Metrics:
+    """The metrics of one process, made from the table. Unknown names raise KeyError."""
+
+    def __init__(self, source: Literal["replica", "monitor"]) -> None:
+        self.registry = CollectorRegistry()
+        self._counters: dict[str, Counter] = {}
+        self._gauges: dict[str, Gauge] = {}
+        self._histograms: dict[str, Histogram] = {}
+        for row in TABLE:
+            if row.source != source:
+                continue
+            if row.kind == "counter":
+                self._counters[row.name] = Counter(
+                    row.name, row.help, row.labels, registry=self.registry
+                )
+            elif row.kind == "gauge":
+                self._gauges[row.name] = Gauge(
+                    row.name, row.help, row.labels, registry=self.registry
+                )
+            else:
+                self._histograms[row.name] = Histogram(
+                    row.name, row.help, row.labels, registry=self.registry, buckets=row.buckets
+                )
+
+    def count(self, name: str, *labels: str, by: float = 1) -> None:
+        counter = self._counters[name]
+        (counter.labels(*labels) if labels else counter).inc(by)
+
+    def set(self, name: str, value: float) -> None:
+        self._gauges[name].set(value)
+
+    def add(self, name: str, by: float) -> None:
+        self._gauges[name].inc(by)
+
+    def observe(self, name: str, value: float, *labels: str) -> None:
+        histogram = self._histograms[name]
+        (histogram.labels(*labels) if labels else histogram).observe(value)
+
+    def families(self) -> list[Family]:
+        """What stands in the registry now, without the `_created` samples."""
+        families = list(self.registry.collect())
+        for family in families:
+            family.samples = [s for s in family.samples if not s.name.endswith("_created")]
+        return families
+
+
+def merge(snapshots: Iterable[tuple[str, Sequence[Family]]]) -> list[Family]:
+    """One family per name out of many processes' snapshots, told apart by the label `replica`."""
+    merged: dict[str, Family] = {}
+    for replica, families in snapshots:
+        for family in families:
+            into = merged.setdefault(
+                family.name, Family(family.name, family.documentation, family.type, family.unit)
+            )
+            for sample in family.samples:
+                into.samples.append(sample._replace(labels={**sample.labels, "replica": replica}))
+    return list(merged.values())

@@ -1,0 +1,41 @@
+"""`lethe pretrain`: a backbone from scratch on any image folder, written where it was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from forgetting.backbone import save_backbone
+from forgetting.data import open_image_set
+from forgetting.pretrain import PretrainConfig, PretrainProgress, pretrain
+
+
+def pretrain_backbone(
+    data: str,
+    to: Path,
+    *,
+    model: str | None,
+    steps: int | None,
+    seed: int,
+    note: Callable[[PretrainProgress], None],
+) -> dict[str, Any]:
+    """Train on `data`, write to the folder `to`, say what came of it.
+
+    Raises `FileExistsError` when `to` holds a backbone already, and `ForgettingError`.
+    """
+    if (to / "backbone.json").exists():
+        raise FileExistsError(f"{to} holds a backbone already; choose another --out")
+    config = PretrainConfig() if steps is None else replace(PretrainConfig(), steps=steps)
+    images = open_image_set(data, seed=seed)
+    trained = pretrain(images, model=model, config=config, progress=note, seed=seed)
+    save_backbone(to, trained.backbone)
+    return {
+        "out": str(to),
+        "classes": len(images.classes),
+        "test_accuracy": round(trained.test.value, 4),
+        "test_images": trained.test.n,
+        "seconds": round(trained.seconds, 1),
+        "fingerprint": trained.backbone.fingerprint,
+    }

@@ -1,0 +1,92 @@
+"""From a signed record to something a replica can serve: verified adapters and class indices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from forgetting.adapter import Adapter, effective_weights, from_files
+from forgetting.backbone import Backbone
+from forgetting.errors import AdapterError
+from registry.adapters import adapter_files
+from registry.errors import IntegrityError
+from registry.ledger import Ledger
+from registry.state import Release
+from registry.subjects import SubjectMap
+from serving.slot import BuildError, ReadyRelease, Slot
+
+
+class ReleaseReader:
+    """Reads releases for one backbone. Adapters and subjects are read and verified once."""
+
+    def __init__(self, ledger: Ledger, subjects: SubjectMap, backbone: Backbone) -> None:
+        self._ledger = ledger
+        self._subjects = subjects
+        self._backbone = backbone
+        self._adapters: dict[str, Adapter] = {}
+        self._indices: dict[str, int] = {}
+        self._index_of = {name: index for index, name in enumerate(backbone.spec.classes)}
+
+    def active(self) -> int:
+        """The number of the active release, as the ledger says it now."""
+        return self._ledger.refresh().active
+
+    @property
+    def seq(self) -> int:
+        """Sequence number of the last record that was accepted."""
+        return self._ledger.state.seq
+
+    def ready(self, number: int, slot: Slot) -> ReadyRelease:
+        """Build release `number` in `slot`, on the side.
+
+        Raises `RegistryError` when a record or file fails its checks, `BuildError` when the
+        release is for another backbone or its adapters don't fit.
+        """
+        state = self._ledger.refresh()
+        if number not in state.releases:
+            raise IntegrityError(
+                f"release {number} is not in the ledger", check="sequence", where="log"
+            )
+        release = state.releases[number]
+        if state.backbone not in (None, self._backbone.fingerprint):
+            raise BuildError(
+                f"release {number} is for backbone {state.backbone}, "
+                f"this replica has {self._backbone.fingerprint}"
+            )
+        forward = slot.forward_for(release.adapters, lambda: self._weights(release))
+        erased = state.subjects_erased_by_weights(number)
+        return ReadyRelease(
+            number=number,
+            parent=release.parent or 0,
+            seq=state.seq,
+            forward=forward,
+            guard=frozenset(self._index(subject) for subject in release.guard),
+            erased=frozenset(self._index(subject) for subject in erased),
+            groups=self._groups(release),
+        )
+
+    def _adapter(self, adapter_id: str) -> Adapter:
+        if adapter_id not in self._adapters:
+            files = adapter_files(self._ledger, adapter_id)
+            try:
+                self._adapters[adapter_id] = from_files(files, self._backbone)
+            except AdapterError as error:
+                raise BuildError(f"adapter {adapter_id}: {error}") from None
+        return self._adapters[adapter_id]
+
+    def _weights(self, release: Release) -> Mapping[str, Tensor]:
+        adapters = [self._adapter(adapter_id) for adapter_id in release.adapters]
+        return effective_weights(self._backbone.model, adapters)
+
+    def _groups(self, release: Release) -> int:
+        paths = {path for a in release.adapters for path in self._adapter(a).pairs}
+        return len({path.split(".mlp.")[0] for path in paths})
+
+    def _index(self, subject: str) -> int:
+        if subject not in self._indices:
+            name = self._subjects.class_of(subject)
+            if name not in self._index_of:
+                raise BuildError(f"subject {subject} names a class that this backbone lacks")
+            self._indices[subject] = self._index_of[name]
+        return self._indices[subject]

@@ -1,0 +1,241 @@
+"""The Recognizer: one replica of the served model. Decode, batch, forward, mask, answer.
+
+A request holds a ticket from before its batch until its response is sent. The lease is checked
+when a batch starts and again just before the response leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+from prometheus_client.metrics_core import Metric as Family
+from ray import serve
+from ray.exceptions import RayError
+from torch import Tensor
+
+from forgetting.backbone import transform
+from serving.backbones import open_backbone
+from serving.decode import decode_image
+from serving.engines.torch_eager import TorchEngine
+from serving.home import Home, open_ledger, open_subjects, token
+from serving.member import Member, NotCurrentError
+from serving.membership import Terms
+from serving.metrics import Metrics
+from serving.release import ReleaseReader
+from serving.settings import Settings
+from serving.shadow import Shadow, sampled
+from serving.slot import ReadyRelease, Slot, Ticket
+
+log = logging.getLogger(__name__)
+
+START_S = 60.0
+PUSH_S = 1.0
+
+
+@dataclass(frozen=True)
+class Guess:
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one image was taken for. `before_mask`: what the weights alone say, best first."""
+
+    guesses: tuple[Guess, ...]
+    before_mask: tuple[Guess, ...]
+    release: int
+    parent: int
+    request_id: str
+
+
+@dataclass(frozen=True)
+class _Item:
+    image: Tensor
+    ticket: Ticket
+    queued: float
+
+
+@dataclass(frozen=True)
+class _Scored:
+    logits: Tensor
+    """(K,), before the mask."""
+    ready: ReadyRelease
+
+
+class Recognizer:
+    """Served by Ray Serve behind `serving.routes`."""
+
+    def __init__(self, settings: Settings, coordinator: Any, monitor: Any, control: Any) -> None:
+        torch.set_num_threads(settings.threads)
+        self.settings = settings
+        self.control = control
+        self.monitor = monitor
+        self.name = f"{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        home = Home(settings.home_path, settings.registry_path)
+        self.tokens = {"operator": token(home, "operator"), "auditor": token(home, "auditor")}
+        self.metrics = Metrics("replica")
+        backbone = open_backbone(settings)
+        self.classes = backbone.spec.classes
+        self._transform = transform(backbone.spec.preprocess)
+        # Two decoders, and one thread for every forward pass and nothing else.
+        self._decoders = concurrent.futures.ThreadPoolExecutor(2, "decode")
+        self._forwarder = concurrent.futures.ThreadPoolExecutor(
+            1, "forward", initializer=torch.set_num_threads, initargs=(settings.threads,)
+        )
+        probe = torch.zeros(1, *backbone.spec.preprocess.input_size)
+        self.slot = Slot(TorchEngine(backbone.model), probe)
+        self.reader = ReleaseReader(open_ledger(home), open_subjects(home), backbone)
+        self.shadow = Shadow(
+            self.slot.bare,
+            self.metrics,
+            queue_size=settings.monitor.queue,
+            confidence=settings.monitor.confidence,
+        )
+        self.member = Member(
+            self.name,
+            coordinator,
+            slot=self.slot,
+            reader=self.reader,
+            terms=Terms(settings.lease.seconds, settings.lease.margin, settings.lease.heartbeat),
+            on_swap=self._note_swap,
+        )
+        self._classify.set_max_batch_size(settings.batch.size)
+        self._classify.set_batch_wait_timeout_s(settings.batch.wait_ms / 1000)
+        # Serve routes to this replica once the constructor returns: be current before that.
+        self.member.start(START_S + settings.lease.seconds)
+        threading.Thread(target=self._push, name="push", daemon=True).start()
+
+    # -- predicting
+
+    async def predict(
+        self, data: bytes, ticket: Ticket, *, top_k: int, min_release: int | None
+    ) -> Prediction:
+        """Answer one image.
+
+        Raises `DecodeError` for a bad image, `NotCurrentError` when this replica may not serve
+        or can't reach `min_release`.
+        """
+        request_id = uuid.uuid4().hex
+        loop = asyncio.get_running_loop()
+        started = time.perf_counter()
+        tensor = await loop.run_in_executor(self._decoders, self._decode, data)
+        self.metrics.observe(
+            "lethe_stage_duration_seconds", time.perf_counter() - started, "decode"
+        )
+        if min_release is not None and not self.slot.wait_for(min_release, 0):
+            await asyncio.to_thread(
+                self.member.catch_up_to, min_release, self.settings.lease.patience
+            )
+        if self.member.lease_left <= 0:
+            await asyncio.to_thread(self.member.wait_for_lease, self.settings.lease.patience)
+        scored: _Scored = await self._classify(_Item(tensor, ticket, time.perf_counter()))
+        prediction = self._answer(scored, request_id, top_k)
+        named = int(scored.logits.argmax())
+        if named in scored.ready.erased:
+            self.metrics.count("lethe_emissions_total")
+        if sampled(request_id, self.settings.monitor.share):
+            self.shadow.offer(tensor, named, scored.ready)
+        self.member.check()
+        return prediction
+
+    def _decode(self, data: bytes) -> Tensor:
+        image = decode_image(data, max_pixels=self.settings.limits.pixels)
+        return self._transform(image)
+
+    @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.003)
+    async def _classify(self, items: list[_Item]) -> list[_Scored]:
+        """One forward pass of one release for every item."""
+        self.member.check()
+        tickets = [item.ticket for item in items if not item.ticket.closed]
+        ready = self.slot.pin(tickets)
+        started = time.perf_counter()
+        for item in items:
+            self.metrics.observe("lethe_stage_duration_seconds", started - item.queued, "queue")
+        images = torch.stack([item.image for item in items])  # B x (C, H, W) -> (B, C, H, W)
+        loop = asyncio.get_running_loop()
+        logits = await loop.run_in_executor(self._forwarder, ready.forward, images)  # (B, K)
+        self.metrics.observe(
+            "lethe_stage_duration_seconds", time.perf_counter() - started, "forward"
+        )
+        self.metrics.observe("lethe_batch_size", len(items))
+        self.metrics.count("lethe_images_total", by=len(items))
+        return [_Scored(row, ready) for row in logits]
+
+    def _answer(self, scored: _Scored, request_id: str, top_k: int) -> Prediction:
+        masked = scored.logits.clone()
+        masked[list(scored.ready.guard)] = float("-inf")
+        return Prediction(
+            guesses=self._top(masked, top_k),
+            before_mask=self._top(scored.logits, top_k),
+            release=scored.ready.number,
+            parent=scored.ready.parent,
+            request_id=request_id,
+        )
+
+    def _top(self, logits: Tensor, top_k: int) -> tuple[Guess, ...]:
+        probabilities, indices = logits.softmax(-1).topk(min(top_k, len(logits)))
+        pairs = zip(probabilities.tolist(), indices.tolist(), strict=True)
+        return tuple(Guess(self.classes[i], round(p, 6)) for p, i in pairs if p > 0)
+
+    # -- numbers
+
+    def _note_swap(self, step: str, seconds: float) -> None:
+        if step in ("ok", "rejected", "failed"):
+            self.metrics.count("lethe_swaps_total", step)
+            if step == "ok":
+                self.metrics.set("lethe_last_swap_timestamp_seconds", time.time())
+        else:
+            self.metrics.observe("lethe_swap_duration_seconds", seconds, step)
+
+    def families(self) -> list[Family]:
+        """This replica's metrics as they stand now."""
+        ready = self.slot.active
+        if ready is not None:
+            self.metrics.set("lethe_release", ready.number)
+            self.metrics.set("lethe_guard_size", len(ready.guard))
+            self.metrics.set("lethe_active_groups", ready.groups)
+        self.metrics.set("lethe_registry_seq", self.reader.seq)
+        self.metrics.set("lethe_lease_remaining_seconds", max(self.member.lease_left, -1e6))
+        return self.metrics.families()
+
+    def _push(self) -> None:
+        while True:
+            time.sleep(PUSH_S)
+            try:
+                ray.get(self.monitor.push.remote(self.name, self.families()), timeout=PUSH_S * 5)
+            except RayError as error:
+                log.warning("the monitor is away: %s", type(error).__name__)
+
+    # -- Serve calls these
+
+    def check_health(self) -> None:
+        """Raises when this replica, for reasons of its own, can't follow the ledger."""
+        self.member.check_following()
+
+    def __del__(self) -> None:
+        if hasattr(self, "member"):
+            self.member.stop()
+
+
+def outcome_of(status: int) -> str:
+    """The metrics' word for an HTTP status."""
+    if status < 400:
+        return "ok"
+    if status == 503:
+        return "not_current"
+    return "client_error" if status < 500 else "error"
+
+
+__all__: Sequence[str] = ("Guess", "NotCurrentError", "Prediction", "Recognizer", "outcome_of")

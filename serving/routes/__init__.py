@@ -1,0 +1,1 @@
+"""The HTTP face of a replica, one module for each kind of caller."""

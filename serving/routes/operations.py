@@ -1,0 +1,92 @@
+"""What operators command and ask. Every route needs the operator's token."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from serving.jobs import Rejection
+from serving.routes.access import Replica, operator_only
+from serving.routes.problems import ProblemError
+
+router = APIRouter(prefix="/v1", tags=["operations"], dependencies=[Depends(operator_only)])
+
+ACTOR = "operator"
+IdempotencyKey = Annotated[
+    str | None, Header(max_length=128, description="the same key again: the same command")
+]
+
+
+class _Command(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    reason: str = Field("", max_length=500, description="why; stands in the ledger, no names")
+
+
+class ForgetCommand(_Command):
+    classes: list[str] = Field(min_length=1, max_length=1000, examples=[["7"]])
+
+
+class RollbackCommand(_Command):
+    release: int = Field(ge=0, examples=[2])
+
+
+@router.post("/forget", status_code=202)
+async def forget(
+    command: ForgetCommand, replica: Replica, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Forget classes: they are masked on every replica when this answers, trained away after."""
+    job = await replica.control.forget.remote(
+        command.classes, ACTOR, command.reason, idempotency_key or uuid.uuid4().hex
+    )
+    return JSONResponse(_or_problem(job), 202, headers={"Location": f"/v1/jobs/{job['job']}"})
+
+
+@router.get("/jobs/{job}")
+async def job(job: str, replica: Replica) -> dict[str, Any]:
+    """How far a forget command is."""
+    return _or_problem(await replica.control.job.remote(job))
+
+
+@router.get("/jobs/{job}/report")
+async def report(job: str, replica: Replica) -> Response:
+    """The measured report of a forget command, as the ledger keeps it."""
+    found = await replica.control.report.remote(job)
+    if isinstance(found, Rejection):
+        raise ProblemError(found)
+    return Response(found, media_type="application/json")
+
+
+@router.get("/status")
+async def status(replica: Replica) -> dict[str, Any]:
+    """What is active, what is being forgotten, and which replica runs what."""
+    answer: dict[str, Any] = await replica.control.status.remote()
+    return answer
+
+
+@router.get("/releases")
+async def releases(replica: Replica) -> dict[str, Any]:
+    """Every release, oldest first."""
+    return {"releases": await replica.control.releases.remote()}
+
+
+@router.post("/rollback")
+async def rollback(
+    command: RollbackCommand, replica: Replica, idempotency_key: IdempotencyKey = None
+) -> dict[str, Any]:
+    """Serve an earlier release's adapters again. What is under erasure stays masked."""
+    return _or_problem(
+        await replica.control.rollback.remote(
+            command.release, ACTOR, command.reason, idempotency_key or uuid.uuid4().hex
+        )
+    )
+
+
+def _or_problem(answer: dict[str, Any] | Rejection) -> dict[str, Any]:
+    if isinstance(answer, Rejection):
+        raise ProblemError(answer)
+    return answer

@@ -1,0 +1,45 @@
+"""Liveness, readiness and the metrics page."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from ray.exceptions import RayError
+
+from serving.routes.access import Replica
+from serving.routes.problems import problem
+
+router = APIRouter(tags=["probes"])
+
+FIGURES_S = 2.0
+
+
+@router.get("/healthz")
+async def healthz(replica: Replica) -> dict[str, Any]:
+    """The process answers."""
+    return {"status": "ok", "replica": replica.name}
+
+
+@router.get("/readyz", response_model=None)
+async def readyz(replica: Replica) -> dict[str, Any] | Response:
+    """This replica can prove that it is current, so it serves."""
+    ready = replica.slot.active
+    if ready is None or replica.member.lease_left <= 0:
+        return problem(503, "This replica can't prove that it is current, so it doesn't serve.")
+    return {"status": "ready", "replica": replica.name, "release": ready.number}
+
+
+@router.get("/metrics")
+async def metrics(replica: Replica) -> Response:
+    """Every replica's numbers in Prometheus' text format. A missing control leaves its rows out."""
+    try:
+        figures = await asyncio.wait_for(replica.control.figures.remote(), FIGURES_S)
+    except (RayError, TimeoutError):
+        figures = {}
+    await replica.monitor.push.remote(replica.name, replica.families())
+    page = await replica.monitor.page.remote(figures)
+    return Response(page, media_type=CONTENT_TYPE_LATEST)

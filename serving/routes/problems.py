@@ -1,0 +1,99 @@
+"""Errors as RFC 9457 problem details: what was wrong, and what to do."""
+
+from __future__ import annotations
+
+import http
+import logging
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from starlette.exceptions import HTTPException
+
+from serving.decode import DecodeError
+from serving.jobs import Rejection
+from serving.member import NotCurrentError
+
+log = logging.getLogger(__name__)
+
+RETRY_AFTER_S = 1
+
+
+class ProblemError(Exception):
+    """Ends a request with `rejection`'s status and words."""
+
+    def __init__(self, rejection: Rejection) -> None:
+        super().__init__(rejection.detail)
+        self.rejection = rejection
+
+
+def problem(status: int, detail: str, advice: str = "", **headers: str) -> JSONResponse:
+    """A problem response; `headers` in snake case."""
+    body = {
+        "type": "about:blank",
+        "title": http.HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+    }
+    if advice:
+        body["advice"] = advice
+    if status == 503:
+        headers.setdefault("retry_after", str(RETRY_AFTER_S))
+    return JSONResponse(
+        body,
+        status,
+        headers={name.replace("_", "-"): value for name, value in headers.items()},
+        media_type="application/problem+json",
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error that a route can raise with a problem."""
+
+    @app.exception_handler(ProblemError)
+    async def _problem(_: Request, error: ProblemError) -> Response:
+        rejection = error.rejection
+        return problem(rejection.status, rejection.detail, rejection.advice)
+
+    @app.exception_handler(DecodeError)
+    async def _decode(_: Request, error: DecodeError) -> Response:
+        return problem(error.status, error.detail)
+
+    @app.exception_handler(NotCurrentError)
+    async def _not_current(_: Request, error: NotCurrentError) -> Response:
+        return problem(503, f"Not answered: {error}.", "Ask again; another replica may answer.")
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(_: Request, error: RequestValidationError) -> Response:
+        wrong = "; ".join(
+            f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors()
+        )
+        return problem(422, f"The request is not well formed: {wrong}.", "See /docs.")
+
+    @app.exception_handler(HTTPException)
+    async def _http(_: Request, error: HTTPException) -> Response:
+        return problem(error.status_code, str(error.detail))
+
+    @app.exception_handler(RayTaskError)
+    async def _failed(_: Request, error: RayTaskError) -> Response:
+        log.error("control failed: %s", error)
+        cause = error.cause
+        return problem(
+            500,
+            f"Control could not do it ({type(cause).__name__}: {cause}).",
+            "What was acknowledged is safe. `lethe status` shows what is in effect.",
+        )
+
+    @app.exception_handler(RayError)
+    @app.exception_handler(GetTimeoutError)
+    async def _away(_: Request, error: Exception) -> Response:
+        return problem(
+            503,
+            f"The control process is restarting ({type(error).__name__}).",
+            "What was acknowledged is safe. Send the command again with the same Idempotency-Key.",
+        )
+
+    @app.exception_handler(Exception)
+    async def _unexpected(_: Request, error: Exception) -> Response:
+        return problem(500, f"An error of ours ({type(error).__name__}); the log has the details.")

@@ -1,0 +1,175 @@
+"""Settings: defaults, `lethe.toml`, `LETHE_*` variables and flags, in rising precedence.
+
+Only the edge (cli, app) builds a `Settings`; everything below gets the part that it needs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+DIGITS = "digits"
+"""The data source of the embedded default: scikit-learn's bundled scans."""
+
+
+class SettingsError(Exception):
+    """A setting is wrong; the message says which, and what was expected."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BackboneSettings(_Section):
+    """Which frozen backbone is served: a directory of ours, or a timm model with its weights."""
+
+    directory: Path | None = Field(None, description="folder written by `lethe pretrain`")
+    model: str | None = Field(None, description="timm model name, e.g. vit_base_patch16_224")
+    model_args: dict[str, Any] = Field(
+        default_factory=dict, description="keyword arguments of the timm constructor"
+    )
+    weights: Path | None = Field(None, description="local .safetensors; without it timm's hub")
+    labels: Path | None = Field(None, description="class names, one per line, in head order")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> BackboneSettings:
+        if self.directory is not None and self.model is not None:
+            raise ValueError("name either backbone.directory or backbone.model, not both")
+        if self.model is not None and self.labels is None:
+            raise ValueError("backbone.model needs backbone.labels (class names, one per line)")
+        return self
+
+    @property
+    def embedded(self) -> bool:
+        """True when nothing is named: the digits default is trained at the first start."""
+        return self.directory is None and self.model is None
+
+
+class LeaseSettings(_Section):
+    """The times behind the acknowledgement (seconds)."""
+
+    seconds: float = Field(8.0, gt=0.5, description="a replica may serve this long unheard")
+    margin: float = Field(0.5, gt=0, description="a replica ends its lease this much earlier")
+    heartbeat: float = Field(0.5, gt=0, description="time between heartbeats")
+    patience: float = Field(
+        1.0, ge=0, description="a request waits this long for a lease, then 503"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> LeaseSettings:
+        if self.heartbeat * 3 + self.margin > self.seconds:
+            raise ValueError("lease.seconds must cover three heartbeats and the margin")
+        return self
+
+
+class LimitSettings(_Section):
+    body_bytes: int = Field(8 * 2**20, gt=0, description="largest request body")
+    pixels: int = Field(16_000_000, gt=0, description="largest image, width x height")
+    in_flight: int = Field(128, gt=0, description="requests a replica works on at once")
+
+
+class BatchSettings(_Section):
+    size: int = Field(16, gt=0, description="largest batch of one forward pass")
+    wait_ms: float = Field(3.0, ge=0, description="wait for a batch to fill")
+
+
+class MonitorSettings(_Section):
+    share: float = Field(0.05, ge=0, le=1, description="share of requests that are shadowed")
+    queue: int = Field(256, gt=0, description="shadow queue; more is dropped and counted")
+    confidence: float = Field(
+        0.5, ge=0, le=1, description="the unadapted backbone must be this sure of a class"
+    )
+    leak_target: float = Field(0.02, gt=0, lt=1, description="leak rate that evidence is against")
+
+
+class ForgetSettings(_Section):
+    """How a forget command learns its adapter; what is left out is forgetting's own default."""
+
+    train: dict[str, Any] = Field(default_factory=dict, description="forgetting.train.TrainConfig")
+    gates: dict[str, Any] = Field(default_factory=dict, description="forgetting.report.GateConfig")
+    seed: int = 0
+    attempts: int = Field(3, gt=0, description="starts of one training before it is given up")
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. See `lethe.toml` in the README."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LETHE_", env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    home: Path = Field(Path("~/.lethe"), description="keys, tokens, backbones, registry")
+    registry: Path | None = Field(None, description="registry folder; default HOME/registry")
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    replicas: int = Field(2, gt=0)
+    replica_cpus: float = Field(0.5, gt=0, description="logical CPUs that Ray sets aside for each")
+    threads: int = Field(1, gt=0, description="torch threads in a replica and the trainer")
+    images: str = Field(DIGITS, description="'digits', or a folder with one sub-folder per class")
+    backbone: BackboneSettings = BackboneSettings()
+    lease: LeaseSettings = LeaseSettings()
+    limits: LimitSettings = LimitSettings()
+    batch: BatchSettings = BatchSettings()
+    monitor: MonitorSettings = MonitorSettings()
+    forget: ForgetSettings = ForgetSettings()
+
+    @model_validator(mode="after")
+    def _images_go_with_backbone(self) -> Settings:
+        if not self.backbone.embedded and self.images == DIGITS and self.backbone.directory is None:
+            raise ValueError("backbone.model needs `images`: the folder its classes come from")
+        return self
+
+    @property
+    def home_path(self) -> Path:
+        return self.home.expanduser().absolute()
+
+    @property
+    def registry_path(self) -> Path:
+        return (self.registry or self.home_path / "registry").expanduser().absolute()
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+
+def load_settings(config: Path | None = None, **flags: Any) -> Settings:
+    """Settings from `config` (or ./lethe.toml when there is one), the environment and `flags`.
+
+    Flags that are None count as not given. Raises `SettingsError` with one line per mistake.
+    """
+    if config is not None and not config.is_file():
+        raise SettingsError(f"settings file {config} does not exist")
+    path = config or Path("lethe.toml")
+
+    class _FromFile(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            toml = TomlConfigSettingsSource(settings_cls, path)
+            return init_settings, env_settings, toml
+
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        loaded = _FromFile(**given)
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()
+        ]
+        raise SettingsError("; ".join(lines)) from None
+    except ValueError as error:  # tomllib's
+        raise SettingsError(f"{path} is not valid TOML: {error}") from None
+    return Settings.model_construct(**{n: getattr(loaded, n) for n in Settings.model_fields})

@@ -1,0 +1,82 @@
+"""The shadow: a share of live requests is also scored by the unadapted backbone.
+
+Off the response path, in a thread of its own behind a bounded queue; what doesn't fit is dropped
+and counted. Which requests are sampled is fixed by a hash of the request id before anything is
+computed, so the sample is uniform and nobody can pick it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import threading
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from serving.engines import Forward
+from serving.metrics import Metrics
+from serving.slot import ReadyRelease
+
+_LARGEST_BATCH = 16
+
+
+def sampled(request_id: str, share: float) -> bool:
+    """Whether this request is in the uniform sample of `share` (0 to 1)."""
+    digest = hashlib.sha256(request_id.encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+@dataclass(frozen=True)
+class _Sample:
+    image: Tensor
+    """(C, H, W), as the model saw it."""
+    named: int
+    """The adapted weights' top-1 before the mask."""
+    ready: ReadyRelease
+
+
+class Shadow:
+    """Scores samples with the bare backbone and counts what it finds."""
+
+    def __init__(self, bare: Forward, metrics: Metrics, *, queue_size: int, confidence: float):
+        """`confidence`: the backbone must give a class this probability for it to count."""
+        self._bare = bare
+        self._metrics = metrics
+        self._confidence = confidence
+        self._waiting: queue.Queue[_Sample] = queue.Queue(queue_size)
+        threading.Thread(target=self._run, name="shadow", daemon=True).start()
+
+    def offer(self, image: Tensor, named: int, ready: ReadyRelease) -> None:
+        """Take a sampled request if there is room. Never waits."""
+        try:
+            self._waiting.put_nowait(_Sample(image, named, ready))
+        except queue.Full:
+            self._metrics.count("lethe_shadow_drops_total")
+
+    def _run(self) -> None:
+        while True:
+            batch = [self._waiting.get()]
+            while len(batch) < _LARGEST_BATCH and not self._waiting.empty():
+                batch.append(self._waiting.get_nowait())
+            probabilities = self._bare(torch.stack([sample.image for sample in batch])).softmax(-1)
+            confidence, classes = probabilities.max(-1)  # (B, K) -> (B,), (B,)
+            for sample, sure, index in zip(
+                batch, confidence.tolist(), classes.tolist(), strict=True
+            ):
+                self._count(sample, int(index), sure >= self._confidence)
+
+    def _count(self, sample: _Sample, oracle: int, sure: bool) -> None:
+        count = self._metrics.count
+        count("lethe_shadow_samples_total")
+        if not sure:
+            return
+        if oracle in sample.ready.erased:
+            count("lethe_shadow_matches_total")
+            if sample.named == oracle:
+                count("lethe_shadow_leaks_total")
+        elif oracle not in sample.ready.guard:
+            count("lethe_shadow_retained_total")
+            if sample.named != oracle:
+                count("lethe_shadow_disagreements_total")

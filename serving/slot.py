@@ -1,0 +1,138 @@
+"""The slot: the only writer of live weights. Builds a release on the side, then flips to it.
+
+A request holds a `Ticket`; the batch that computes it pins the ticket to the release that is
+active at that moment, and the ticket lets go when the response has been sent. `flip` replaces
+one reference; `drain` waits until no ticket holds an older release. A batch reads the reference
+once, so it is never mixed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from serving.engines import Engine, Forward
+
+
+class BuildError(Exception):
+    """A release could not be built; the active one serves on."""
+
+
+@dataclass(frozen=True)
+class ReadyRelease:
+    """A release that stands ready to serve. Class indices are the head's."""
+
+    number: int
+    parent: int
+    seq: int
+    forward: Forward
+    guard: frozenset[int]
+    erased: frozenset[int]
+    """Classes that the weights were taught to forget (the guard may hold more)."""
+    groups: int
+    """LoRA groups that are in effect."""
+
+
+class Ticket:
+    """One request's hold on the release that answers it."""
+
+    def __init__(self, slot: Slot) -> None:
+        self._slot = slot
+        self._ready: ReadyRelease | None = None
+        self.closed = False
+
+    def pin(self, ready: ReadyRelease) -> None:
+        self._ready = ready
+
+    def close(self) -> None:
+        """The response is out (or never will be)."""
+        self.closed = True
+        ready, self._ready = self._ready, None
+        if ready is not None:
+            self._slot.unpin(ready)
+
+
+class Slot:
+    """What one replica serves. Thread-safe."""
+
+    def __init__(self, engine: Engine, probe: Tensor, *, resident: int = 4) -> None:
+        """`probe` (B, C, H, W) is what a new forward pass is checked with."""
+        self._engine = engine
+        self._probe = probe
+        self._resident = resident
+        self._forwards: OrderedDict[tuple[str, ...], Forward] = OrderedDict()
+        self._active: ReadyRelease | None = None
+        self._pins: Counter[int] = Counter()
+        self._changed = threading.Condition()
+        self.bare = self.forward_for((), dict)
+
+    @property
+    def active(self) -> ReadyRelease | None:
+        return self._active
+
+    def forward_for(
+        self, stack: tuple[str, ...], weights: Callable[[], Mapping[str, Tensor]]
+    ) -> Forward:
+        """The forward pass of the backbone under `stack` (adapter ids), built unless resident.
+
+        Raises `BuildError` when the check that it computes finite numbers fails.
+        """
+        resident = self._forwards.get(stack)
+        if resident is not None:
+            self._forwards.move_to_end(stack)
+            return resident
+        forward = self._engine.build(weights())
+        logits = forward(self._probe)
+        if not bool(torch.isfinite(logits).all()):
+            raise BuildError("self-check failed: the release's logits are not finite")
+        self._forwards[stack] = forward
+        while len(self._forwards) > self._resident:
+            # The bare backbone stays: the shadow needs it.
+            oldest = next(key for key in self._forwards if key)
+            del self._forwards[oldest]
+        return forward
+
+    def flip(self, ready: ReadyRelease) -> bool:
+        """Serve `ready` from the next batch on. False when a newer release is already active."""
+        with self._changed:
+            if self._active is not None and self._active.number >= ready.number:
+                return False
+            self._active = ready
+            self._changed.notify_all()
+            return True
+
+    def pin(self, tickets: list[Ticket]) -> ReadyRelease:
+        """The active release, held by every one of `tickets` until it is closed."""
+        with self._changed:
+            if self._active is None:
+                raise BuildError("no release is active yet")
+            self._pins[self._active.number] += len(tickets)
+            for ticket in tickets:
+                ticket.pin(self._active)
+            return self._active
+
+    def unpin(self, ready: ReadyRelease) -> None:
+        with self._changed:
+            self._pins[ready.number] -= 1
+            if self._pins[ready.number] <= 0:
+                del self._pins[ready.number]
+                self._changed.notify_all()
+
+    def drain(self, number: int, timeout: float) -> bool:
+        """Wait until nothing older than release `number` is being answered; False on timeout."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: all(pinned >= number for pinned in self._pins), timeout
+            )
+
+    def wait_for(self, number: int, timeout: float) -> bool:
+        """Wait until release `number` or a newer one is active; False on timeout."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: self._active is not None and self._active.number >= number, timeout
+            )

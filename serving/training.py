@@ -1,0 +1,40 @@
+"""What control hands to the trainer and gets back. Plain values, so that control needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """One forget task. Class names stay inside this process; only subjects are written."""
+
+    job: str
+    forget: tuple[str, ...]
+    earlier: tuple[str, ...]
+    """Classes that the stack was already taught to forget."""
+    subjects: Mapping[str, str]
+    """Class name -> subject, for `forget` and `earlier`."""
+    stack: tuple[str, ...]
+    """Ids of the adapters to train on top of."""
+    files: tuple[Mapping[str, bytes], ...]
+    """Their files, in the stack's order."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one training made. `refused` names the gates that failed, with advice."""
+
+    files: dict[str, bytes]
+    report: bytes
+    card: str
+    refused: str | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class NotTrained:
+    """Training could not make an adapter; `detail` says why and what to do."""
+
+    detail: str
