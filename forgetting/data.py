@@ -11,7 +11,7 @@ import csv
 import hashlib
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +146,28 @@ def class_index(images: ImageSet, name: str) -> int:
         shown = ", ".join(images.classes[:10]) + (", ..." if len(images.classes) > 10 else "")
         raise DataError(f"{images.name} has no class {name!r}; its classes are {shown}")
     return images.classes.index(name)
+
+
+def for_classes(images: ImageSet, classes: Sequence[str]) -> ImageSet:
+    """The same images, labelled by the rows of a head with these class names.
+
+    Classes of the head without images are fine; images of classes that the head doesn't have are
+    not.
+
+    Raises:
+        DataError: The set has classes that the head doesn't have.
+    """
+    foreign = sorted(set(images.classes) - set(classes))
+    if foreign:
+        raise DataError(
+            f"{images.name} has {len(foreign)} classes that the backbone doesn't know: "
+            f"{', '.join(foreign[:5])}; its sub-folders must bear the backbone's class names"
+        )
+    if tuple(classes) == images.classes:
+        return images
+    row = {name: i for i, name in enumerate(classes)}
+    rows = np.array([row[name] for name in images.classes], dtype=np.int64)
+    return replace(images, classes=tuple(classes), labels=rows[images.labels])
 
 
 def replay(

@@ -83,20 +83,14 @@ def h_mean(acc_r: float, drop_f: float) -> float:
     return 2 * acc_r * drop_f / (acc_r + drop_f) if acc_r > 0 and drop_f > 0 else 0.0
 
 
-def most_hit(logits: Tensor, *, forgotten: Tensor) -> tuple[int, Share] | None:
-    """The retained class that receives most of the forget images, and its share of them.
+def most_hit(logits: Tensor, *, forgotten: Tensor) -> Share:
+    """How many forget images go to the retained class that receives most of them.
 
     Args:
         logits: Of forget images (n, classes).
-        forgotten: Labels under erasure; answers among them are not counted as received.
-
-    Returns:
-        None where there are no images, or none of them goes to a retained class.
+        forgotten: Labels under erasure (k,); answers among them are received by nobody.
     """
     answers = logits.argmax(dim=1) if len(logits) else torch.empty(0, dtype=torch.int64)
-    retained = answers[~torch.isin(answers, forgotten)]
-    if len(retained) == 0:
-        return None
-    counts = retained.bincount()
-    label = int(counts.argmax())
-    return label, Share(int(counts[label]), len(answers))
+    received = answers[~torch.isin(answers, forgotten)]
+    most = int(received.bincount().max()) if len(received) else 0
+    return Share(most, len(answers))

@@ -1,0 +1,62 @@
+"""The frozen prefix: everything below the lowest changed block is computed once and kept (exact).
+
+Only timm's plain `VisionTransformer` is known well enough to be cut between two blocks; for any
+other model the prefix is empty and the cut is at the pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+PIXELS = -1
+
+
+def lowest_cut(model: nn.Module) -> int:
+    """The cut before the first block, or `PIXELS` where the model can't be cut."""
+    plain = isinstance(model, VisionTransformer) and (
+        type(model).forward_features is VisionTransformer.forward_features
+    )
+    return 0 if plain else PIXELS
+
+
+def advance(model: nn.Module, x: Tensor, *, start: int, stop: int, batch: int = 256) -> Tensor:
+    """Activations at cut `stop` from those at cut `start`, without gradients.
+
+    Args:
+        model: The model.
+        x: n > 0 images (n, c, h, w) where `start` is `PIXELS`, else tokens (n, t, dim) that enter
+            block `start`.
+        start: A cut.
+        stop: A cut not below it.
+        batch: Samples at a time.
+    """
+    if start == stop:
+        return x
+    vit: Any = model
+    parts = []
+    with torch.no_grad():
+        for i in range(0, len(x), batch):
+            part = x[i : i + batch]
+            if start == PIXELS:
+                part = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(part))))
+            for block in vit.blocks[max(start, 0) : stop]:
+                part = block(part)
+            parts.append(part)
+    return torch.cat(parts)
+
+
+def logits_from(model: nn.Module, x: Tensor, *, cut: int) -> Tensor:
+    """Logits (n, classes) from the activations at a cut."""
+    vit: Any = model
+    logits: Tensor
+    if cut == PIXELS:
+        logits = vit(x)
+    else:
+        for block in vit.blocks[cut:]:
+            x = block(x)
+        logits = vit.forward_head(vit.norm(x))
+    return logits

@@ -1,0 +1,304 @@
+"""One forget task from end to end: images and a stack in, an adapter with its report out."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from forgetting.adapter import (
+    Adapter,
+    AdapterFacts,
+    code_version,
+    effective_weights,
+    from_files,
+    to_files,
+)
+from forgetting.backbone import Backbone, Preprocess
+from forgetting.data import ImageSet, class_index, for_classes, indices, replay, to_tensors
+from forgetting.errors import DataError
+from forgetting.losses import own_distribution
+from forgetting.measure import by_class, most_hit, predict, right, share_right
+from forgetting.report import GateConfig, GateResult, Report, judge
+from forgetting.train import ForgetData, Progress, Samples, TrainConfig, train
+
+METHOD = "gs_lora"
+# A person can follow four looks a second; a training step is faster.
+_LEAST_PAUSE = 0.25
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """`gates` all passed means that the adapter may be published; `files` are its bytes."""
+
+    adapter: Adapter
+    files: Mapping[str, bytes]
+    report: Report
+    gates: tuple[GateResult, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(gate.passed for gate in self.gates)
+
+
+def adapted_model(backbone: Backbone, stack: Sequence[Adapter]) -> nn.Module:
+    """A copy of the backbone's model with the stack's weights in it."""
+    model = copy.deepcopy(backbone.model)
+    with torch.no_grad():
+        for path, weight in effective_weights(backbone.model, stack).items():
+            model.get_submodule(path).weight.copy_(weight)  # type: ignore[operator]
+    return model
+
+
+def run_task(
+    backbone: Backbone,
+    stack: Sequence[Adapter],
+    *,
+    images: ImageSet,
+    forget: Sequence[str],
+    earlier: Sequence[str],
+    subjects: Mapping[str, str],
+    stack_ids: Sequence[str],
+    config: TrainConfig | None = None,
+    gates: GateConfig | None = None,
+    seed: int = 0,
+    progress: Callable[[Progress], None] | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> TaskResult:
+    """Learn to forget some classes on top of a stack, and judge the result on held-out images.
+
+    Args:
+        backbone: The frozen backbone.
+        stack: The adapters in force, bottom first.
+        images: Train, val and test images; its class names must be the backbone's.
+        forget: Names of the classes to forget now.
+        earlier: Names of all classes forgotten before.
+        subjects: Subject id of every class in `forget` and `earlier`.
+        stack_ids: Ids of the adapters in `stack`, in the same order.
+        config: Hyper-parameters; None takes the defaults, which suit every set here.
+        gates: Limits; None takes the defaults.
+        seed: Of the replay and the training; the same seed gives the same bytes on one thread.
+        progress: Called at most four times a second; may raise to cancel.
+        clock: For the seconds reported.
+
+    Returns:
+        The adapter, its files, the report and the verdicts, passed or not.
+
+    Raises:
+        DataError: An unknown or doubled class, a class without a subject, fewer than two classes
+            left, no images of a class, or an image that can't be decoded.
+        TargetError: The backbone's FFNs are not recognised.
+        TrainingError: Training gave nothing that could be published.
+    """
+    config, gates = config or TrainConfig(), gates or GateConfig()
+    images = for_classes(images, backbone.spec.classes)
+    classes = _classes(images, forget=forget, earlier=earlier, subjects=subjects)
+    if len(stack) != len(stack_ids):
+        raise DataError(f"expected one id for each of {len(stack)} adapters, got {len(stack_ids)}")
+    generator = torch.Generator().manual_seed(seed)
+    previous = adapted_model(backbone, stack)
+    data = _training_data(
+        images, classes, preprocess=backbone.spec.preprocess, config=config, generator=generator
+    )
+    result = train(
+        previous,
+        data,
+        config=config,
+        generator=generator,
+        progress=_throttled(progress, clock=clock),
+        clock=clock,
+    )
+    adapter = Adapter(
+        pairs=result.pairs,
+        facts=AdapterFacts(
+            backbone=backbone.fingerprint,
+            stack=tuple(stack_ids),
+            subjects=tuple(subjects[name] for name in forget),
+            method=METHOD,
+            config=asdict(config),
+            seed=seed,
+            steps=result.steps,
+            data_digest=images.manifest_digest,
+            code_version=code_version(),
+            groups_kept=result.groups_kept,
+            groups_total=result.groups_total,
+        ),
+    )
+    files = to_files(adapter)
+    # What is measured is what is shipped: the adapter as its files give it back.
+    after = adapted_model(backbone, [*stack, from_files(files, backbone)])
+    used = {"forget_train": len(data.forget), "retain_train": len(data.retain)}
+    used |= {"earlier_train": len(data.earlier), "forget_val": len(data.val_forget)}
+    report = _report(
+        _Models(backbone, previous, after),
+        adapter,
+        images=images,
+        classes=classes,
+        used={**used, "retain_val": len(data.val_retain)},
+        adapter_bytes=sum(len(content) for content in files.values()),
+        seconds=result.seconds,
+    )
+    return TaskResult(adapter, files, report, judge(report, gates))
+
+
+@dataclass(frozen=True)
+class _Classes:
+    """Class names of a task by role, and the subjects of those under erasure."""
+
+    retained: tuple[str, ...]
+    forget: tuple[str, ...]
+    earlier: tuple[str, ...]
+    subjects: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Models:
+    """The bare backbone, the stack below this task's adapter, and the stack with it."""
+
+    backbone: Backbone
+    previous: nn.Module
+    after: nn.Module
+
+
+def _classes(
+    images: ImageSet,
+    *,
+    forget: Sequence[str],
+    earlier: Sequence[str],
+    subjects: Mapping[str, str],
+) -> _Classes:
+    gone = [*forget, *earlier]
+    if not forget:
+        raise DataError("no class to forget was given")
+    for name in gone:
+        class_index(images, name)
+    doubled = sorted({name for name in gone if gone.count(name) > 1})
+    if doubled:
+        raise DataError(f"already forgotten or given twice: {', '.join(doubled)}")
+    unnamed = sorted(set(gone) - set(subjects))
+    if unnamed:
+        raise DataError(f"no subject id was given for {len(unnamed)} of the classes under erasure")
+    with_images = {images.classes[label] for label in set(images.labels.tolist())}
+    for name in forget:
+        if name not in with_images:
+            raise DataError(f"class {name!r} has no images in {images.name}")
+    retained = tuple(n for n in images.classes if n in with_images and n not in gone)
+    if len(retained) < 2:
+        raise DataError(
+            f"forgetting {', '.join(forget)} would leave {len(retained)} classes with images; at "
+            "least 2 must remain"
+        )
+    return _Classes(retained, tuple(forget), tuple(earlier), dict(subjects))
+
+
+def _training_data(
+    images: ImageSet,
+    classes: _Classes,
+    *,
+    preprocess: Preprocess,
+    config: TrainConfig,
+    generator: torch.Generator,
+) -> ForgetData:
+    """Forget images in full, a few-shot replay of the others, and what selection may look at.
+
+    A class too small for validation images is selected on its training images instead.
+    """
+
+    def samples(rows: NDArray[np.int64]) -> Samples:
+        return Samples(*to_tensors(images, rows, preprocess))
+
+    def few(names: Sequence[str], split: str) -> Samples:
+        count = config.replay_per_class
+        return samples(
+            replay(images, per_class=count, generator=generator, classes=names, split=split)
+        )
+
+    forget = samples(indices(images, "train", classes=classes.forget))
+    retain = few(classes.retained, "train")
+    val_forget = samples(indices(images, "val", classes=classes.forget))
+    val_retain = few(classes.retained, "val")
+    gone = [class_index(images, name) for name in (*classes.forget, *classes.earlier)]
+    return ForgetData(
+        forget=forget,
+        retain=retain,
+        earlier=few(classes.earlier, "train"),
+        val_forget=val_forget if len(val_forget) else forget,
+        val_retain=val_retain if len(val_retain) else retain,
+        forgotten=torch.tensor(gone),
+    )
+
+
+def _report(
+    models: _Models,
+    adapter: Adapter,
+    *,
+    images: ImageSet,
+    classes: _Classes,
+    used: Mapping[str, int],
+    adapter_bytes: int,
+    seconds: float,
+) -> Report:
+    """Measure on the test images, the only place where they are read."""
+    preprocess = models.backbone.spec.preprocess
+    retained, forget, earlier = (
+        Samples(*to_tensors(images, indices(images, "test", classes=names), preprocess))
+        for names in (classes.retained, classes.forget, classes.earlier)
+    )
+    bare = models.backbone.model
+    forget_before, forget_after = predict(bare, forget.x), predict(models.after, forget.x)
+    earlier_after = predict(models.after, earlier.x)
+    gone = torch.tensor(sorted({*forget.y.tolist(), *earlier.y.tolist()}), dtype=torch.int64)
+    masked = own_distribution(forget_before, forgotten=gone) if len(forget) else forget_before
+    subject = {images.classes.index(name): s for name, s in classes.subjects.items()}
+    shares = {**by_class(forget_after, forget.y), **by_class(earlier_after, earlier.y)}
+    return Report(
+        method=adapter.facts.method,
+        backbone=models.backbone.fingerprint,
+        data_digest=adapter.facts.data_digest,
+        seed=adapter.facts.seed,
+        acc_r_before=share_right(bare, retained.x, retained.y),
+        acc_r_previous=share_right(models.previous, retained.x, retained.y),
+        acc_r_after=share_right(models.after, retained.x, retained.y),
+        acc_f_before=right(forget_before, forget.y),
+        acc_f_after=right(forget_after, forget.y),
+        acc_o_before=share_right(bare, earlier.x, earlier.y) if classes.earlier else None,
+        acc_o_after=right(earlier_after, earlier.y) if classes.earlier else None,
+        by_subject={subject[label]: share for label, share in shares.items()},
+        dump=most_hit(forget_after, forgotten=gone),
+        dump_before=most_hit(masked, forgotten=gone),
+        groups_kept=adapter.facts.groups_kept,
+        groups_total=adapter.facts.groups_total,
+        adapter_bytes=adapter_bytes,
+        seconds=seconds,
+        steps=adapter.facts.steps,
+        images={
+            **used,
+            "retain_test": len(retained),
+            "forget_test": len(forget),
+            "earlier_test": len(earlier),
+        },
+    )
+
+
+def _throttled(
+    progress: Callable[[Progress], None] | None, *, clock: Callable[[], float]
+) -> Callable[[Progress], None] | None:
+    """Pass on what comes at a readable pace, and every change of phase."""
+    if progress is None:
+        return None
+    last: tuple[str, float] = ("", 0.0)
+
+    def told(look: Progress) -> None:
+        nonlocal last
+        now = clock()
+        if look.phase != last[0] or now - last[1] >= _LEAST_PAUSE:
+            last = (look.phase, now)
+            progress(look)
+
+    return told
