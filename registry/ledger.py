@@ -220,6 +220,8 @@ class Ledger:
             request_id=draft.request_id,
             body=draft.body,
         )
+        # What contradicts the state is the more useful thing to hear, so it is asked first.
+        apply(state, record, digest=GENESIS)
         data = seal_record(record, signer)
         entry = open_record(
             data, trust=self._trust, seq=record.seq, prev=record.prev, where="new record"

@@ -1,0 +1,132 @@
+"""Short forms of the recorded acts, for tests that are about what they add up to."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from registry import publish
+from registry.bodies import SIGNED_BY, TYPE_OF, Body, ReleaseKind
+from registry.keys import Role, Signer
+from registry.ledger import Ledger, log_key
+from registry.record import Record, digest_of, seal_record
+from registry.state import AdapterEntry, Job, Release, State
+from registry.store import Store
+
+BACKBONE = f"sha256:{'b' * 64}"
+NOON = datetime(2026, 11, 20, 12, 0, 0, 123000, tzinfo=UTC)
+
+
+def subject(number: int) -> str:
+    return hashlib.sha256(f"subject {number}".encode()).hexdigest()[:32]
+
+
+@dataclass
+class Acts:
+    """A ledger with the keys to write to it, and a new request id for each act."""
+
+    ledger: Ledger
+    signers: dict[Role, Signer]
+    requests: int = 0
+
+    @property
+    def state(self) -> State:
+        return self.ledger.state
+
+    def origin(self) -> dict[str, str]:
+        self.requests += 1
+        return {"actor": "ops", "reason": "a test", "request_id": f"request-{self.requests}"}
+
+    def forget(self, *numbers: int) -> Job:
+        return publish.request_forget(
+            self.ledger,
+            self.signers["operator"],
+            subjects=[subject(number) for number in numbers],
+            backbone=BACKBONE,
+            **self.origin(),
+        )
+
+    def train(self, job: str, *, stack: tuple[str, ...] | None = None) -> AdapterEntry:
+        if stack is None:
+            stack = self.state.active_release.adapters
+        return publish.record_trained(
+            self.ledger,
+            self.signers["publisher"],
+            job=job,
+            files={"adapter.bin": f"{job} on {stack}".encode(), "forget.json": b"{}"},
+            stack=stack,
+            report=b"report",
+            **self.origin(),
+        )
+
+    def refuse(self, job: str) -> Job:
+        return publish.refuse(
+            self.ledger,
+            self.signers["publisher"],
+            job=job,
+            stage="gates",
+            detail="retained classes lost 3 points",
+            report=b"bad report",
+            **self.origin(),
+        )
+
+    def publish(self, kind: ReleaseKind, job: str) -> Release:
+        return publish.publish_release(
+            self.ledger, self.signers["publisher"], kind=kind, job=job, **self.origin()
+        )
+
+    def roll_back(self, to: int) -> Release:
+        return publish.roll_back(self.ledger, self.signers["operator"], to=to, **self.origin())
+
+    def activate(self, release: int) -> Release:
+        return publish.activate(
+            self.ledger, self.signers["operator"], release=release, **self.origin()
+        )
+
+    def confirm(self, release: int) -> Release:
+        return publish.confirm(
+            self.ledger,
+            self.signers["operator"],
+            release=release,
+            members={"replica-1": "confirmed", "replica-2": "lease_expired"},
+            ms=12.5,
+            **self.origin(),
+        )
+
+    def note(self, text: str) -> Record:
+        return publish.note(self.ledger, self.signers["operator"], text=text, **self.origin())
+
+    def serve(self, release: int) -> Release:
+        self.activate(release)
+        return self.confirm(release)
+
+    def erase(self, *numbers: int) -> Job:
+        """The whole way: requested, guarded, trained, published, confirmed."""
+        job = self.forget(*numbers)
+        self.serve(self.publish("guard", job.id).number)
+        self.train(job.id)
+        self.serve(self.publish("adapter", job.id).number)
+        return self.state.jobs[job.id]
+
+    def force(self, store: Store, body: Body) -> str:
+        """Store a well-signed next record without asking the fold; returns its key."""
+        record = record_after(self.state, body)
+        key = log_key(record.seq)
+        store.create(key, seal_record(record, self.signers[SIGNED_BY[TYPE_OF[type(body)]]]))
+        return key
+
+
+def record_after(state: State, body: Body, *, at: datetime = NOON) -> Record:
+    return Record(
+        seq=state.seq + 1,
+        prev=state.head,
+        at=at,
+        actor="ops",
+        reason="a test",
+        request_id=f"forced-{state.seq + 1}",
+        body=body,
+    )
+
+
+def after(record: Record, *, signer: Signer) -> Record:
+    """The same record as its own successor: next number, chained to it."""
+    return replace(record, seq=record.seq + 1, prev=digest_of(seal_record(record, signer)))

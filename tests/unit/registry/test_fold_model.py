@@ -1,0 +1,271 @@
+"""The fold against a model that keeps the same rules in plain sets and lists.
+
+The model judges each proposed record from the rules' wording alone; hypothesis proposes mostly
+plausible and sometimes absurd ones, and the two must agree on every verdict and on what follows.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from registry_acts import BACKBONE, record_after, subject
+
+from registry.bodies import (
+    Activated,
+    Body,
+    Confirmed,
+    FileRef,
+    Published,
+    Refused,
+    Requested,
+    RolledBack,
+    Trained,
+    adapter_id,
+)
+from registry.errors import ConflictError
+from registry.fold import apply
+from registry.state import State
+
+REPORT = f"sha256:{'e' * 64}"
+
+
+@dataclass
+class ModelRelease:
+    adapters: list[str]
+    guard: set[str]
+    parent: int
+    activated: bool = False
+
+
+@dataclass
+class ModelJob:
+    subjects: set[str]
+    state: str = "requested"
+    guarded: bool = False
+    adapter: str | None = None
+
+
+@dataclass
+class Model:
+    jobs: dict[str, ModelJob] = field(default_factory=dict)
+    adapters: dict[str, tuple[str, list[str]]] = field(default_factory=dict)
+    releases: list[ModelRelease] = field(
+        default_factory=lambda: [ModelRelease([], set(), -1, activated=True)]
+    )
+    active: int = 0
+    confirmed: int = 0
+
+    @property
+    def erasing(self) -> set[str]:
+        return {subject for job in self.jobs.values() for subject in job.subjects}
+
+    @property
+    def serving(self) -> list[str]:
+        return self.releases[self.active].adapters
+
+    def allows(self, body: Body) -> bool:
+        match body:
+            case Requested():
+                return body.job not in self.jobs and not self.erasing & set(body.subjects)
+            case Trained():
+                job = self.jobs.get(body.job)
+                return (
+                    job is not None
+                    and job.adapter not in self.serving
+                    and set(body.subjects) == job.subjects
+                    and all(adapter in self.adapters for adapter in body.stack)
+                    and body.adapter not in body.stack
+                    and self.adapters.get(body.adapter, (body.job, list(body.stack)))
+                    == (body.job, list(body.stack))
+                )
+            case Refused():
+                return body.job in self.jobs and self.jobs[body.job].adapter not in self.serving
+            case Published():
+                job = self.jobs.get(body.job)
+                if job is None or not self._definable(body.release, body.parent, body.guard):
+                    return False
+                if body.kind == "guard":
+                    return list(body.adapters) == self.serving
+                return (
+                    job.state in ("trained", "published")
+                    and job.adapter is not None
+                    and self.adapters[job.adapter][1] == self.serving
+                    and list(body.adapters) == [*self.serving, job.adapter]
+                )
+            case RolledBack():
+                if body.to >= len(self.releases) or body.to == self.active:
+                    return False
+                target = self.releases[body.to]
+                return (
+                    target.activated
+                    and list(body.adapters) == target.adapters
+                    and set(body.guard) == target.guard | self.erasing
+                    and self._definable(body.release, body.parent, body.guard)
+                )
+            case Activated():
+                if not self.active < body.release < len(self.releases):
+                    return False
+                release = self.releases[body.release]
+                return release.parent == self.active and release.guard >= self.erasing
+            case Confirmed():
+                return (
+                    self.confirmed < body.release < len(self.releases)
+                    and self.releases[body.release].activated
+                )
+        return True
+
+    def _definable(self, number: int, parent: int, guard: tuple[str, ...]) -> bool:
+        # Every subject that was ever named is still under erasure, so a guard has no choice.
+        return number == len(self.releases) and parent == self.active and set(guard) == self.erasing
+
+    def follow(self, body: Body) -> None:
+        match body:
+            case Requested():
+                self.jobs[body.job] = ModelJob(set(body.subjects))
+            case Trained():
+                self.adapters[body.adapter] = (body.job, list(body.stack))
+                self.jobs[body.job].state = "trained"
+                self.jobs[body.job].adapter = body.adapter
+            case Refused():
+                self.jobs[body.job].state = "refused"
+            case Published() | RolledBack():
+                release = ModelRelease(list(body.adapters), set(body.guard), body.parent)
+                self.releases.append(release)
+                if isinstance(body, Published) and body.kind == "adapter":
+                    self.jobs[body.job].state = "published"
+            case Activated():
+                self.active = body.release
+                self.releases[body.release].activated = True
+            case Confirmed():
+                self.confirmed = body.release
+                release = self.releases[body.release]
+                for job in self.jobs.values():
+                    if job.subjects <= release.guard:
+                        job.guarded = True
+                    if job.adapter in release.adapters and job.state in ("trained", "published"):
+                        job.state = "done"
+
+
+def agree(state: State, model: Model) -> bool:
+    jobs = {
+        name: ModelJob(set(job.subjects), job.state, job.guarded, job.adapter)
+        for name, job in state.jobs.items()
+    }
+    releases = [
+        (list(release.adapters), set(release.guard), release.number in (0, *activated(state)))
+        for release in state.releases.values()
+    ]
+    return (
+        jobs == model.jobs
+        and releases == [(r.adapters, r.guard, r.activated) for r in model.releases]
+        and list(state.releases) == list(range(len(model.releases)))
+        and (state.active, state.confirmed, state.erasing)
+        == (model.active, model.confirmed, model.erasing)
+        and set(state.unguarded) == {name for name, job in jobs.items() if not job.guarded}
+        and state.active_release.guard >= set().union(*guarded_subjects(state), set())
+    )
+
+
+def activated(state: State) -> list[int]:
+    return [number for number, r in state.releases.items() if r.activated_at is not None]
+
+
+def guarded_subjects(state: State) -> list[set[str]]:
+    return [set(job.subjects) for job in state.jobs.values() if job.guarded]
+
+
+@st.composite
+def proposals(draw: st.DrawFn, model: Model) -> Body:
+    """The next record: mostly one that would move the work on, at times any, at times a wrong one.
+
+    `twist` spoils one part of an otherwise plausible record.
+    """
+    number, parent = len(model.releases), model.active
+    guard = tuple(sorted(model.erasing))
+    twist = draw(st.integers(0, 7)) == 7
+    if twist:
+        guard = guard[1:] or (subject(99),)
+        parent = draw(st.integers(0, number))
+        number = draw(st.integers(1, number + 1))
+
+    def request() -> Body:
+        names = draw(st.lists(st.integers(0, 9), min_size=1, max_size=2, unique=True))
+        job = f"job-{len(model.jobs) + (0 if twist else 1)}"
+        return Requested(job, tuple(subject(name) for name in names), BACKBONE)
+
+    def train(job: str) -> Body:
+        files = {"adapter.bin": FileRef(f"sha256:{draw(st.integers(0, 15)):064x}", 1)}
+        stack = () if twist else tuple(model.serving)
+        subjects = tuple(model.jobs[job].subjects) if job in model.jobs else (subject(0),)
+        return Trained(job, adapter_id(files), files, subjects, stack, REPORT)
+
+    def publish(job: str, kind: str) -> Body:
+        own = model.jobs[job].adapter if job in model.jobs else None
+        with_own = kind == "adapter" and own is not None and not twist
+        adapters = (*model.serving, own) if with_own else tuple(model.serving)
+        return Published(number, kind, BACKBONE, adapters, guard, parent, job)  # type: ignore[arg-type]
+
+    def roll_back() -> Body:
+        to = draw(st.integers(0, len(model.releases) - 1))
+        target = model.releases[to]
+        full = guard if twist else tuple(sorted(target.guard | model.erasing))
+        return RolledBack(number, to, BACKBONE, tuple(target.adapters), full, parent)
+
+    def activate() -> Body:
+        return Activated(draw(st.integers(1, number)) if twist else max(1, number - 1))
+
+    def confirm() -> Body:
+        return Confirmed(draw(st.integers(1, number)) if twist else max(1, model.active), {}, 1.0)
+
+    onward: list[Callable[[], Body]] = []
+    if model.active > model.confirmed:
+        onward.append(confirm)
+    if len(model.releases) - 1 > model.active:
+        onward.append(activate)
+    for name, job in model.jobs.items():
+        if not job.guarded:
+            onward.append(partial(publish, name, "guard"))
+        if job.state in ("requested", "refused"):
+            onward.append(partial(train, name))
+        if job.state == "trained":
+            onward.append(partial(publish, name, "adapter"))
+    if onward and draw(st.integers(0, 9)) < 8:
+        return draw(st.sampled_from(onward))()
+    anyone = draw(st.sampled_from([*model.jobs, "job-99"]))
+    act: Callable[[], Body] = draw(
+        st.sampled_from(
+            [
+                request,
+                roll_back,
+                activate,
+                confirm,
+                partial(train, anyone),
+                partial(publish, anyone, "guard"),
+                partial(publish, anyone, "adapter"),
+                lambda: Refused(anyone, "gates", "", None),
+            ]
+        )
+    )
+    return act()
+
+
+@given(data=st.data())
+@settings(max_examples=80, deadline=None)
+def test_the_fold_agrees_with_the_model_on_every_record(data: st.DataObject) -> None:
+    state, model = State(), Model()
+    for step in range(data.draw(st.integers(10, 60), label="steps")):
+        body = data.draw(proposals(model), label=f"record {step}")
+        record = record_after(state, body)
+        if model.allows(body):
+            state = apply(state, record, digest=f"sha256:{record.seq:064x}")
+            model.follow(body)
+        else:
+            try:
+                apply(state, record, digest=REPORT)
+            except ConflictError:
+                pass
+            else:
+                raise AssertionError(f"the fold accepted what the rules forbid: {body}")
+        assert agree(state, model)
