@@ -17,7 +17,7 @@ from ray import serve
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from forgetting.backbone import Backbone
-from registry.errors import RegistryError
+from forgetting.data import open_image_set
 from serving import control, coordinator
 from serving.backbones import open_backbone, prepare_backbone
 from serving.control import Control
@@ -100,8 +100,8 @@ def build(args: BuildArgs) -> serve.Application:
 def prepare(settings: Settings, progress: Any = lambda _: None) -> Backbone:
     """Everything that a first start makes, and the checks of every start.
 
-    Raises `HomeError`, `BackboneError`, or `RegistryError` when the ledger is damaged or was
-    written for another backbone.
+    Raises `HomeError`, `BackboneError`, `DataError`, or `RegistryError` when the ledger is damaged
+    or was written for another backbone.
     """
     home = Home(settings.home_path, settings.registry_path)
     prepare_home(home)
@@ -112,6 +112,13 @@ def prepare(settings: Settings, progress: Any = lambda _: None) -> Backbone:
         raise HomeError(
             f"the registry {home.registry} was made for backbone {known}, the settings name "
             f"{backbone.fingerprint}: name that backbone, or another registry"
+        )
+    images = open_image_set(settings.images)
+    absent = [name for name in backbone.spec.classes if name not in images.classes]
+    if absent:
+        raise HomeError(
+            f"{len(absent)} of the backbone's classes, {absent[0]!r} first, have no folder in "
+            f"{settings.images}: nothing could be measured on them; name the folder it goes with"
         )
     return backbone
 
@@ -124,10 +131,11 @@ def application(settings: Settings) -> serve.Application:
         settings.home_path, settings.registry_path, terms
     )
     watching = _actor(Monitor, "lethe-monitor", 8).remote(leak_target=settings.monitor.leak_target)
+    training = _actor(Trainer, "lethe-trainer", 2).remote(settings)
     commanding = _actor(Control, control.ACTOR, 32).remote(
         settings,
         coordinator=leading,
-        trainer=trainer_for(settings),
+        trainer=training,
         backbone=backbone.fingerprint,
         classes=backbone.spec.classes,
     )
@@ -155,16 +163,3 @@ def _actor(cls: type, name: str, concurrency: int) -> Any:
         max_restarts=-1,
         max_concurrency=concurrency,
     )
-
-
-def trainer_for(settings: Settings) -> Any:
-    """A function that gives the trainer actor, started when it is first needed."""
-    make = _actor(Trainer, "lethe-trainer", 2)
-
-    def trainer() -> Any:
-        return make.remote(settings)
-
-    return trainer
-
-
-__all__ = ["BuildArgs", "RegistryError", "application", "build", "build_api", "prepare"]

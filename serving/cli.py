@@ -82,13 +82,14 @@ def serve(config: Config = None, port: Port = None, replicas: Replicas = None) -
         settings = load_settings(config, port=port, replicas=replicas)
         from serving.start import check_port, connect_ray, running
 
-        ended = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: ended.set())
         check_port(settings)
         _prepare(settings)
         with show.working(err, "starting Ray"):
             connect_ray(settings)
+        ended = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # Ray has set its own by now; ours lets the replicas end in order.
+            signal.signal(number, lambda *_: ended.set())
         with contextlib.ExitStack() as stack:
             with show.working(err, f"starting {settings.replicas} replicas"):
                 stack.enter_context(running(settings))
@@ -217,3 +218,7 @@ def demo(
 
 def main() -> None:
     app()
+
+
+if __name__ == "__main__":
+    main()

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 
 from registry import publish
 from registry.adapters import adapter_files
@@ -51,11 +51,11 @@ class Control:
         settings: Settings,
         *,
         coordinator: Any,
-        trainer: Callable[[], Any],
+        trainer: Any,
         backbone: str,
         classes: tuple[str, ...],
     ) -> None:
-        """`coordinator` is an actor handle, `trainer()` gives one; `backbone` is a fingerprint."""
+        """`coordinator` and `trainer` are actor handles, `backbone` is a fingerprint."""
         self._settings = settings
         self._coordinator = coordinator
         self._trainer = trainer
@@ -237,7 +237,7 @@ class Control:
                     ack: Ack = ray.get(self._coordinator.acknowledge.remote(number))
                     return ack
                 return act()
-            except RayError as error:
+            except RayActorError as error:
                 log.warning("the coordinator is away (%s); trying again", type(error).__name__)
                 time.sleep(RETRY_S)
 
@@ -311,7 +311,7 @@ class Control:
             for attempt in range(1, self._settings.forget.attempts + 1):
                 try:
                     return self._watch(job.id, task)
-                except RayError as error:
+                except RayActorError as error:
                     log.warning("training of job %s, start %d: %s", job.id, attempt, error)
         finally:
             self._training.pop(job.id, None)
@@ -322,14 +322,14 @@ class Control:
 
     def _watch(self, job_id: str, task: TrainJob) -> Trained | NotTrained:
         """Train, and keep the progress up to date meanwhile."""
-        trainer = self._trainer()
-        running = trainer.train.remote(task)
+        running = self._trainer.train.remote(task)
         while True:
             done, _ = ray.wait([running], timeout=POLL_S)
             if done:
                 result: Trained | NotTrained = ray.get(running)
                 return result
-            self._training[job_id] = ray.get(trainer.progress.remote()) or {"phase": "starting"}
+            progress: dict[str, Any] = ray.get(self._trainer.progress.remote())
+            self._training[job_id] = progress or {"phase": "starting"}
 
     def _refuse(self, job: Job, stage: str, detail: str, report: bytes | None = None) -> None:
         log.warning("job %s is refused (%s); the guard stays on", job.id, stage)

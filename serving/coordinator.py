@@ -263,10 +263,13 @@ class Coordinator:
                 ms=ms,
                 actor=ACTOR,
                 reason=f"{sum(how == CONFIRMED for how in members.values())} confirmed",
-                request_id="",
+                request_id=self._ledger.state.releases[release].request_id,
             )
         except ConflictError:
             log.info("release %d is confirmed already", release)
+        except RegistryError as error:
+            # The acknowledgement holds all the same: it is a fact about the replicas.
+            log.error("the confirmation of release %d was not recorded: %s", release, error)
 
     async def _keep_house(self) -> None:
         """Acknowledge what a predecessor activated; drop members that fell silent."""

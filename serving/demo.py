@@ -203,7 +203,7 @@ class _Demo:
             bar.add_task(
                 str(progress.get("phase", "")),
                 completed=progress.get("step", 0),
-                total=progress.get("total", 1) or 1,
+                total=progress.get("steps", 1),
             )
         return Group(head, table, bar)
 
@@ -233,7 +233,7 @@ class _Demo:
             "groups_kept": max(int(r["groups_kept"]) for r in reports),
             "groups_total": int(reports[-1]["groups_total"]),
             "adapter_bytes": max(int(r["adapter_bytes"]) for r in reports),
-            "train_s": round(max(float(r["train_seconds"]) for r in reports), 2),
+            "train_s": round(max(float(r["seconds"]) for r in reports), 2),
             "forget_to_ack_s": round(max(entry.seconds for entry in forgotten), 2),
             "swap_ms": round(max(swaps), 2),
             "requests": len(everything),

@@ -65,13 +65,16 @@ def training(console: Console, *, quiet: bool = False) -> Iterator[Note]:
         def note(view: dict[str, Any]) -> None:
             progress = view.get("progress") or {}
             text = f"{view['ahead']} ahead" if view["ahead"] else ""
-            if progress.get("acc_f") is not None:
-                text = f"validation Acc_f {progress['acc_f']:.1%}  Acc_r {progress['acc_r']:.1%}"
+            if "val_acc_f" in progress:
+                text = (
+                    f"validation Acc_f {progress['val_acc_f']:.0%}, "
+                    f"Acc_r {progress['val_acc_r']:.0%}"
+                )
             bar.update(
                 task,
                 description=progress.get("phase", view["state"]),
                 completed=progress.get("step", 0),
-                total=progress.get("total", 1) or 1,
+                total=progress.get("steps", 1),
                 note=text,
             )
 
@@ -99,11 +102,10 @@ def ended(console: Console, job: dict[str, Any], report: dict[str, Any] | None) 
         highlight=False,
     )
     if report:
-        after = report["after"]
         console.print(
-            f"held-out, before the mask: Acc_f {after['acc_f']['value']:.1%}, "
-            f"Acc_r {after['acc_r']['value']:.1%} "
-            f"(was {report['before']['acc_r']['value']:.1%})",
+            f"held-out, before the mask: Acc_f {report['acc_f_after']['value']:.1%}, "
+            f"Acc_r {report['acc_r_after']['value']:.1%} "
+            f"(was {report['acc_r_previous']['value']:.1%})",
             highlight=False,
         )
 

@@ -11,14 +11,14 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from forgetting.report import GateConfig
-from forgetting.task import Progress, run_task
-from forgetting.train import TrainConfig
 
 from forgetting.adapter import from_files
 from forgetting.backbone import Backbone
 from forgetting.data import open_image_set
 from forgetting.errors import ForgettingError
+from forgetting.report import GateConfig, dumps
+from forgetting.task import run_task
+from forgetting.train import Progress, TrainConfig
 from serving.backbones import open_backbone
 from serving.settings import Settings
 from serving.training import NotTrained, Trained, TrainJob
@@ -69,10 +69,9 @@ class Trainer:
         )
         return Trained(
             files=dict(result.files),
-            report=result.report.to_json(),
-            card=result.report.card(result.gates),
+            report=dumps(result.report, result.gates).encode(),
             refused=refused or None,
-            seconds=result.report.train_seconds,
+            seconds=result.report.seconds,
         )
 
     def progress(self) -> dict[str, Any]:

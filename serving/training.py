@@ -28,7 +28,6 @@ class Trained:
 
     files: dict[str, bytes]
     report: bytes
-    card: str
     refused: str | None
     seconds: float
 

@@ -1,0 +1,42 @@
+# On a fresh machine: `make demo` or `make test`. Both set up .venv first; a second run finds it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+PROMETHEUS := $(VENV)/prometheus
+# One thread a process: two OpenMP teams on a small box slow each other down many times over.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: setup demo test test-slow check bench promtool clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/lethe demo $(DEMO)
+
+test: setup promtool check
+	$(BIN)/python -m pytest $(PYTEST)
+
+test-slow: setup promtool
+	$(BIN)/python -m pytest -m slow $(PYTEST)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# promtool comes with Debian's prometheus package; it is unpacked, not installed, so no root is
+# needed. Where there is no apt, have promtool on the PATH or its tests are skipped, saying so.
+promtool: setup
+	@command -v promtool >/dev/null || test -x $(PROMETHEUS)/usr/bin/promtool || sh deploy/get-promtool.sh $(PROMETHEUS)
+
+bench: setup
+	$(BIN)/python benchmarks/swap.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

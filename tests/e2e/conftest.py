@@ -1,0 +1,155 @@
+"""A real `lethe serve` over real HTTP, and the means to kill, freeze and restart its processes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from serving.client import Client
+from serving.home import Home, token
+from serving.settings import load_settings
+
+START_S = 180.0
+LETHE = [sys.executable, "-m", "serving.cli"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Server:
+    """One `lethe serve` in a home of its own."""
+
+    def __init__(self, home: Path, toml: str = "") -> None:
+        self.home = home
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.config = home / "lethe.toml"
+        self.config.write_text(f"home = '{home}'\nport = {self.port}\n{toml}")
+        self.log = home / "serve.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "LETHE_HOME": str(self.home), "OMP_NUM_THREADS": "1"}
+
+    def start(self) -> Server:
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*LETHE, "serve", "--config", str(self.config)],
+                stdout=log,
+                stderr=log,
+                env=self.environment,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + START_S
+        with Client(self.url, timeout=5) as probe:
+            while not probe.ready():
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    raise AssertionError(f"lethe serve did not start:\n{self.log.read_text()}")
+                time.sleep(0.2)
+        return self
+
+    def stop(self) -> int:
+        """End it as an operator would; its exit code."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        return self._process.wait(timeout=60)
+
+    def kill(self) -> None:
+        """A power cut: every process of it at once."""
+        assert self._process is not None
+        for pid in self.processes(""):
+            os.kill(pid, signal.SIGKILL)
+        self._process.wait(timeout=30)
+
+    def processes(self, title: str) -> list[int]:
+        """Its processes whose title begins with `title`, known by the home in their environment."""
+        mark = f"LETHE_HOME={self.home}".encode()
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                if not entry.name.isdigit() or mark not in (entry / "environ").read_bytes().split(
+                    b"\0"
+                ):
+                    continue
+                if (entry / "cmdline").read_bytes().startswith(title.encode()):
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+        return sorted(found)
+
+    def process(self, title: str) -> int:
+        (pid,) = self.processes(title)
+        return pid
+
+    def client(self) -> Client:
+        return Client(self.url, self.operator_token)
+
+    @property
+    def operator_token(self) -> str:
+        return token(Home(self.home, self.home / "registry"), "operator")
+
+    @property
+    def auditor_token(self) -> str:
+        return token(Home(self.home, self.home / "registry"), "auditor")
+
+    def lethe(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run the `lethe` command against this server."""
+        return subprocess.run(
+            [*LETHE, *arguments, "--config", str(self.config)],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+        )
+
+
+@pytest.fixture(scope="session")
+def digits_backbones(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded default's backbone, trained once for all servers of the session."""
+    from serving.backbones import prepare_backbone
+
+    home = tmp_path_factory.mktemp("trained")
+    prepare_backbone(load_settings(home=home), lambda _: None)
+    return home / "backbones"
+
+
+@pytest.fixture(scope="session")
+def make_server(
+    tmp_path_factory: pytest.TempPathFactory, digits_backbones: Path
+) -> Iterator[Callable[..., Server]]:
+    """Makes servers of the digits default; whatever still runs at the end is killed."""
+    made: list[Server] = []
+
+    def make(toml: str = "") -> Server:
+        home = tmp_path_factory.mktemp("home")
+        shutil.copytree(digits_backbones, home / "backbones")
+        made.append(Server(home, toml))
+        return made[-1]
+
+    yield make
+    for server in made:
+        for pid in server.processes(""):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def server(make_server: Callable[..., Server]) -> Iterator[Server]:
+    """A running server that the tests of one module share."""
+    running = make_server().start()
+    yield running
+    assert running.stop() == 0

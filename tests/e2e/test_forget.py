@@ -1,0 +1,200 @@
+"""Forget, forget again, roll back and restart, under live traffic: the product's promises."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from forgetting.data import open_image_set
+from serving.client import Client
+from serving.traffic import Answer, Traffic, audit, held_out, stale
+from tests.e2e.conftest import Server
+
+RATE = 25.0
+# Every request is shadowed, so that a short test has samples.
+SHADOWED = "[monitor]\nshare = 1.0\n"
+
+
+@pytest.fixture(scope="module")
+def running(make_server: Callable[..., Server]) -> Iterator[Server]:
+    server = make_server(SHADOWED).start()
+    yield server
+    assert server.stop() == 0
+
+
+def accuracy(answers: list[Answer], classes: set[str]) -> float:
+    """Share of the images of `classes` that the weights, before the mask, name rightly."""
+    own = [a for a in answers if a.label in classes]
+    assert all(a.ok for a in answers)
+    return sum(a.weights == a.label for a in own) / len(own)
+
+
+def metric(text: str, name: str) -> float:
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name
+    )
+
+
+def test_the_whole_life_of_two_forgets_and_a_rollback(running: Server) -> None:
+    images = open_image_set("digits")
+    pictures = held_out(images)
+    others = set(images.classes) - {"3", "8"}
+    acks: list[tuple[float, int]] = []
+    with (
+        running.client() as client,
+        Traffic(running.url, running.auditor_token, images="digits", rate=RATE) as traffic,
+    ):
+        traffic.wait_for(25)
+        before = audit(running.url, running.auditor_token, pictures)
+        assert accuracy(before, set(images.classes)) >= 0.96
+        assert {a.release for a in before} == {0}
+
+        # Forget one class: masked when the command answers, forgotten when the job is done.
+        job = client.forget(["3"], reason="asked by its subject")
+        acks.append((time.monotonic(), job["guard"]["release"]))
+        assert set(job["guard"]["replicas"].values()) == {"confirmed"}
+        masked = audit(running.url, running.auditor_token, pictures)
+        assert not [a for a in masked if a.named == "3"]
+        done = client.wait(job["job"])
+        acks.append((time.monotonic(), done["release"]))
+        assert done["state"] == "done", done
+        first = audit(running.url, running.auditor_token, pictures)
+        assert accuracy(first, {"3"}) <= 0.01
+        retained = set(images.classes) - {"3"}
+        assert accuracy(first, retained) >= accuracy(before, retained) - 0.01
+        report = client.report(job["job"])
+        assert report["groups_kept"] <= report["groups_total"] - 2
+        # The report is of the same images and weights, so it says what the endpoint says.
+        assert report["acc_f_after"]["value"] == pytest.approx(accuracy(first, {"3"}))
+        assert report["acc_r_after"]["value"] == pytest.approx(accuracy(first, retained))
+
+        # Forget a second one: the first stays forgotten.
+        job = client.forget(["8"])
+        acks.append((time.monotonic(), job["guard"]["release"]))
+        done = client.wait(job["job"])
+        acks.append((time.monotonic(), done["release"]))
+        assert done["state"] == "done", done
+        second = audit(running.url, running.auditor_token, pictures)
+        assert accuracy(second, {"8"}) <= 0.01
+        assert accuracy(second, {"3"}) <= 0.01
+        assert accuracy(second, others) >= accuracy(before, others) - 0.02
+
+        # Roll back the second adapter: its class is in the weights again and stays masked.
+        ack = client.rollback(job["guard"]["release"], reason="too much was lost")
+        acks.append((time.monotonic(), ack["release"]))
+        rolled = audit(running.url, running.auditor_token, pictures)
+        assert {a.release for a in rolled} == {ack["release"]}
+        assert accuracy(rolled, {"8"}) >= 0.9
+        assert not [a for a in rolled if a.named in ("3", "8")]
+        assert sorted(ack["still_masked"]) == ["3", "8"]
+        status = client.status()
+        assert (status["forgotten_by_weights"], status["masked_only"]) == (["3"], ["8"])
+        traffic.wait_for(25)
+        text = client.metrics()
+    answers = traffic.answers
+    assert len(acks) == 5
+    assert not [a for a in answers if not a.ok]
+    assert not stale([*answers, *masked, *first, *second, *rolled], acks)
+    assert len({a.replica for a in answers}) == 2
+    # The shadow saw images of the forgotten class, and no leak of it.
+    assert metric(text, "lethe_shadow_matches_total") >= 10
+    assert metric(text, "lethe_shadow_leaks_total") <= 1
+    assert metric(text, "lethe_leak_evidence_log10") < 0
+    assert metric(text, "lethe_swaps_total") >= 10
+
+
+def test_one_batch_is_answered_by_one_release(running: Server) -> None:
+    """Every response names its release, and its mask is that release's: never a mixture."""
+    with running.client() as client:
+        guards = {r["release"]: set(r["masked"]) for r in client.releases()}
+    images = held_out(open_image_set("digits"))
+    with Traffic(running.url, running.auditor_token, images="digits", rate=60) as traffic:
+        with running.client() as client:
+            for to in (0, 2, 0, 2, 0, 2):
+                ack = client.rollback(to)
+                guards[ack["release"]] = set(ack["still_masked"])
+                traffic.wait_for(20)
+    assert len(images) > 300
+    assert all(a.ok for a in traffic.answers)
+    for answer in traffic.answers:
+        assert answer.named not in guards[answer.release], answer
+
+
+def test_swaps_under_load_lose_nothing_and_nothing_stale_is_sent(running: Server) -> None:
+    acks: list[tuple[float, int]] = []
+    with (
+        running.client() as client,
+        Traffic(running.url, running.auditor_token, images="digits", rate=60) as traffic,
+    ):
+        traffic.wait_for(60)
+        for to in (0, 2, 0, 2, 0, 2, 0, 2):
+            ack = client.rollback(to, reason="load test")
+            acks.append((time.monotonic(), ack["release"]))
+            assert set(ack["replicas"].values()) == {"confirmed"}
+            traffic.wait_for(30)
+    assert len(traffic.answers) >= 300
+    assert [a for a in traffic.answers if not a.ok] == []
+    assert stale(traffic.answers, acks) == []
+
+
+def test_the_same_command_again_is_the_same_job(running: Server) -> None:
+    with running.client() as client:
+        one = client.forget(["5"], key="key-of-this-test")
+        again = client.forget(["5"], key="key-of-this-test")
+        assert one["job"] == again["job"]
+        # Queued behind it, in order, and acknowledged as masked at once.
+        other = client.forget(["6"])
+        assert other["guard"]["release"] > one["guard"]["release"]
+        views = [client.job(other["job"])]
+        assert client.wait(one["job"])["state"] == "done"
+        views.append(client.wait(other["job"]))
+        assert views[0]["ahead"] in (0, 1)
+        assert views[1]["state"] == "done"
+        assert client.job(one["job"])["release"] < views[1]["release"]
+
+
+def test_a_class_that_is_gone_cannot_be_forgotten_twice(running: Server) -> None:
+    headers = {"Authorization": f"Bearer {running.operator_token}"}
+    response = httpx.post(
+        f"{running.url}/v1/forget", json={"classes": ["3"]}, headers=headers, trust_env=False
+    )
+    assert response.status_code == 409
+    assert "Forgotten already" in response.json()["detail"]
+
+
+def test_a_restart_of_everything_comes_back_at_the_last_release(
+    make_server: Callable[..., Server],
+) -> None:
+    server = make_server().start()
+    with server.client() as client:
+        job = client.forget(["1"])
+        assert client.wait(job["job"])["state"] == "done"
+        before = client.status()
+        # Accepted, and cut off by a power cut before its training has ended.
+        cut = client.forget(["2"])
+    server.kill()
+    server.start()
+    with server.client() as client:
+        after = client.status()
+        assert after["release"] >= cut["guard"]["release"] > before["release"]
+        assert after["under_erasure"] == ["1", "2"]
+        pictures = held_out(open_image_set("digits"), ["1", "2"])
+        answers = audit(server.url, server.auditor_token, pictures)
+        assert not [a for a in answers if a.named in ("1", "2")]
+        resumed = client.wait(cut["job"])
+        assert resumed["state"] == "done", resumed
+        answers = audit(server.url, server.auditor_token, pictures)
+        assert accuracy(answers, {"1", "2"}) <= 0.01
+    assert server.stop() == 0
+
+
+def test_a_client_without_a_server_gets_one_clear_line() -> None:
+    with Client("http://127.0.0.1:9", "x") as client, pytest.raises(Exception, match="is `lethe"):
+        client.status()

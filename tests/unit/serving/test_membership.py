@@ -1,0 +1,202 @@
+"""The lease protocol, on a clock that the test moves."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from serving.membership import CONFIRMED, LEASE_EXPIRED, Membership, Terms
+
+TERMS = Terms(seconds=8.0, margin=0.5, heartbeat=0.5)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def settled(clock: Clock) -> Membership:
+    """Two members under a lease at release 1, the grace over."""
+    membership = Membership(1, terms=TERMS, clock=clock)
+    clock.now += TERMS.seconds
+    for name in ("a", "b"):
+        assert membership.register(name) == 1
+        assert membership.heartbeat(name, 1)
+    return membership
+
+
+def test_a_commit_is_acknowledged_when_every_member_has_confirmed(settled: Membership) -> None:
+    settled.commit(2)
+    assert settled.blocking(2) == {"a", "b"}
+    settled.heartbeat("a", 2)
+    assert not settled.acknowledged(2)
+    settled.heartbeat("b", 2)
+    assert settled.acknowledged(2)
+    assert settled.outcome(2) == {"a": CONFIRMED, "b": CONFIRMED}
+
+
+def test_a_silent_member_blocks_until_its_lease_has_run_out(
+    settled: Membership, clock: Clock
+) -> None:
+    settled.commit(2)
+    settled.heartbeat("a", 2)
+    clock.now += TERMS.seconds - 0.01
+    assert not settled.acknowledged(2)
+    clock.now += 0.02
+    assert settled.acknowledged(2)
+    assert settled.outcome(2)["b"] == LEASE_EXPIRED
+
+
+def test_a_member_that_stays_behind_gets_no_longer_lease(settled: Membership, clock: Clock) -> None:
+    settled.commit(2)
+    clock.now += 5
+    assert not settled.heartbeat("a", 1)
+    assert settled.heartbeat("b", 2)
+    clock.now += 3.01
+    assert settled.acknowledged(2)
+
+
+def test_a_restarted_coordinator_waits_out_the_leases_that_it_does_not_know(clock: Clock) -> None:
+    membership = Membership(5, terms=TERMS, clock=clock)
+    membership.heartbeat("a", 5)
+    assert not membership.acknowledged(5)
+    assert membership.next_change() == pytest.approx(TERMS.seconds)
+    clock.now += TERMS.seconds
+    assert membership.acknowledged(5)
+
+
+def test_a_member_that_registers_holds_no_lease_and_blocks_nothing(settled: Membership) -> None:
+    settled.register("new")
+    settled.commit(2)
+    assert settled.blocking(2) == {"a", "b"}
+    assert "new" not in settled.outcome(2)
+
+
+def test_only_members_under_a_lease_have_to_prepare(settled: Membership, clock: Clock) -> None:
+    settled.register("new")
+    assert settled.unprepared(2) == {"a", "b"}
+    settled.prepared("a", 2, None)
+    settled.prepared("b", 2, "digest differs")
+    assert settled.unprepared(2) == set()
+    assert settled.problems(2) == {"b": "digest differs"}
+
+
+def test_a_release_that_is_not_newer_cannot_be_committed(settled: Membership) -> None:
+    with pytest.raises(ValueError, match="not newer"):
+        settled.commit(1)
+
+
+def test_members_that_left_or_fell_silent_are_forgotten(settled: Membership, clock: Clock) -> None:
+    settled.leave("a")
+    settled.commit(2)
+    assert settled.blocking(2) == {"b"}
+    clock.now += 60
+    settled.drop_silent(32)
+    assert settled.members == {}
+
+
+class Protocol(RuleBasedStateMachine):
+    """Random joins, freezes, lost replies, crashes and restarts against what replicas may serve.
+
+    Each replica is modelled by what it believes: the release it runs and when its own lease ends,
+    counted from the sending of its heartbeat, less the margin. The invariant is the product's
+    first: once a release is acknowledged, no replica that believes in its lease runs an older one.
+    """
+
+    @initialize()
+    def begin(self) -> None:
+        self.clock = Clock()
+        self.membership = Membership(0, terms=TERMS, clock=self.clock)
+        self.ledger = 0
+        self.acknowledged = 0
+        self.replicas: dict[str, dict[str, float]] = {}
+        self.in_flight: list[tuple[str, float, int]] = []
+        self.born = 0
+
+    @rule()
+    def join(self) -> None:
+        name = f"r{self.born}"
+        self.born += 1
+        self.membership.register(name)
+        self.replicas[name] = {"running": self.ledger, "until": float("-inf")}
+
+    @rule(data=st.data(), lost=st.booleans())
+    def beat(self, data: st.DataObject, lost: bool) -> None:
+        if not self.replicas:
+            return
+        name = data.draw(st.sampled_from(sorted(self.replicas)))
+        replica = self.replicas[name]
+        extended = self.membership.heartbeat(name, int(replica["running"]))
+        if extended and not lost:
+            replica["until"] = self.clock.now + TERMS.seconds - TERMS.margin
+
+    @rule(data=st.data())
+    def send_a_slow_beat(self, data: st.DataObject) -> None:
+        if self.replicas:
+            name = data.draw(st.sampled_from(sorted(self.replicas)))
+            self.in_flight.append((name, self.clock.now, int(self.replicas[name]["running"])))
+
+    @rule()
+    def deliver_a_slow_beat(self) -> None:
+        if not self.in_flight:
+            return
+        name, sent, running = self.in_flight.pop(0)
+        if self.membership.heartbeat(name, running) and name in self.replicas:
+            until = sent + TERMS.seconds - TERMS.margin
+            self.replicas[name]["until"] = max(self.replicas[name]["until"], until)
+
+    @rule(data=st.data())
+    def catch_up(self, data: st.DataObject) -> None:
+        if self.replicas:
+            name = data.draw(st.sampled_from(sorted(self.replicas)))
+            self.replicas[name]["running"] = self.ledger
+
+    @rule(data=st.data())
+    def die(self, data: st.DataObject) -> None:
+        if self.replicas:
+            del self.replicas[data.draw(st.sampled_from(sorted(self.replicas)))]
+
+    @rule(told=st.booleans())
+    def activate(self, told: bool) -> None:
+        """Durable first; the coordinator may crash before it tells anybody."""
+        self.ledger += 1
+        if told:
+            self.membership.commit(self.ledger)
+        else:
+            self.restart_the_coordinator()
+
+    @rule()
+    def restart_the_coordinator(self) -> None:
+        self.membership = Membership(self.ledger, terms=TERMS, clock=self.clock)
+
+    @rule(seconds=st.floats(0.01, 9.0))
+    def wait(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+    @rule()
+    def acknowledge(self) -> None:
+        if self.membership.acknowledged(self.membership.committed):
+            self.acknowledged = max(self.acknowledged, self.membership.committed)
+
+    @invariant()
+    def nobody_serves_what_is_older_than_the_acknowledged(self) -> None:
+        if not hasattr(self, "replicas"):
+            return
+        for name, replica in self.replicas.items():
+            if replica["until"] > self.clock.now:
+                assert replica["running"] >= self.acknowledged, name
+
+
+Protocol.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestProtocol = Protocol.TestCase

@@ -1,0 +1,70 @@
+"""The metric table, and the page that is made of many replicas' numbers."""
+
+from __future__ import annotations
+
+import pickle
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from serving.metrics import TABLE, Metrics
+from serving.monitor import Monitor
+
+FIGURES = {"pending": 1, "oldest_pending": 5.0, "seq": 9, "accepted": 3, "done": 1, "refused": 1}
+
+
+def page_of(*replicas: Metrics) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
+    monitor = Monitor(leak_target=0.02)
+    for number, replica in enumerate(replicas):
+        # As Ray would carry it from the replica's process.
+        monitor.push(f"r{number}", pickle.loads(pickle.dumps(replica.families())))
+    monitor.page(FIGURES)
+    text = monitor.page({**FIGURES, "accepted": 4}).decode()
+    found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found.setdefault(sample.name, {})[tuple(sorted(sample.labels.items()))] = sample.value
+    return found
+
+
+def test_every_row_of_the_table_is_on_the_page() -> None:
+    replica = Metrics("replica")
+    for row in TABLE:
+        labels = ["x"] * len(row.labels)
+        if row.source == "replica" and row.kind == "counter":
+            replica.count(row.name, *labels)
+        if row.source == "replica" and row.kind == "histogram":
+            replica.observe(row.name, 1.0, *labels)
+    found = page_of(replica)
+    for row in TABLE:
+        assert (f"{row.name}_bucket" if row.kind == "histogram" else row.name) in found, row.name
+
+
+def test_no_label_can_name_a_class_or_a_request() -> None:
+    allowed = {"route", "outcome", "stage", "phase"}
+    assert {label for row in TABLE for label in row.labels} <= allowed
+
+
+def test_names_follow_prometheus_conventions() -> None:
+    for row in TABLE:
+        assert row.name.startswith("lethe_")
+        assert row.name.endswith("_total") == (row.kind == "counter"), row.name
+
+
+def test_replicas_are_told_apart_and_their_leaks_are_one_stream_of_evidence() -> None:
+    one, other = Metrics("replica"), Metrics("replica")
+    for replica in (one, other):
+        replica.count("lethe_shadow_matches_total", by=2)
+        replica.count("lethe_shadow_leaks_total", by=2)
+    found = page_of(one, other)
+    assert found["lethe_shadow_leaks_total"] == {
+        (("replica", "r0"),): 2.0,
+        (("replica", "r1"),): 2.0,
+    }
+    assert found["lethe_leak_evidence_log10"][()] >= 3
+    assert found["lethe_replicas"][()] == 2
+
+
+def test_forget_commands_are_counted_from_the_ledgers_totals() -> None:
+    found = page_of()
+    assert found["lethe_forgets_total"][(("outcome", "accepted"),)] == 4
+    assert found["lethe_forgets_total"][(("outcome", "done"),)] == 1

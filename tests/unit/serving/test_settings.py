@@ -1,0 +1,49 @@
+"""Settings: where they come from, and what a mistake is answered with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from serving.settings import SettingsError, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("LETHE_PORT", "LETHE_HOME", "LETHE_LEASE__SECONDS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_flags_win_over_the_environment_and_that_over_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lethe.toml").write_text("port = 1111\nreplicas = 5\n[lease]\nseconds = 4.0\n")
+    assert load_settings().port == 1111
+    monkeypatch.setenv("LETHE_PORT", "2222")
+    assert load_settings().port == 2222
+    chosen = load_settings(port=3333)
+    assert (chosen.port, chosen.replicas, chosen.lease.seconds) == (3333, 5, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("toml", "words"),
+    [
+        ("port = 70000", "port: .*65535"),
+        ("prot = 8000", "prot: .*not permitted"),
+        ("[lease]\nseconds = 1.0", "lease: .*three heartbeats"),
+        ("[backbone]\nmodel = 'vit_tiny_patch16_224'", "backbone: .*labels"),
+        ("port = ", "not valid TOML"),
+    ],
+)
+def test_a_mistake_is_named_with_its_place(tmp_path: Path, toml: str, words: str) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(toml)
+    with pytest.raises(SettingsError, match=words):
+        load_settings(file)
+
+
+def test_a_settings_file_that_is_named_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="does not exist"):
+        load_settings(tmp_path / "absent.toml")

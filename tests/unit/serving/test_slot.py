@@ -1,0 +1,106 @@
+"""One reference is flipped, a batch stays with the release it began on, tickets are drained."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from serving.engines.torch_eager import TorchEngine
+from serving.slot import BuildError, ReadyRelease, Slot, Ticket
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 3)).eval()
+
+
+@pytest.fixture
+def slot(model: nn.Module) -> Slot:
+    return Slot(TorchEngine(model), torch.zeros(1, 4), resident=3)
+
+
+def release(slot: Slot, number: int) -> ReadyRelease:
+    return ReadyRelease(number, number - 1, number, slot.bare, frozenset(), frozenset(), 0)
+
+
+def test_a_built_forward_uses_the_new_weights_and_leaves_the_old_ones_alone(
+    model: nn.Module, slot: Slot
+) -> None:
+    images = torch.randn(5, 4)
+    before = slot.bare(images)
+    weight = torch.zeros(8, 4)
+    changed = slot.forward_for(("x",), lambda: {"0": weight})
+    assert not torch.allclose(changed(images), before)
+    torch.testing.assert_close(slot.bare(images), before, rtol=0, atol=0)
+    with torch.no_grad():
+        expected = model[2](model[1](nn.functional.linear(images, weight, model[0].bias)))
+    torch.testing.assert_close(changed(images), expected)
+
+
+def test_unchanged_tensors_are_shared_between_releases(model: nn.Module) -> None:
+    built = TorchEngine(model).build({"0": torch.zeros(8, 4)}).model
+    own, theirs = dict(built.named_parameters()), dict(model.named_parameters())
+    shared = {name for name in own if own[name].data_ptr() == theirs[name].data_ptr()}
+    assert shared == {"0.bias", "2.weight", "2.bias"}
+
+
+def test_weights_that_are_not_finite_are_not_built(slot: Slot) -> None:
+    with pytest.raises(BuildError, match="not finite"):
+        slot.forward_for(("x",), lambda: {"0": torch.full((8, 4), float("nan"))})
+
+
+def test_resident_forwards_are_bounded_and_the_bare_one_stays(slot: Slot) -> None:
+    built = []
+
+    def weights(name: str) -> dict[str, torch.Tensor]:
+        built.append(name)
+        return {"0": torch.zeros(8, 4)}
+
+    for name in ("a", "b", "c", "a"):
+        slot.forward_for((name,), lambda name=name: weights(name))
+    assert built == ["a", "b", "c", "a"]
+    assert slot.forward_for((), dict) is slot.bare
+
+
+def test_an_older_release_is_never_flipped_to(slot: Slot) -> None:
+    assert slot.flip(release(slot, 5))
+    assert not slot.flip(release(slot, 4))
+    assert not slot.flip(release(slot, 5))
+    assert slot.active is not None
+    assert slot.active.number == 5
+
+
+def test_drain_waits_for_the_ticket_of_an_older_release(slot: Slot) -> None:
+    slot.flip(release(slot, 1))
+    old, young = Ticket(slot), Ticket(slot)
+    slot.pin([old])
+    slot.flip(release(slot, 2))
+    slot.pin([young])
+    assert not slot.drain(2, timeout=0.05)
+    drained = threading.Event()
+    thread = threading.Thread(target=lambda: slot.drain(2, timeout=5) and drained.set())
+    thread.start()
+    old.close()
+    thread.join(timeout=5)
+    assert drained.is_set()
+    young.close()
+
+
+def test_a_ticket_lets_go_once_however_often_it_is_closed(slot: Slot) -> None:
+    slot.flip(release(slot, 1))
+    one, other = Ticket(slot), Ticket(slot)
+    slot.pin([one, other])
+    one.close()
+    one.close()
+    assert not slot.drain(2, timeout=0.01)
+    other.close()
+    assert slot.drain(2, timeout=0.01)
+
+
+def test_nothing_is_answered_before_a_release_is_active(slot: Slot) -> None:
+    with pytest.raises(BuildError, match="no release"):
+        slot.pin([Ticket(slot)])
