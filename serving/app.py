@@ -7,6 +7,7 @@ that a second deploy finds them.
 from __future__ import annotations
 
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ import ray
 from fastapi import FastAPI
 from pydantic import BaseModel
 from ray import serve
+from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from forgetting.backbone import Backbone
 from forgetting.data import open_image_set
-from serving import control, coordinator
+from forgetting.report import GateConfig
+from forgetting.train import TrainConfig
+from serving import control, coordinator, monitor, trainer
 from serving.backbones import open_backbone, prepare_backbone
 from serving.control import Control
 from serving.coordinator import Coordinator
@@ -28,7 +32,7 @@ from serving.monitor import Monitor
 from serving.replica import Recognizer, outcome_of
 from serving.routes import inference, operations, probes, problems
 from serving.routes.access import recognizer
-from serving.settings import Settings, load_settings
+from serving.settings import Settings, SettingsError, load_settings
 from serving.trainer import Trainer
 
 NAME = "lethe"
@@ -105,6 +109,7 @@ def prepare(settings: Settings, progress: Any = lambda _: None) -> Backbone:
     """
     home = Home(settings.home_path, settings.registry_path)
     prepare_home(home)
+    _check_forget_settings(settings)
     prepare_backbone(settings, progress)
     backbone = open_backbone(settings)
     known = open_ledger(home).refresh().backbone
@@ -123,6 +128,17 @@ def prepare(settings: Settings, progress: Any = lambda _: None) -> Backbone:
     return backbone
 
 
+def _check_forget_settings(settings: Settings) -> None:
+    """Raises `SettingsError` where [forget] names what training or gates don't know."""
+    for section, kind in (("train", TrainConfig), ("gates", GateConfig)):
+        known = {field.name for field in fields(kind)}
+        unknown = sorted(set(getattr(settings.forget, section)) - known)
+        if unknown:
+            raise SettingsError(
+                f"forget.{section} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}"
+            )
+
+
 def application(settings: Settings) -> serve.Application:
     """The application, with its actors started. Ray must be connected. Raises as `prepare`."""
     backbone = prepare(settings)
@@ -130,8 +146,8 @@ def application(settings: Settings) -> serve.Application:
     leading = _actor(Coordinator, coordinator.ACTOR, 1000).remote(
         settings.home_path, settings.registry_path, terms
     )
-    watching = _actor(Monitor, "lethe-monitor", 8).remote(leak_target=settings.monitor.leak_target)
-    training = _actor(Trainer, "lethe-trainer", 2).remote(settings)
+    watching = _actor(Monitor, monitor.ACTOR, 8).remote(leak_target=settings.monitor.leak_target)
+    training = _actor(Trainer, trainer.ACTOR, 2).remote(settings)
     commanding = _actor(Control, control.ACTOR, 32).remote(
         settings,
         coordinator=leading,
@@ -148,6 +164,8 @@ def application(settings: Settings) -> serve.Application:
         health_check_timeout_s=30,
         graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=5,
+        # Requests are counted in metrics; a line for each would cost more than small models do.
+        logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
     )(serve.ingress(build_api)(Recognizer))
     return deployment.bind(settings, leading, watching, commanding)
 

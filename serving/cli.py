@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -80,19 +78,14 @@ def serve(config: Config = None, port: Port = None, replicas: Replicas = None) -
     """Start Ray and the application here, and serve until interrupted."""
     with _plain_errors():
         settings = load_settings(config, port=port, replicas=replicas)
-        from serving.start import check_port, connect_ray, running
+        from serving.start import check_port, interrupted, running
 
         check_port(settings)
         _prepare(settings)
-        with show.working(err, "starting Ray"):
-            connect_ray(settings)
-        ended = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # Ray has set its own by now; ours lets the replicas end in order.
-            signal.signal(number, lambda *_: ended.set())
         with contextlib.ExitStack() as stack:
-            with show.working(err, f"starting {settings.replicas} replicas"):
+            with show.working(err, f"starting Ray and {settings.replicas} replicas"):
                 stack.enter_context(running(settings))
+            ended = interrupted()
             out.print(f"serving on {settings.url}  (docs: {settings.url}/docs)", highlight=False)
             sys.stdout.flush()
             ended.wait()

@@ -16,11 +16,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError
 
 from registry import publish
 from registry.adapters import adapter_files
-from registry.errors import ConflictError, FormatError, RegistryError
+from registry.errors import ConflictError, FormatError
 from registry.state import Job, State
 from serving.coordinator import Ack, Author, Outcome, Refusal
 from serving.home import Home, open_ledger, open_subjects, signer
@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 ACTOR = "lethe-control"
 POLL_S = 0.25
 RETRY_S = 0.5
+HELD_UP_S = 2.0
 
 
 class Control:
@@ -252,9 +253,10 @@ class Control:
                 continue
             try:
                 self._advance(job)
-            except (RegistryError, RayError) as error:
-                log.error("job %s is held up: %s", job.id, error)
-                time.sleep(RETRY_S)
+            except Exception as error:
+                # Whatever it is, the worker must outlive it: every later job waits for it.
+                log.exception("job %s is held up: %s", job.id, error)
+                time.sleep(HELD_UP_S)
 
     def _advance(self, job: Job) -> None:
         """Take one pending job as far as it goes."""

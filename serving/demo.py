@@ -8,7 +8,6 @@ weights say, before the mask.
 from __future__ import annotations
 
 import contextlib
-import signal
 import socket
 import tempfile
 import threading
@@ -30,7 +29,7 @@ from serving.app import prepare
 from serving.client import Client
 from serving.home import Home, token
 from serving.settings import Settings
-from serving.start import connect_ray, running
+from serving.start import interrupted, running
 from serving.traffic import Answer, Traffic, audit, held_out, stale
 
 RATE = 40.0
@@ -65,7 +64,6 @@ def run_demo(settings: Settings, console: Console, *, keep: bool) -> dict[str, A
         with show.pretraining(console) as note:
             prepare(chosen, note)
         with show.working(console, f"starting Ray and {chosen.replicas} replicas"):
-            connect_ray(chosen)
             stack.enter_context(running(chosen))
         home = Home(chosen.home_path, chosen.registry_path)
         client = stack.enter_context(Client(chosen.url, token(home, "operator")))
@@ -75,10 +73,7 @@ def run_demo(settings: Settings, console: Console, *, keep: bool) -> dict[str, A
         summary = demo.run()
         if keep:
             console.print(f"still serving on {chosen.url}; Ctrl-C ends it", highlight=False)
-            ended = threading.Event()
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, lambda *_: ended.set())
-            ended.wait()
+            interrupted().wait()
     return summary
 
 

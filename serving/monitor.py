@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from serving.evidence import leak_evidence
 from serving.metrics import Metrics, merge
 
+ACTOR = "lethe-monitor"
 OUTCOMES = ("accepted", "done", "refused")
 STALE_S = 15.0
 """A replica not heard of for this long is no longer shown as serving."""

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
+import math
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +21,6 @@ from serving.app import NAME, NAMESPACE, application
 from serving.settings import Settings
 
 OBJECT_STORE_BYTES = 200 * 2**20
-SPARE_CPUS = 4
 
 
 class StartError(Exception):
@@ -37,39 +40,47 @@ def check_port(settings: Settings) -> None:
             ) from None
 
 
-def connect_ray(settings: Settings) -> None:
-    """Start Ray for this process alone: no dashboard, nothing on other interfaces."""
+@contextlib.contextmanager
+def running(settings: Settings) -> Iterator[None]:
+    """The application, on a Ray of its own on this machine, serves inside the block.
+
+    Raises as `serving.app.prepare`, and `StartError` when the replicas don't come up.
+    """
     _keep_token_private()
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.init(
-        num_cpus=max(os.cpu_count() or 1, int(settings.replicas * settings.replica_cpus) + 1)
-        + SPARE_CPUS,
+        num_cpus=(os.cpu_count() or 1) + math.ceil(settings.replicas * settings.replica_cpus),
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
         log_to_driver=False,
         logging_level=logging.ERROR,
         namespace=NAMESPACE,
     )
-    _keep_token_private()
-
-
-@contextlib.contextmanager
-def running(settings: Settings) -> Iterator[None]:
-    """The application serves inside the block. Ray must be connected.
-
-    Raises as `serving.app.prepare`, and `StartError` when the replicas don't come up.
-    """
-    serve.start(
-        http_options={"host": settings.host, "port": settings.port},
-        logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
-    )
     try:
+        _keep_token_private()
+        serve.start(
+            http_options={"host": settings.host, "port": settings.port},
+            logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
+        )
         try:
             serve.run(application(settings), name=NAME, route_prefix="/")
         except RuntimeError as error:
             raise StartError(f"the replicas did not come up: {error}") from None
         yield
     finally:
-        serve.shutdown()
+        # Serve's controller is killed while it answers, which Ray reports on stdout as an error.
+        with contextlib.redirect_stdout(io.StringIO()):
+            serve.shutdown()
+            ray.shutdown()
+
+
+def interrupted() -> threading.Event:
+    """An event that SIGINT and SIGTERM set. Ask for it inside `running`: Ray sets its own handlers,
+    which end the process without ending the replicas in order."""
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    return ended
 
 
 def _keep_token_private() -> None:

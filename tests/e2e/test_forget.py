@@ -114,14 +114,14 @@ def test_one_batch_is_answered_by_one_release(running: Server) -> None:
     """Every response names its release, and its mask is that release's: never a mixture."""
     with running.client() as client:
         guards = {r["release"]: set(r["masked"]) for r in client.releases()}
-    images = held_out(open_image_set("digits"))
-    with Traffic(running.url, running.auditor_token, images="digits", rate=60) as traffic:
-        with running.client() as client:
-            for to in (0, 2, 0, 2, 0, 2):
-                ack = client.rollback(to)
-                guards[ack["release"]] = set(ack["still_masked"])
-                traffic.wait_for(20)
-    assert len(images) > 300
+    with (
+        running.client() as client,
+        Traffic(running.url, running.auditor_token, images="digits", rate=60) as traffic,
+    ):
+        for to in (0, 2, 0, 2, 0, 2):
+            ack = client.rollback(to)
+            guards[ack["release"]] = set(ack["still_masked"])
+            traffic.wait_for(20)
     assert all(a.ok for a in traffic.answers)
     for answer in traffic.answers:
         assert answer.named not in guards[answer.release], answer

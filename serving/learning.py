@@ -1,0 +1,77 @@
+"""What the trainer actor runs: one forget task at a time, and how far it is."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from forgetting.adapter import from_files
+from forgetting.backbone import Backbone
+from forgetting.data import open_image_set
+from forgetting.errors import ForgettingError
+from forgetting.report import GateConfig, dumps
+from forgetting.task import run_task
+from forgetting.train import Progress, TrainConfig
+from serving.backbones import open_backbone
+from serving.settings import Settings
+from serving.training import NotTrained, Trained, TrainJob
+
+
+class Learner:
+    """Holds the backbone and the images between tasks."""
+
+    def __init__(self, settings: Settings) -> None:
+        torch.set_num_threads(settings.threads)
+        self._settings = settings
+        self._backbone: Backbone = open_backbone(settings)
+        self._images = open_image_set(settings.images)
+        self._progress: dict[str, Any] = {}
+
+    def train(self, job: TrainJob) -> Trained | NotTrained:
+        """Learn and measure one adapter."""
+        chosen = self._settings.forget
+        try:
+            stack = [from_files(files, self._backbone) for files in job.files]
+            result = run_task(
+                self._backbone,
+                stack,
+                images=self._images,
+                forget=job.forget,
+                earlier=job.earlier,
+                subjects=job.subjects,
+                stack_ids=job.stack,
+                config=TrainConfig(**chosen.train),
+                gates=GateConfig(**chosen.gates),
+                seed=chosen.seed,
+                progress=self._note,
+            )
+        except ForgettingError as error:
+            return NotTrained(self._without_names(str(error), job))
+        finally:
+            self._progress = {}
+        failed = [gate for gate in result.gates if not gate.passed]
+        refused = "; ".join(
+            f"{gate.name} is {gate.value:.4f}, limit {gate.limit:.4f}: {gate.advice}"
+            for gate in failed
+        )
+        return Trained(
+            files=dict(result.files),
+            report=dumps(result.report, result.gates).encode(),
+            refused=refused or None,
+            seconds=result.report.seconds,
+        )
+
+    def progress(self) -> dict[str, Any]:
+        """How far the running training is; empty when none runs."""
+        return dict(self._progress)
+
+    def _without_names(self, words: str, job: TrainJob) -> str:
+        """`words` go into the ledger, where no class may be named."""
+        for name in self._backbone.spec.classes:
+            words = words.replace(repr(name), job.subjects.get(name, "a class"))
+        return words
+
+    def _note(self, progress: Progress) -> None:
+        self._progress = asdict(progress)
