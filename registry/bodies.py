@@ -265,6 +265,16 @@ def adapter_id(files: Mapping[str, FileRef]) -> str:
     return f"sha256:{hashlib.sha256(encode_json(files_to_json(files))).hexdigest()}"
 
 
+def blobs_of(body: Body) -> dict[str, int | None]:
+    """The digests of the blobs that a record names, with their sizes where it says them."""
+    match body:
+        case Trained():
+            return {body.report: None} | {file.digest: file.size for file in body.files.values()}
+        case Refused() if body.report is not None:
+            return {body.report: None}
+    return {}
+
+
 def files_to_json(files: Mapping[str, FileRef]) -> dict[str, Json]:
     return {name: [file.digest, file.size] for name, file in files.items()}
 

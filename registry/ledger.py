@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from registry.envelope import MAX_ENVELOPE_BYTES
@@ -31,7 +32,8 @@ FORMAT_NAME = "lethe-registry"
 FORMAT_VERSION = 1
 LOG_PREFIX = "log/"
 BLOB_PREFIX = "blobs/sha256/"
-_LOG_KEY = re.compile(r"log/([0-9]{20})\.json")
+BLOB_KEY = re.compile(r"blobs/sha256/([0-9a-f]{2})/(\1[0-9a-f]{62})")
+LOG_KEY = re.compile(r"log/([0-9]{20})\.json")
 
 
 def log_key(seq: int) -> str:
@@ -82,8 +84,8 @@ class Ledger:
         """The state as of the last `refresh` or `append`."""
         return self._state
 
-    def refresh(self) -> State:
-        """Read and verify what was added, and return the new state.
+    def refresh(self, *, each: Callable[[Entry], None] | None = None) -> State:
+        """Read and verify what was added, hand `each` record on, and return the new state.
 
         The checks of each record, in order: size, envelope, signature and role, prev, seq, schema,
         fold. The first failure is raised and the state stays at the last good record.
@@ -97,7 +99,9 @@ class Ledger:
             # Listing once shows a gap that reading on to the first missing number would not.
             listed = 0 if self._listed else self._highest_listed()
             while (data := self._read_log(self._state.seq + 1)) is not None:
-                self._advance(data)
+                entry = self._advance(data)
+                if each is not None:
+                    each(entry)
             if listed > self._state.seq:
                 raise IntegrityError(
                     f"missing, though {log_key(listed)} exists",
@@ -169,11 +173,17 @@ class Ledger:
         Raises: IntegrityError when a blob of that name exists with other bytes.
         """
         digest = digest_of(data)
-        try:
-            self._store.create(blob_key(digest), data)
-        except AlreadyExistsError:
-            self.get_blob(digest, size=len(data))
-        return digest
+        while True:
+            try:
+                self._store.create(blob_key(digest), data)
+                return digest
+            except AlreadyExistsError:
+                # Made young first, then looked at: `upkeep.collect` takes old blobs that no record
+                # names, as this one may be until our caller's record is there.
+                with suppress(NotFoundError):
+                    self._store.touch(blob_key(digest))
+                    self.get_blob(digest, size=len(data))
+                    return digest
 
     def get_blob(self, digest: str, *, size: int | None = None) -> bytes:
         """A blob's bytes, checked against its digest and, where given, its size.
@@ -198,7 +208,7 @@ class Ledger:
             )
         return data
 
-    def _advance(self, data: bytes) -> None:
+    def _advance(self, data: bytes) -> Entry:
         state = self._state
         where = log_key(state.seq + 1)
         entry = open_record(
@@ -208,6 +218,7 @@ class Ledger:
             self._state = apply(state, entry.record, digest=entry.digest)
         except ConflictError as error:
             raise IntegrityError(str(error), check="fold", where=where) from error
+        return entry
 
     def _sealed(self, draft: Draft, state: State, signer: Signer) -> tuple[bytes, Entry]:
         """The bytes to store, already read back through every check that a reader will make."""
@@ -241,7 +252,7 @@ class Ledger:
         return data
 
     def _highest_listed(self) -> int:
-        matches = [_LOG_KEY.fullmatch(key) for key in self._store.list(LOG_PREFIX)]
+        matches = [LOG_KEY.fullmatch(key) for key in self._store.list(LOG_PREFIX)]
         return max((int(match[1]) for match in matches if match), default=0)
 
     def _check_not_replaced(self) -> None:

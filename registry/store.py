@@ -10,6 +10,7 @@ import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -41,10 +42,31 @@ class Store(Protocol):
         ...
 
     def delete(self, key: str) -> None:
-        """Remove an object: for upkeep and the subject map, never for the log.
+        """Remove an object: for the subject map, never for the log. (Blobs: `delete_older`.)
 
         Raises: NotFoundError, StoreError.
         """
+        ...
+
+    def touch(self, key: str) -> None:
+        """Make an object as young as if it were created now. Raises: NotFoundError, StoreError."""
+        ...
+
+    def older(self, prefix: str, *, before: datetime) -> tuple[str, ...]:
+        """The keys of `list` whose objects were neither created nor touched since `before`."""
+        ...
+
+    def delete_older(self, key: str, *, before: datetime) -> bool:
+        """Remove an object unless it was created or touched since `before`, and say whether.
+
+        Whoever touches an object and then finds it still there can rely on it.
+
+        Raises: StoreError.
+        """
+        ...
+
+    def leftovers(self, *, before: datetime, delete: bool) -> tuple[str, ...]:
+        """What killed writers left before `before`, by name, and removed with `delete`."""
         ...
 
 
@@ -69,7 +91,7 @@ class DirectoryStore:
         path = Path(self._path(key))
         with _os_errors(key, verb="stored"):
             self._make_durable(path.parent)
-            temporary = path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
+            temporary = path.parent / _temporary_name()
             try:
                 self._write(temporary, data)
                 try:
@@ -112,6 +134,48 @@ class DirectoryStore:
                 raise NotFoundError(f"{key}: not found in {self.root}") from None
             _sync_directory(Path(path).parent)
 
+    def touch(self, key: str) -> None:
+        with _os_errors(key, verb="touched"):
+            try:
+                os.utime(self._path(key))
+            except FileNotFoundError:
+                raise NotFoundError(f"{key}: not found in {self.root}") from None
+
+    def older(self, prefix: str, *, before: datetime) -> tuple[str, ...]:
+        return tuple(key for key in self.list(prefix) if _is_older(self._path(key), before=before))
+
+    def delete_older(self, key: str, *, before: datetime) -> bool:
+        path = self._path(key)
+        # Out of sight first, and only then its age: whoever touched it in time and looked again
+        # either finds it, or was seen to have touched it, and then it is put back.
+        aside = os.path.join(os.path.dirname(path), _temporary_name())
+        with _os_errors(key, verb="deleted"):
+            if not _is_older(path, before=before):
+                return False
+            try:
+                os.rename(path, aside)
+            except FileNotFoundError:
+                return False
+            old = _is_older(aside, before=before)
+            if not old:
+                with suppress(FileExistsError):
+                    os.link(aside, path)
+            os.unlink(aside)
+            _sync_directory(Path(path).parent)
+        return old
+
+    def leftovers(self, *, before: datetime, delete: bool) -> tuple[str, ...]:
+        found = []
+        with _os_errors("leftovers", verb="listed"):
+            for path in _files_below(str(self.root)):
+                name = os.path.basename(path)
+                if name.startswith(TEMPORARY_PREFIX) and _is_older(path, before=before):
+                    found.append(path.removeprefix(self._prefix))
+                    if delete:
+                        with suppress(FileNotFoundError):
+                            os.unlink(path)
+        return tuple(sorted(found))
+
     def _path(self, key: str) -> str:
         if not _KEY.fullmatch(key):
             raise ValueError(
@@ -150,6 +214,18 @@ class DirectoryStore:
             _sync_directory(path.parent)
         with self._lock:
             self._durable_directories.update(chain)
+
+
+def _temporary_name() -> str:
+    return f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
+
+
+def _is_older(path: str, *, before: datetime) -> bool:
+    """Whether there is a file, last written or touched before `before`."""
+    try:
+        return os.stat(path).st_mtime < before.timestamp()
+    except FileNotFoundError:
+        return False
 
 
 def _files_below(directory: str) -> Iterator[str]:

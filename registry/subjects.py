@@ -17,13 +17,14 @@ import re
 import secrets
 from contextlib import suppress
 
-from registry.errors import AlreadyExistsError, IntegrityError, NotFoundError
+from registry.errors import AlreadyExistsError, CheckError, IntegrityError, NotFoundError
 from registry.schema import SUBJECT, Fields, decode_json, encode_json
 from registry.store import Store
 
 PREFIX = "subjects/"
 CLAIM_PREFIX = "subjects/by-class/"
 _KEY_BYTES = 32
+_ENTRY_KEY = re.compile(r"subjects/([0-9a-f]{32})\.json")
 _HEX_KEY = re.compile(r"[0-9a-f]{64}")
 _CLASS_NAME = re.compile(r"(?s:.{1,1000})")
 
@@ -62,24 +63,7 @@ class SubjectMap:
 
         Raises: IntegrityError, FormatError (a damaged map).
         """
-        key = _claim_key(class_name)
-        subject = self._claimed(key)
-        if subject is None:
-            return None
-        try:
-            named = self.class_of(subject)
-        except NotFoundError:
-            # Deleted since the line above (the claim goes first), or damaged?
-            if self._claimed(key) is None:
-                return None
-            raise IntegrityError(
-                f"claims {subject}, whose entry is missing", check="presence", where=key
-            ) from None
-        if named != class_name:
-            raise IntegrityError(
-                f"claims {subject}, which stands for another class", check="subject", where=key
-            )
-        return subject
+        return self._verify_claim(_claim_key(class_name))
 
     def class_of(self, subject: str) -> str:
         """The class that a subject id stands for.
@@ -102,13 +86,25 @@ class SubjectMap:
         return class_name
 
     def all(self) -> dict[str, str]:
-        """Every assigned subject id and its class."""
-        found = {}
-        for key in self._store.list(CLAIM_PREFIX):
-            subject = self._claimed(key)
-            if subject is not None:
-                found[subject] = self.class_of(subject)
-        return found
+        """Every assigned subject id and its class. Raises: IntegrityError, FormatError."""
+        return {
+            subject: self.class_of(subject)
+            for key in self._store.list(CLAIM_PREFIX)
+            if (subject := self._claimed(key)) is not None
+        }
+
+    def verify(self) -> list[CheckError]:
+        """What is wrong with the map; changes nothing."""
+        problems: list[CheckError] = []
+        for key in self._store.list(PREFIX):
+            try:
+                if key.startswith(CLAIM_PREFIX):
+                    self._verify_claim(key)
+                elif match := _ENTRY_KEY.fullmatch(key):
+                    self.class_of(match[1])
+            except CheckError as error:
+                problems.append(error)
+        return problems
 
     def delete(self, subject: str) -> None:
         """Forget what the id stood for; the id stays in the log and leads nowhere.
@@ -121,6 +117,26 @@ class SubjectMap:
         if self._claimed(claim) == subject:
             self._store.delete(claim)
         self._store.delete(_entry_key(subject))
+
+    def _verify_claim(self, key: str) -> str | None:
+        """The subject of a claim that fits its entry, or None if there is no such claim."""
+        subject = self._claimed(key)
+        if subject is None:
+            return None
+        try:
+            class_name = self.class_of(subject)
+        except NotFoundError:
+            # Deleted since the line above (the claim goes first), or damaged?
+            if self._claimed(key) is None:
+                return None
+            raise IntegrityError(
+                f"claims {subject}, whose entry is missing", check="presence", where=key
+            ) from None
+        if _claim_key(class_name) != key:
+            raise IntegrityError(
+                f"claims {subject}, which stands for another class", check="subject", where=key
+            )
+        return subject
 
     def _claimed(self, key: str) -> str | None:
         try:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from registry_acts import BACKBONE, record_after, subject
 
@@ -252,7 +252,7 @@ def proposals(draw: st.DrawFn, model: Model) -> Body:
 
 
 @given(data=st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_the_fold_agrees_with_the_model_on_every_record(data: st.DataObject) -> None:
     state, model = State(), Model()
     for step in range(data.draw(st.integers(10, 60), label="steps")):

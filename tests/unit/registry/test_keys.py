@@ -105,19 +105,16 @@ def test_init_completes_what_a_crash_left(tmp_path: Path, made: int) -> None:
 
 def test_processes_that_init_at_once_end_with_one_set_of_keys(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    processes = [
-        context.Process(target=init_keys, args=(tmp_path / str(round_ // 4),))
-        for round_ in range(8)
-    ]
+    processes = [context.Process(target=init_keys, args=(tmp_path / "keys",)) for _ in range(3)]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(30)
+        process.join(60)
         assert process.exitcode == 0
-    for directory in (tmp_path / "0", tmp_path / "1"):
-        assert sorted(contents(directory)) == FILES
-        trust = Trust.load(directory / "trust.json")
-        assert {Signer.load(directory / f"{role}.pem").key_id for role in ROLES} == set(trust.keys)
+    assert sorted(contents(tmp_path / "keys")) == FILES
+    trust = Trust.load(tmp_path / "keys" / "trust.json")
+    made = {Signer.load(tmp_path / "keys" / f"{role}.pem").key_id for role in ROLES}
+    assert made == set(trust.keys)
 
 
 def test_init_in_an_impossible_place_is_a_trust_error(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def assign_all(root: Path, results: Connection) -> None:
 def test_processes_that_assign_at_once_agree(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     pipes, processes = [], []
-    for _ in range(3):
+    for _ in range(2):
         ours, theirs = context.Pipe()
         process = context.Process(target=assign_all, args=(tmp_path, theirs))
         process.start()
@@ -153,9 +153,9 @@ def test_processes_that_assign_at_once_agree(tmp_path: Path) -> None:
         assert pipe.recv() == "ready"
     for pipe in pipes:
         pipe.send("go")
-    first, *others = (pipe.recv() for pipe in pipes)
+    first, second = (pipe.recv() for pipe in pipes)
     for process in processes:
-        process.join(10)
+        process.join(60)
         assert process.exitcode == 0
-    assert all(other == first for other in others)
+    assert first == second
     assert set(SubjectMap(DirectoryStore(tmp_path)).all()) == set(first)
