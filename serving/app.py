@@ -4,7 +4,7 @@
 that a second deploy finds them.
 """
 
-from __future__ import annotations
+# Annotations are not postponed here: Ray reads that of `build` to check the arguments.
 
 import time
 from dataclasses import fields
@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 from fastapi import FastAPI
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -92,6 +92,8 @@ def build_api() -> FastAPI:
 
 class BuildArgs(BaseModel):
     """What `serve deploy` may pass: a settings file, on every node at the same path."""
+
+    model_config = ConfigDict(extra="forbid")
 
     config: Path | None = None
 
