@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 START_S = 60.0
 PUSH_S = 1.0
+SWAP_OUTCOMES = ("ok", "rejected", "failed")
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,9 @@ class Recognizer:
         home = Home(settings.home_path, settings.registry_path)
         self.tokens = {"operator": token(home, "operator"), "auditor": token(home, "auditor")}
         self.metrics = Metrics("replica")
+        for outcome in SWAP_OUTCOMES:
+            # From 0 on, so that Prometheus sees the first failure as an increase.
+            self.metrics.count("lethe_swaps_total", outcome, by=0)
         backbone = open_backbone(settings)
         self.classes = backbone.spec.classes
         self._transform = transform(backbone.spec.preprocess)
@@ -192,7 +196,7 @@ class Recognizer:
     # -- numbers
 
     def _note_swap(self, step: str, seconds: float) -> None:
-        if step in ("ok", "rejected", "failed"):
+        if step in SWAP_OUTCOMES:
             self.metrics.count("lethe_swaps_total", step)
             if step == "ok":
                 self.metrics.set("lethe_last_swap_timestamp_seconds", time.time())
