@@ -63,6 +63,7 @@ def run_task(
     images: ImageSet,
     forget: Sequence[str],
     earlier: Sequence[str],
+    withheld: Sequence[str] = (),
     subjects: Mapping[str, str],
     stack_ids: Sequence[str],
     config: TrainConfig | None = None,
@@ -79,6 +80,8 @@ def run_task(
         images: Train, val and test images; its class names must be the backbone's.
         forget: Names of the classes to forget now.
         earlier: Names of all classes forgotten before.
+        withheld: Names of other classes under erasure (masked, and still in the weights): their
+            images are neither replayed nor measured.
         subjects: Subject id of every class in `forget` and `earlier`.
         stack_ids: Ids of the adapters in `stack`, in the same order.
         config: Hyper-parameters; None takes the defaults, which suit every set here.
@@ -98,7 +101,7 @@ def run_task(
     """
     config, gates = config or TrainConfig(), gates or GateConfig()
     images = for_classes(images, backbone.spec.classes)
-    classes = _classes(images, forget=forget, earlier=earlier, subjects=subjects)
+    classes = _classes(images, forget=forget, earlier=earlier, withheld=withheld, subjects=subjects)
     if len(stack) != len(stack_ids):
         raise DataError(f"expected one id for each of {len(stack)} adapters, got {len(stack_ids)}")
     generator = torch.Generator().manual_seed(seed)
@@ -154,7 +157,12 @@ class _Classes:
     retained: tuple[str, ...]
     forget: tuple[str, ...]
     earlier: tuple[str, ...]
+    withheld: tuple[str, ...]
     subjects: Mapping[str, str]
+
+    @property
+    def under_erasure(self) -> tuple[str, ...]:
+        return (*self.forget, *self.earlier, *self.withheld)
 
 
 @dataclass(frozen=True)
@@ -171,9 +179,10 @@ def _classes(
     *,
     forget: Sequence[str],
     earlier: Sequence[str],
+    withheld: Sequence[str],
     subjects: Mapping[str, str],
 ) -> _Classes:
-    gone = [*forget, *earlier]
+    gone = [*forget, *earlier, *withheld]
     if not forget:
         raise DataError("no class to forget was given")
     for name in gone:
@@ -181,7 +190,7 @@ def _classes(
     doubled = sorted({name for name in gone if gone.count(name) > 1})
     if doubled:
         raise DataError(f"already forgotten or given twice: {', '.join(doubled)}")
-    unnamed = sorted(set(gone) - set(subjects))
+    unnamed = sorted({*forget, *earlier} - set(subjects))
     if unnamed:
         raise DataError(f"no subject id was given for {len(unnamed)} of the classes under erasure")
     with_images = {images.classes[label] for label in set(images.labels.tolist())}
@@ -194,7 +203,7 @@ def _classes(
             f"forgetting {', '.join(forget)} would leave {len(retained)} classes with images; at "
             "least 2 must remain"
         )
-    return _Classes(retained, tuple(forget), tuple(earlier), dict(subjects))
+    return _Classes(retained, tuple(forget), tuple(earlier), tuple(withheld), dict(subjects))
 
 
 def _training_data(
@@ -223,7 +232,7 @@ def _training_data(
     retain = few(classes.retained, "train")
     val_forget = samples(indices(images, "val", classes=classes.forget))
     val_retain = few(classes.retained, "val")
-    gone = [class_index(images, name) for name in (*classes.forget, *classes.earlier)]
+    gone = [class_index(images, name) for name in classes.under_erasure]
     return ForgetData(
         forget=forget,
         retain=retain,
@@ -253,7 +262,7 @@ def _report(
     bare = models.backbone.model
     forget_before, forget_after = predict(bare, forget.x), predict(models.after, forget.x)
     earlier_after = predict(models.after, earlier.x)
-    gone = torch.tensor(sorted({*forget.y.tolist(), *earlier.y.tolist()}), dtype=torch.int64)
+    gone = torch.tensor(sorted(images.classes.index(name) for name in classes.under_erasure))
     masked = own_distribution(forget_before, forgotten=gone) if len(forget) else forget_before
     subject = {images.classes.index(name): s for name, s in classes.subjects.items()}
     shares = {**by_class(forget_after, forget.y), **by_class(earlier_after, earlier.y)}

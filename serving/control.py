@@ -42,6 +42,8 @@ ACTOR = "lethe-control"
 POLL_S = 0.25
 RETRY_S = 0.5
 HELD_UP_S = 2.0
+RECENT = 20
+"""Ended jobs that the status shows."""
 
 
 class Control:
@@ -136,14 +138,7 @@ class Control:
         state = self._ledger.refresh()
         if job_id not in state.jobs:
             return Rejection(404, f"There is no job {job_id}.", "`lethe status` lists the jobs.")
-        waiting = [job.id for job in pending_jobs(state)]
-        return job_view(
-            state.jobs[job_id],
-            state,
-            class_of=self._subjects.class_of,
-            progress=self._training.get(job_id, {}),
-            ahead=waiting.index(job_id) if job_id in waiting else 0,
-        )
+        return self._view(job_id, state, [job.id for job in pending_jobs(state)])
 
     def releases(self) -> list[dict[str, Any]]:
         return releases_view(self._ledger.refresh(), class_of=self._subjects.class_of)
@@ -166,8 +161,22 @@ class Control:
             "masked_only": names(state.erasing - learned),
             "registry_seq": state.seq,
             "replicas": ray.get(self._coordinator.members.remote()),
-            "jobs": [self.job(job_id) for job_id in state.jobs],
+            "jobs": self._recent_jobs(state),
         }
+
+    def _recent_jobs(self, state: State) -> list[dict[str, Any]]:
+        waiting = [job.id for job in pending_jobs(state)]
+        ended = [job_id for job_id in state.jobs if job_id not in waiting]
+        return [self._view(job_id, state, waiting) for job_id in [*ended[-RECENT:], *waiting]]
+
+    def _view(self, job_id: str, state: State, waiting: list[str]) -> dict[str, Any]:
+        return job_view(
+            state.jobs[job_id],
+            state,
+            class_of=self._subjects.class_of,
+            progress=self._training.get(job_id, {}),
+            ahead=waiting.index(job_id) if job_id in waiting else 0,
+        )
 
     def report(self, job_id: str) -> bytes | Rejection:
         """The measured report of a job, as JSON bytes."""
@@ -298,12 +307,15 @@ class Control:
 
     def _train(self, job: Job, stack: tuple[str, ...]) -> Trained | NotTrained:
         state = self._ledger.state
-        earlier = sorted(state.subjects_erased_by_weights(state.active))
-        names = {s: self._subjects.class_of(s) for s in (*job.subjects, *earlier)}
+        learned = state.subjects_erased_by_weights(state.active)
+        earlier = sorted(learned - set(job.subjects))
+        withheld = sorted(state.erasing - learned - set(job.subjects))
+        names = {s: self._subjects.class_of(s) for s in (*job.subjects, *earlier, *withheld)}
         task = TrainJob(
             job=job.id,
             forget=tuple(names[s] for s in job.subjects),
             earlier=tuple(names[s] for s in earlier),
+            withheld=tuple(names[s] for s in withheld),
             subjects={name: subject for subject, name in names.items()},
             stack=stack,
             files=tuple(adapter_files(self._ledger, adapter) for adapter in stack),

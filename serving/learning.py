@@ -40,6 +40,7 @@ class Learner:
                 images=self._images,
                 forget=job.forget,
                 earlier=job.earlier,
+                withheld=job.withheld,
                 subjects=job.subjects,
                 stack_ids=job.stack,
                 config=TrainConfig(**chosen.train),

@@ -87,8 +87,11 @@ class Member:
                 self.check()
 
     def catch_up_to(self, number: int, timeout: float) -> None:
-        """Serve release `number` or a newer one. Raises `NotCurrentError` when it can't."""
+        """Serve release `number` or a newer one. Raises `NotCurrentError` when it can't, at once
+        when no such release is active."""
         try:
+            if self._reader.active() < number:
+                raise NotCurrentError(f"release {number} is not active yet")
             self.catch_up()
         except (RegistryError, BuildError) as error:
             raise NotCurrentError(f"this replica can't reach release {number}: {error}") from None
@@ -163,7 +166,10 @@ class Member:
                 ref = self._coordinator.follow.remote(self.name, seen, FOLLOW_S)
                 wake: Wake = ray.get(ref, timeout=FOLLOW_S * 2)
                 if wake.prepare > seen.prepare:
-                    self._prepare(wake.prepare)
+                    # Aside, so that a long build holds up no guard.
+                    threading.Thread(
+                        target=self._prepare, args=(wake.prepare,), name="prepare", daemon=True
+                    ).start()
                 if wake.committed > self._drained:
                     self.catch_up()
                 seen = wake
@@ -186,7 +192,10 @@ class Member:
             log.error("release %d can't be prepared: %s", number, error)
             self._on_swap("rejected", 0.0)
             problem = str(error)
-        self._ask("prepared", self.name, number, problem)
+        try:
+            self._ask("prepared", self.name, number, problem)
+        except (RayError, GetTimeoutError):
+            log.warning("the coordinator that asked for release %d is gone", number)
 
     def catch_up(self) -> None:
         """Flip to the ledger's active release, drain, confirm. Raises `RegistryError` or

@@ -69,6 +69,8 @@ class Slot:
         self._active: ReadyRelease | None = None
         self._pins: Counter[int] = Counter()
         self._changed = threading.Condition()
+        self._building = threading.Lock()
+        self._books = threading.Lock()
         self.bare = self.forward_for((), dict)
 
     @property
@@ -82,20 +84,33 @@ class Slot:
 
         Raises `BuildError` when the check that it computes finite numbers fails.
         """
-        resident = self._forwards.get(stack)
-        if resident is not None:
-            self._forwards.move_to_end(stack)
-            return resident
-        forward = self._engine.build(weights())
-        logits = forward(self._probe)
-        if not bool(torch.isfinite(logits).all()):
-            raise BuildError("self-check failed: the release's logits are not finite")
-        self._forwards[stack] = forward
-        while len(self._forwards) > self._resident:
-            # The bare backbone stays: the shadow needs it.
-            oldest = next(key for key in self._forwards if key)
-            del self._forwards[oldest]
-        return forward
+        forward = self._find(stack)
+        if forward is not None:
+            return forward
+        with self._building:  # one at a time; what is resident is found meanwhile
+            forward = self._find(stack)
+            if forward is not None:
+                return forward
+            forward = self._engine.build(weights())
+            if not bool(torch.isfinite(forward(self._probe)).all()):
+                raise BuildError("self-check failed: the release's logits are not finite")
+            self._keep(stack, forward)
+            return forward
+
+    def _find(self, stack: tuple[str, ...]) -> Forward | None:
+        with self._books:
+            forward = self._forwards.get(stack)
+            if forward is not None:
+                self._forwards.move_to_end(stack)
+            return forward
+
+    def _keep(self, stack: tuple[str, ...], forward: Forward) -> None:
+        with self._books:
+            self._forwards[stack] = forward
+            while len(self._forwards) > self._resident:
+                # The bare backbone stays: the shadow needs it.
+                oldest = next(key for key in self._forwards if key)
+                del self._forwards[oldest]
 
     def flip(self, ready: ReadyRelease) -> bool:
         """Serve `ready` from the next batch on. False when a newer release is already active."""
@@ -111,8 +126,8 @@ class Slot:
         with self._changed:
             if self._active is None:
                 raise BuildError("no release is active yet")
-            self._pins[self._active.number] += len(tickets)
             for ticket in tickets:
+                self._pins[self._active.number] += 1
                 ticket.pin(self._active)
             return self._active
 

@@ -49,6 +49,7 @@ def running(settings: Settings) -> Iterator[None]:
     _keep_token_private()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.init(
+        "local",  # never somebody else's cluster that happens to run here
         num_cpus=(os.cpu_count() or 1) + math.ceil(settings.replicas * settings.replica_cpus),
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,

@@ -14,6 +14,8 @@ class TrainJob:
     forget: tuple[str, ...]
     earlier: tuple[str, ...]
     """Classes that the stack was already taught to forget."""
+    withheld: tuple[str, ...]
+    """Classes that are under erasure and still in the stack's weights."""
     subjects: Mapping[str, str]
     """Class name -> subject, for `forget` and `earlier`."""
     stack: tuple[str, ...]

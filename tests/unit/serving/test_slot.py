@@ -101,6 +101,13 @@ def test_a_ticket_lets_go_once_however_often_it_is_closed(slot: Slot) -> None:
     assert slot.drain(2, timeout=0.01)
 
 
+def test_a_batch_of_abandoned_requests_holds_nothing(slot: Slot) -> None:
+    slot.flip(release(slot, 1))
+    slot.pin([])
+    slot.flip(release(slot, 2))
+    assert slot.drain(2, timeout=0.01)
+
+
 def test_nothing_is_answered_before_a_release_is_active(slot: Slot) -> None:
     with pytest.raises(BuildError, match="no release"):
         slot.pin([Ticket(slot)])

@@ -1,0 +1,253 @@
+"""The coordinator on a real ledger, with members that follow, lag, fail or fall silent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry import publish
+from registry.ledger import Ledger
+from registry.state import Job
+from serving.coordinator import Ack, Author, Coordinator, Refusal
+from serving.home import Home, open_ledger, open_subjects, prepare_home, signer
+from serving.membership import CONFIRMED, LEASE_EXPIRED, Terms, Wake
+
+TERMS = Terms(seconds=1.2, margin=0.2, heartbeat=0.1)
+BACKBONE = "sha256:" + "0" * 64
+AUTHOR = Author("tester", "a test", "request-of-the-test")
+
+
+@dataclass
+class Replica:
+    """A member as `serving.member` behaves, without a model behind it."""
+
+    name: str
+    problem: str | None = None
+    frozen: bool = False
+    running: int = -1
+    built: list[int] = field(default_factory=list)
+
+    async def live(self, coordinator: Coordinator) -> None:
+        self.running = await coordinator.register(self.name)
+        await asyncio.gather(self._beat(coordinator), self._follow(coordinator))
+
+    async def _beat(self, coordinator: Coordinator) -> None:
+        while True:
+            if not self.frozen:
+                await coordinator.heartbeat(self.name, self.running)
+            await asyncio.sleep(TERMS.heartbeat)
+
+    async def _follow(self, coordinator: Coordinator) -> None:
+        seen = Wake(self.running, -1)
+        while True:
+            wake = await coordinator.follow(self.name, seen, 0.5)
+            while self.frozen:
+                await asyncio.sleep(0.01)
+            if wake.prepare > seen.prepare:
+                self.built.append(wake.prepare)
+                await coordinator.prepared(self.name, wake.prepare, self.problem)
+            if wake.committed > self.running:
+                self.running = wake.committed
+                await coordinator.heartbeat(self.name, self.running)
+            seen = wake
+
+
+@dataclass(frozen=True)
+class Stage:
+    home: Home
+    ledger: Ledger
+
+    def coordinator(self) -> Coordinator:
+        return Coordinator(self.home.path, self.home.registry, TERMS)
+
+    def request(self, name: str) -> Job:
+        return publish.request_forget(
+            self.ledger,
+            signer(self.home, "operator"),
+            subjects=[open_subjects(self.home).assign(name)],
+            backbone=BACKBONE,
+            actor="tester",
+            reason="a test",
+            request_id=f"forget-{name}",
+        )
+
+    def trained(self, job: Job, stack: tuple[str, ...]) -> str:
+        entry = publish.record_trained(
+            self.ledger,
+            signer(self.home, "publisher"),
+            job=job.id,
+            files={"adapter": job.id.encode()},
+            stack=stack,
+            report=b"{}",
+            actor="tester",
+            reason="a test",
+            request_id=f"train-{job.id}",
+        )
+        return entry.id
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    home = Home(tmp_path, tmp_path / "registry")
+    prepare_home(home)
+    return Stage(home, open_ledger(home))
+
+
+def play(
+    stage: Stage, replicas: list[Replica], act: Callable[[Coordinator], Coroutine[Any, Any, None]]
+) -> None:
+    """Run `act` against a coordinator whose members are `replicas`, its first grace over."""
+
+    async def run() -> None:
+        coordinator = stage.coordinator()
+        lives = [asyncio.create_task(replica.live(coordinator)) for replica in replicas]
+        await asyncio.sleep(TERMS.seconds + 0.1)
+        try:
+            await asyncio.wait_for(act(coordinator), 30)
+        finally:
+            for life in lives:
+                life.cancel()
+
+    asyncio.run(run())
+
+
+def test_a_forget_is_guarded_adopted_and_rolled_back_with_its_guard(stage: Stage) -> None:
+    replicas = [Replica("a"), Replica("b")]
+
+    async def act(coordinator: Coordinator) -> None:
+        job = stage.request("ada")
+        guard = await coordinator.guard(job.id, AUTHOR)
+        assert isinstance(guard, Ack)
+        assert guard.members == {"a": CONFIRMED, "b": CONFIRMED}
+        adapter = stage.trained(job, ())
+        adopted = await coordinator.adopt(job.id, AUTHOR)
+        assert isinstance(adopted, Ack)
+        assert adopted.release == 2
+        back = await coordinator.roll_back(1, AUTHOR)
+        assert isinstance(back, Ack)
+        state = stage.ledger.refresh()
+        assert (state.active, state.confirmed) == (3, 3)
+        assert state.releases[2].adapters == (adapter,)
+        assert state.releases[3].adapters == ()
+        assert state.releases[3].guard == frozenset(job.subjects)
+        assert state.jobs[job.id].state == "done"
+
+    play(stage, replicas, act)
+    # A release that only masks has nothing to build.
+    assert [replica.built for replica in replicas] == [[2, 3], [2, 3]]
+
+
+def test_a_release_that_one_member_cannot_build_is_not_activated(stage: Stage) -> None:
+    async def act(coordinator: Coordinator) -> None:
+        job = stage.request("ada")
+        await coordinator.guard(job.id, AUTHOR)
+        stage.trained(job, ())
+        outcome = await coordinator.adopt(job.id, AUTHOR)
+        assert isinstance(outcome, Refusal)
+        assert outcome.stage == "prepare"
+        assert "digest differs" in outcome.detail
+        assert stage.ledger.refresh().active == 1
+
+    play(stage, [Replica("a"), Replica("b", problem="digest differs")], act)
+
+
+def test_an_adapter_of_another_stack_is_refused(stage: Stage) -> None:
+    async def act(coordinator: Coordinator) -> None:
+        first, second = stage.request("ada"), stage.request("bo")
+        await coordinator.guard(first.id, AUTHOR)
+        await coordinator.guard(second.id, AUTHOR)
+        stage.trained(first, ())
+        stage.trained(second, ())
+        assert isinstance(await coordinator.adopt(first.id, AUTHOR), Ack)
+        outcome = await coordinator.adopt(second.id, AUTHOR)
+        assert isinstance(outcome, Refusal)
+        assert outcome.stage == "stack"
+
+    play(stage, [Replica("a")], act)
+
+
+def test_a_frozen_member_holds_the_acknowledgement_up_until_its_lease_is_out(
+    stage: Stage,
+) -> None:
+    frozen = Replica("b")
+
+    async def act(coordinator: Coordinator) -> None:
+        job = stage.request("ada")
+        frozen.frozen = True
+        ack = await coordinator.guard(job.id, AUTHOR)
+        assert isinstance(ack, Ack)
+        assert ack.members == {"a": CONFIRMED, "b": LEASE_EXPIRED}
+        assert 100 < ack.ms <= (TERMS.seconds + 0.5) * 1000
+
+    play(stage, [Replica("a"), frozen], act)
+
+
+def test_a_new_coordinator_acknowledges_what_the_old_one_activated(stage: Stage) -> None:
+    job = stage.request("ada")
+    release = publish.publish_release(
+        stage.ledger,
+        signer(stage.home, "publisher"),
+        kind="guard",
+        job=job.id,
+        actor="tester",
+        reason="a test",
+        request_id="r",
+    )
+    publish.activate(
+        stage.ledger,
+        signer(stage.home, "operator"),
+        release=release.number,
+        actor="tester",
+        reason="then the coordinator was killed",
+        request_id="r",
+    )
+
+    async def act(coordinator: Coordinator) -> None:
+        await coordinator.acknowledge(release.number)
+        state = stage.ledger.refresh()
+        assert (state.confirmed, state.jobs[job.id].guarded) == (1, True)
+
+    play(stage, [Replica("a")], act)
+
+
+def test_a_guard_is_not_held_up_by_a_release_that_is_being_built(stage: Stage) -> None:
+    """The build ends after the guard is acknowledged; it is published anew on top of that."""
+    slow = Replica("a")
+
+    async def act(coordinator: Coordinator) -> None:
+        first, second = stage.request("ada"), stage.request("bo")
+        await coordinator.guard(first.id, AUTHOR)
+        stage.trained(first, ())
+        built = asyncio.Event()
+        report = coordinator.prepared
+
+        async def late(member: str, release: int, problem: str | None) -> None:
+            await built.wait()
+            await report(member, release, problem)
+
+        coordinator.prepared = late  # type: ignore[method-assign]
+        adopting = asyncio.create_task(coordinator.adopt(first.id, AUTHOR))
+        await asyncio.sleep(0.2)
+        # The member's own follower waits for its build; the guard needs another one.
+        other = asyncio.create_task(Replica("b").live(coordinator))
+        await asyncio.sleep(0.2)
+        guarding = asyncio.create_task(coordinator.guard(second.id, AUTHOR))
+        await asyncio.sleep(0.3)
+        assert stage.ledger.refresh().releases[stage.ledger.state.active].kind == "guard"
+        built.set()
+        adopted, guard = await asyncio.gather(adopting, guarding)
+        other.cancel()
+        assert isinstance(adopted, Ack)
+        assert isinstance(guard, Ack)
+        state = stage.ledger.refresh()
+        assert state.active == adopted.release > guard.release
+        assert state.releases[adopted.release].guard == frozenset(
+            (*first.subjects, *second.subjects)
+        )
+
+    play(stage, [slow], act)
