@@ -26,7 +26,7 @@ from serving import control, coordinator, monitor, trainer
 from serving.backbones import open_backbone, prepare_backbone
 from serving.control import Control
 from serving.coordinator import Coordinator
-from serving.home import Home, HomeError, open_ledger, prepare_home
+from serving.home import HomeError, home_of, open_ledger, prepare_home
 from serving.membership import Terms
 from serving.monitor import Monitor
 from serving.replica import Recognizer, outcome_of
@@ -109,7 +109,7 @@ def prepare(settings: Settings, progress: Any = lambda _: None) -> Backbone:
     Raises `HomeError`, `BackboneError`, `DataError`, or `RegistryError` when the ledger is damaged
     or was written for another backbone.
     """
-    home = Home(settings.home_path, settings.registry_path)
+    home = home_of(settings)
     prepare_home(home)
     _check_forget_settings(settings)
     prepare_backbone(settings, progress)

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from serving import show
 from serving.client import Client, ClientError
-from serving.home import Home, HomeError, token
+from serving.home import HomeError, home_of, token
 from serving.settings import Settings, SettingsError, load_settings
 
 app = typer.Typer(
@@ -40,7 +40,6 @@ Replicas = Annotated[int | None, typer.Option("--replicas", help="replicas of th
 @contextlib.contextmanager
 def _plain_errors() -> Iterator[None]:
     """Turn what went wrong into one line and exit code 1."""
-    # Imported here: torch and the registry take a second that `lethe status` shouldn't.
     try:
         yield
     except (ClientError, HomeError, SettingsError) as error:
@@ -54,6 +53,7 @@ def _plain_errors() -> Iterator[None]:
 
 
 def _is_ours(error: Exception) -> bool:
+    # By name: importing the error classes would import torch, a second that `status` needn't wait.
     roots = {"forgetting", "registry", "serving"}
     return any(cls.__module__.split(".")[0] in roots for cls in type(error).__mro__)
 
@@ -65,7 +65,7 @@ def _fail(message: str) -> None:
 
 def _client(config: Path | None, url: str | None) -> Client:
     settings = load_settings(config)
-    home = Home(settings.home_path, settings.registry_path)
+    home = home_of(settings)
     return Client(url or settings.url, token(home, "operator"))
 
 

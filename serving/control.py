@@ -23,7 +23,7 @@ from registry.adapters import adapter_files
 from registry.errors import ConflictError, FormatError
 from registry.state import Job, State
 from serving.coordinator import Ack, Author, Outcome, Refusal
-from serving.home import Home, open_ledger, open_subjects, signer
+from serving.home import home_of, open_ledger, open_subjects, signer
 from serving.jobs import (
     Rejection,
     job_view,
@@ -64,7 +64,7 @@ class Control:
         self._trainer = trainer
         self._backbone = backbone
         self._classes = classes
-        home = Home(settings.home_path, settings.registry_path)
+        home = home_of(settings)
         self._ledger = open_ledger(home)
         self._subjects = open_subjects(home)
         self._operator = signer(home, "operator")

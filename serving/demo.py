@@ -27,7 +27,7 @@ from forgetting.measure import h_mean
 from serving import show
 from serving.app import prepare
 from serving.client import Client
-from serving.home import Home, token
+from serving.home import home_of, token
 from serving.settings import Settings
 from serving.start import interrupted, running
 from serving.traffic import Answer, Traffic, audit, held_out, stale
@@ -59,13 +59,13 @@ def run_demo(settings: Settings, console: Console, *, keep: bool) -> dict[str, A
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="lethe-demo-"))
         chosen = settings.model_copy(
-            update={"registry": Path(scratch), "port": _free_port(settings), "home": settings.home}
+            update={"registry": Path(scratch), "port": _free_port(settings)}
         )
         with show.pretraining(console) as note:
             prepare(chosen, note)
         with show.working(console, f"starting Ray and {chosen.replicas} replicas"):
             stack.enter_context(running(chosen))
-        home = Home(chosen.home_path, chosen.registry_path)
+        home = home_of(chosen)
         client = stack.enter_context(Client(chosen.url, token(home, "operator")))
         auditor = token(home, "auditor")
         traffic = stack.enter_context(Traffic(chosen.url, auditor, images=chosen.images, rate=RATE))

@@ -19,6 +19,7 @@ from registry.keys import Role, Signer, Trust, init_keys
 from registry.ledger import Ledger
 from registry.store import DirectoryStore
 from registry.subjects import SubjectMap
+from serving.settings import Settings
 
 Caller = Literal["operator", "auditor"]
 CALLERS: tuple[Caller, ...] = ("operator", "auditor")
@@ -44,6 +45,10 @@ class Home:
     @property
     def backbones(self) -> Path:
         return self.path / "backbones"
+
+
+def home_of(settings: Settings) -> Home:
+    return Home(settings.home_path, settings.registry_path)
 
 
 def prepare_home(home: Home) -> None:

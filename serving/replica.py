@@ -13,7 +13,6 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +27,8 @@ from forgetting.backbone import transform
 from serving.backbones import open_backbone
 from serving.decode import decode_image
 from serving.engines.torch_eager import TorchEngine
-from serving.home import Home, open_ledger, open_subjects, token
-from serving.member import Member, NotCurrentError
+from serving.home import home_of, open_ledger, open_subjects, token
+from serving.member import Member
 from serving.membership import Terms
 from serving.metrics import Metrics
 from serving.release import ReleaseReader
@@ -84,7 +83,7 @@ class Recognizer:
         self.control = control
         self.monitor = monitor
         self.name = f"{os.getpid()}-{uuid.uuid4().hex[:6]}"
-        home = Home(settings.home_path, settings.registry_path)
+        home = home_of(settings)
         self.tokens = {"operator": token(home, "operator"), "auditor": token(home, "auditor")}
         self.metrics = Metrics("replica")
         for outcome in SWAP_OUTCOMES:
@@ -240,6 +239,3 @@ def outcome_of(status: int) -> str:
     if status == 503:
         return "not_current"
     return "client_error" if status < 500 else "error"
-
-
-__all__: Sequence[str] = ("Guess", "NotCurrentError", "Prediction", "Recognizer", "outcome_of")

@@ -130,7 +130,6 @@ class Traffic:
         self._command = [sys.executable, "-m", "serving.traffic", url, images, str(rate)]
         self._token = token
         self._answers: list[Answer] = []
-        self._stopping = False
 
     def __enter__(self) -> Traffic:
         self._process = subprocess.Popen(
