@@ -82,8 +82,11 @@ def record_trained(
     `files` are the adapter's files by name, `stack` the ids of the adapters that it was trained
     on top of, lowest first.
     """
-    refs = {name: FileRef(ledger.put_blob(data), len(data)) for name, data in files.items()}
-    report_digest = ledger.put_blob(report)
+    *digests, report_digest = ledger.put_blobs([*files.values(), report])
+    refs = {
+        name: FileRef(digest, len(data))
+        for (name, data), digest in zip(files.items(), digests, strict=True)
+    }
     adapter = adapter_id(refs)
 
     def make(state: State) -> Draft:

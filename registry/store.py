@@ -49,7 +49,10 @@ class Store(Protocol):
         ...
 
     def touch(self, key: str) -> None:
-        """Make an object as young as if it were created now. Raises: NotFoundError, StoreError."""
+        """Make an object as young, and as durable, as if it were created now.
+
+        Raises: NotFoundError, StoreError.
+        """
         ...
 
     def older(self, prefix: str, *, before: datetime) -> tuple[str, ...]:
@@ -135,11 +138,14 @@ class DirectoryStore:
             _sync_directory(Path(path).parent)
 
     def touch(self, key: str) -> None:
+        path = Path(self._path(key))
         with _os_errors(key, verb="touched"):
             try:
-                os.utime(self._path(key))
+                os.utime(path)
             except FileNotFoundError:
                 raise NotFoundError(f"{key}: not found in {self.root}") from None
+            self._make_durable(path.parent)
+            _sync_directory(path.parent)
 
     def older(self, prefix: str, *, before: datetime) -> tuple[str, ...]:
         return tuple(key for key in self.list(prefix) if _is_older(self._path(key), before=before))

@@ -7,12 +7,12 @@ rest, anything between nothing and all.
 
 import os
 import random
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 CALLS = ("open", "write", "fsync", "link", "unlink", "rename", "mkdir", "utime")
 
@@ -42,21 +42,32 @@ class Call:
 
 @contextmanager
 def watched(before: Callable[[str], None], after: Callable[..., None]) -> Iterator[None]:
-    """Call `before(name)` and `after(name, arguments, result)` around the store's system calls."""
+    """Call `before(name)` and `after(name, arguments, result)` around the store's system calls.
+
+    One call at a time, so that what is noted has the order of what happened.
+    """
+    one_at_a_time = threading.Lock()
 
     def wrapped(name: str) -> Callable[..., Any]:
         real = getattr(os, name)
 
         def call(*arguments: Any, **keywords: Any) -> Any:
-            before(name)
-            result = real(*arguments, **keywords)
-            after(name, arguments, result)
-            return result
+            with one_at_a_time:
+                before(name)
+                result = real(*arguments, **keywords)
+                after(name, arguments, result)
+                return result
 
         return call
 
-    with mock.patch.multiple(os, **{name: wrapped(name) for name in CALLS}):
+    real_calls = {name: getattr(os, name) for name in CALLS}
+    for name in CALLS:
+        setattr(os, name, wrapped(name))
+    try:
         yield
+    finally:
+        for name, real in real_calls.items():
+            setattr(os, name, real)
 
 
 class Disk:

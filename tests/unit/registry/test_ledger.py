@@ -450,3 +450,23 @@ def test_a_guard_too_long_for_a_record_is_refused_with_a_sentence(acts: Acts) ->
     with pytest.raises(FormatError, match="compact the adapter stack"):
         acts.publish("guard", "job-2")
     assert acts.ledger.refresh().seq == 2
+
+
+def test_several_blobs_are_stored_at_once_in_their_order(
+    ledger: Ledger, store: DirectoryStore
+) -> None:
+    contents = [b"one", b"two", b"one", b"", b"three" * 1000]
+    digests = ledger.put_blobs(contents)
+    assert digests == [digest_of(data) for data in contents]
+    assert [ledger.get_blob(digest) for digest in digests] == contents
+    assert len(store.list("blobs/")) == 4
+    assert ledger.put_blobs([]) == []
+
+
+def test_one_blob_that_can_not_be_stored_fails_them_all(
+    ledger: Ledger, store: DirectoryStore
+) -> None:
+    overwritten = ledger.put_blob(b"one")
+    overwrite(store, blob_key(overwritten), b"damaged")
+    with pytest.raises(IntegrityError, match=blob_key(overwritten)):
+        ledger.put_blobs([b"two", b"one"])
