@@ -7,7 +7,6 @@ H = 2 * Acc_r * Drop / (Acc_r + Drop), Drop = Acc_f(before) - Acc_f(after)   (GS
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -63,14 +62,6 @@ def right(logits: Tensor, y: Tensor) -> Share:
 def by_class(logits: Tensor, y: Tensor) -> dict[int, Share]:
     """Accuracy of each label that occurs."""
     return {c: right(logits[y == c], y[y == c]) for c in sorted(set(y.tolist()))}
-
-
-def worst_class(shares: Mapping[int, Share]) -> tuple[int, Share] | None:
-    """The class that is still recognised most; the first of equals. None where there is none."""
-    if not shares:
-        return None
-    label = max(sorted(shares), key=lambda c: shares[c].value)
-    return label, shares[label]
 
 
 def drop(before: Share, after: Share) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -146,6 +146,8 @@ def _spec(
     if model is None:
         model, chosen, own = small_vit(images)
         arguments = {**chosen, **(model_args or {})}
+        side = int(arguments["img_size"])
+        own = replace(own, input_size=(own.input_size[0], side, side))
         return BackboneSpec(model, arguments, images.classes, preprocess or own)
     arguments = dict(model_args or {})
     if preprocess is None:

@@ -6,7 +6,8 @@ erasure appear by subject only, retained classes not at all.
 A gate fails where the data show that its limit is exceeded: accuracies of forgotten classes are
 judged by the lower end of their Wilson 95 % interval, so that one leaked image among few is not
 taken for a rate (with no leaked image the lower end is 0). The retained side is judged by the
-point estimate, with one image to spare where a single image weighs more than the limit.
+point estimate, with one image to spare where a single image weighs more than the limit; what an
+earlier task gained over the bare backbone may be given back.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ class GateConfig:
         acc_f: Most accuracy on this task's classes.
         acc_o: Most accuracy on classes forgotten earlier.
         worst_class: Most accuracy on any one class under erasure.
-        acc_r_drop: Most loss on retained classes by this task.
+        acc_r_drop: Most loss on retained classes by this task, against the release before it or
+            the bare backbone, whichever is lower.
         acc_r_total_drop: Most loss on retained classes against the bare backbone.
         dump_share: Most of the forget images that one retained class may receive; it may always
             receive `dump_rise` more than it did when the backbone's answers were merely masked.
@@ -129,11 +131,11 @@ def judge(report: Report, config: GateConfig) -> tuple[GateResult, ...]:
     ]
     if report.acc_o_after is not None:
         gates.append(_forgotten("acc_o", report.acc_o_after, config.acc_o))
+    bare, previous, after = report.acc_r_before, report.acc_r_previous, report.acc_r_after
+    start = min(bare, previous, key=lambda share: share.value)
     gates += [
-        _retained("acc_r_drop", report.acc_r_previous, report.acc_r_after, config.acc_r_drop),
-        _retained(
-            "acc_r_total_drop", report.acc_r_before, report.acc_r_after, config.acc_r_total_drop
-        ),
+        _retained("acc_r_drop", start, after, config.acc_r_drop),
+        _retained("acc_r_total_drop", bare, after, config.acc_r_total_drop),
     ]
     if report.dump.n >= config.dump_least:
         limit = max(config.dump_share, report.dump_before.value + config.dump_rise)

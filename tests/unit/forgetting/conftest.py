@@ -1,0 +1,79 @@
+"""A small image folder, and a small backbone that is really trained on digits (a few seconds)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from forgetting.augment import Augmentation
+from forgetting.backbone import Backbone, BackboneSpec, Preprocess, build_model, freeze
+from forgetting.data import ImageSet, digits
+from forgetting.pretrain import PretrainConfig, Pretrained, pretrain, small_vit
+
+SMALL = {"embed_dim": 32, "depth": 4, "num_heads": 2}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def digit_images() -> ImageSet:
+    return digits(seed=0)
+
+
+@pytest.fixture(scope="session")
+def pretrained(digit_images: ImageSet) -> Pretrained:
+    _, arguments, _ = small_vit(digit_images)
+    mild = Augmentation(rotation=4, scale=0.04, shift=0.03, contrast=0.06, brightness=0.03)
+    config = PretrainConfig(steps=300, batch=32, peak_rate=3e-3, augmentation=mild)
+    return pretrain(digit_images, model_args={**arguments, **SMALL}, config=config, seed=0)
+
+
+@pytest.fixture(scope="session")
+def backbone(pretrained: Pretrained) -> Backbone:
+    return pretrained.backbone
+
+
+@pytest.fixture
+def untrained() -> Callable[..., Backbone]:
+    """A tiny frozen backbone with random weights: (classes=, seed=, depth=) -> Backbone."""
+
+    def make(*, classes: int = 4, seed: int = 0, depth: int = 3) -> Backbone:
+        arguments = {
+            "img_size": 8,
+            "patch_size": 4,
+            "embed_dim": 12,
+            "depth": depth,
+            "num_heads": 2,
+        }
+        preprocess = Preprocess(input_size=(1, 8, 8), mean=(0.5,), std=(0.5,))
+        names = tuple(f"class {i}" for i in range(classes))
+        spec = BackboneSpec("vit_tiny_patch16_224", arguments, names, preprocess)
+        torch.manual_seed(seed)
+        return freeze(build_model(spec), spec)
+
+    return make
+
+
+@pytest.fixture
+def write_folder(tmp_path: Path) -> Callable[[dict[str, int]], Path]:
+    """Write PNG files: {class name: number of images} -> the folder."""
+
+    def write(counts: dict[str, int]) -> Path:
+        rng = np.random.default_rng(0)
+        folder = tmp_path / "images"
+        for name, count in counts.items():
+            (folder / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, size=(10, 12, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / name / f"{i:02}.png")
+        return folder
+
+    return write

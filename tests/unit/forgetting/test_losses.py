@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from forgetting.losses import (
+    chance_bound,
+    forget_loss,
+    group_norm,
+    own_distribution,
+    prox_threshold,
+    retain_loss,
+    shrink,
+)
+
+
+def test_bound_is_the_loss_at_chance_plus_the_margin() -> None:
+    uniform = F.cross_entropy(torch.zeros(1, 7), torch.tensor([3]))
+    assert chance_bound(7, margin=0.5) == pytest.approx(float(uniform) + 0.5)
+
+
+def test_forget_loss_is_the_mean_of_each_samples_own_gap() -> None:
+    logits = torch.tensor([[2.0, 0.0, 0.0], [-9.0, 0.0, 0.0]])
+    y = torch.tensor([0, 0])
+    bound = chance_bound(3, margin=1.0)
+    gap = bound - float(F.cross_entropy(logits[:1], y[:1]))
+    assert float(forget_loss(logits, y, bound=bound)) == pytest.approx(gap / 2)
+
+
+def test_sample_beyond_the_bound_gets_no_gradient() -> None:
+    logits = torch.tensor([[2.0, 0.0, 0.0], [-9.0, 0.0, 0.0]], requires_grad=True)
+    forget_loss(logits, torch.tensor([0, 0]), bound=chance_bound(3, margin=1.0)).backward()
+    assert logits.grad is not None
+    assert bool(logits.grad[0].any())
+    assert not bool(logits.grad[1].any())
+
+
+def test_sample_beyond_chance_is_not_the_arg_max_at_any_scale() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for scale in (0.1, 1.0, 64.0):
+        logits = torch.randn(500, 6, generator=generator) * scale
+        y = torch.randint(6, (500,), generator=generator)
+        beyond = F.cross_entropy(logits, y, reduction="none") > chance_bound(6, margin=1e-6)
+        assert bool(beyond.any())
+        assert not bool((logits.argmax(dim=1) == y)[beyond].any())
+
+
+def test_own_distribution_is_the_softmax_without_the_forgotten() -> None:
+    logits = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    target = own_distribution(logits, forgotten=torch.tensor([3]))
+    assert torch.allclose(target[0, :3], torch.softmax(logits[0, :3], dim=0))
+    assert float(target[0, 3]) == 0.0
+
+
+def test_retain_loss_with_a_one_hot_target_is_the_cross_entropy() -> None:
+    logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    y = torch.tensor([0, 1, 2, 3, 0])
+    assert torch.allclose(retain_loss(logits, F.one_hot(y, 4)), F.cross_entropy(logits, y))
+
+
+def test_retain_loss_is_least_at_the_target() -> None:
+    logits = torch.tensor([[0.3, -1.0, 2.0]])
+    target = logits.softmax(dim=1)
+    least = float(retain_loss(logits, target))
+    assert least == pytest.approx(float(-(target * target.log()).sum()), abs=1e-6)
+    assert float(retain_loss(logits + torch.tensor([[0.5, 0.0, 0.0]]), target)) > least
+
+
+def test_shrinking_solves_the_proximal_problem() -> None:
+    """The result minimises 1/2 |g - z|^2 + t |g|: no small step in any direction is better."""
+    generator = torch.Generator().manual_seed(0)
+    before = [torch.randn(4, 3, generator=generator), torch.randn(2, generator=generator)]
+    threshold = 0.7
+    after = [part.clone() for part in before]
+    assert shrink(after, threshold=threshold)
+
+    def objective(parts: list[torch.Tensor]) -> float:
+        gap = group_norm([g - z for g, z in zip(parts, before, strict=True)])
+        return 0.5 * gap**2 + threshold * group_norm(parts)
+
+    for _ in range(50):
+        moved = [g + 0.01 * torch.randn(g.shape, generator=generator) for g in after]
+        assert objective(moved) > objective(after)
+
+
+def test_weak_group_becomes_exactly_zero() -> None:
+    parts = [torch.full((3, 2), 0.1), torch.full((2,), -0.1)]
+    assert not shrink(parts, threshold=group_norm(parts) * 1.001)
+    assert all(bool((part == 0).all()) for part in parts)
+    assert not shrink(parts, threshold=0.0)
+
+
+def test_threshold_is_a_share_of_an_adam_step() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(30, 8))
+    optimizer = torch.optim.Adam([parameter], lr=0.01)
+    parameter.grad = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
+    optimizer.step()
+    step = group_norm([parameter])
+    threshold = prox_threshold(strength=0.25, rate=0.01, size=parameter.numel())
+    assert threshold == pytest.approx(step / 4, rel=1e-3)
+
+
+def test_group_norm_is_over_all_parts() -> None:
+    assert group_norm([torch.full((2,), 2.0), torch.full((2, 1), 2.0)]) == math.sqrt(16)

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from forgetting.adapter import effective_weights, from_files
+from forgetting.backbone import Backbone
+from forgetting.data import ImageSet, indices, to_tensors
+from forgetting.errors import DataError
+from forgetting.measure import share_right
+from forgetting.report import dumps, to_markdown
+from forgetting.task import TaskResult, adapted_model, run_task
+from forgetting.train import Progress, TrainConfig
+
+QUICK = TrainConfig(select_steps=25, refit_steps=20, copies=0, replay_per_class=10)
+SUBJECTS = {"0": "subject-a", "1": "subject-b"}
+
+
+@pytest.fixture(scope="module")
+def first(backbone: Backbone, digit_images: ImageSet) -> TaskResult:
+    return run_task(
+        backbone,
+        [],
+        images=digit_images,
+        forget=["0"],
+        earlier=[],
+        subjects=SUBJECTS,
+        stack_ids=[],
+        config=QUICK,
+        seed=5,
+    )
+
+
+def test_report_counts_what_the_shipped_files_do(
+    first: TaskResult, backbone: Backbone, digit_images: ImageSet
+) -> None:
+    model = adapted_model(backbone, [from_files(first.files, backbone)])
+    preprocess = backbone.spec.preprocess
+    for names, share in (
+        (["0"], first.report.acc_f_after),
+        ([str(d) for d in range(1, 10)], first.report.acc_r_after),
+    ):
+        rows = indices(digit_images, "test", classes=names)
+        x, y = to_tensors(digit_images, rows, preprocess)
+        assert share_right(model, x, y) == share
+    assert first.report.acc_f_before.value > 0.8
+    assert first.report.adapter_bytes == sum(len(c) for c in first.files.values())
+
+
+def test_adapted_model_has_the_effective_weights_and_leaves_the_backbone(
+    first: TaskResult, backbone: Backbone
+) -> None:
+    model = adapted_model(backbone, [first.adapter])
+    weights = effective_weights(backbone.model, [first.adapter])
+    for name, parameter in model.named_parameters():
+        path = name.removesuffix(".weight")
+        expected = weights.get(path) if name.endswith(".weight") else None
+        own = backbone.model.get_parameter(name)
+        assert torch.equal(parameter, own if expected is None else expected)
+
+
+def test_facts_name_subjects_and_never_classes(first: TaskResult, backbone: Backbone) -> None:
+    facts = first.adapter.facts
+    assert facts.backbone == backbone.fingerprint
+    assert facts.subjects == ("subject-a",)
+    assert facts.seed == 5
+    assert facts.config["rank"] == QUICK.rank
+    assert facts.groups_kept == len(first.adapter.pairs) // 2
+    assert json.loads(first.files["forget.json"])["data_digest"] == first.report.data_digest
+
+
+def test_second_task_sees_the_stack_and_reports_the_earlier_class(
+    first: TaskResult, backbone: Backbone, digit_images: ImageSet
+) -> None:
+    looks: list[Progress] = []
+    second = run_task(
+        backbone,
+        [first.adapter],
+        images=digit_images,
+        forget=["1"],
+        earlier=["0"],
+        subjects=SUBJECTS,
+        stack_ids=["adapter-1"],
+        config=QUICK,
+        progress=looks.append,
+        clock=iter(range(1000)).__next__,
+    )
+    assert second.adapter.facts.stack == ("adapter-1",)
+    assert set(second.report.by_subject) == {"subject-a", "subject-b"}
+    assert second.report.acc_o_before is not None
+    assert second.report.acc_o_after is not None
+    assert second.report.acc_o_after.value <= 0.1
+    assert second.report.images["earlier_train"] == 10
+    assert looks[-1].phase == "refit"
+    assert "subject-a" in dumps(second.report, second.gates)
+    assert to_markdown(second.report, second.gates).startswith("# Forget report")
+
+
+def test_progress_comes_at_a_readable_pace(backbone: Backbone, digit_images: ImageSet) -> None:
+    looks: list[Progress] = []
+    run_task(
+        backbone,
+        [],
+        images=digit_images,
+        forget=["0"],
+        earlier=[],
+        subjects=SUBJECTS,
+        stack_ids=[],
+        config=QUICK,
+        progress=looks.append,
+        clock=lambda: 0.0,  # a clock that stands still: one look a phase
+    )
+    assert [look.phase for look in looks] == ["select", "refit"]
+
+
+@pytest.mark.parametrize(
+    ("forget", "earlier", "message"),
+    [
+        ([], [], "no class to forget"),
+        (["ten"], [], "no class 'ten'"),
+        (["0", "0"], [], "given twice: 0"),
+        (["0"], ["0"], "already forgotten or given twice: 0"),
+        (["2"], [], "no subject id was given for 1"),
+        (["0"], ["1", "2", "3", "4", "5", "6", "7", "8"], "would leave 1 classes"),
+    ],
+)
+def test_impossible_request_is_refused_with_a_sentence(
+    backbone: Backbone,
+    digit_images: ImageSet,
+    forget: Sequence[str],
+    earlier: Sequence[str],
+    message: str,
+) -> None:
+    subjects = SUBJECTS if "2" in forget else {str(d): f"subject-{d}" for d in range(10)}
+    with pytest.raises(DataError, match=message):
+        run_task(
+            backbone,
+            [],
+            images=digit_images,
+            forget=forget,
+            earlier=earlier,
+            subjects=subjects,
+            stack_ids=[],
+            config=QUICK,
+        )
+
+
+def test_stack_without_ids_is_refused(
+    first: TaskResult, backbone: Backbone, digit_images: ImageSet
+) -> None:
+    with pytest.raises(DataError, match="one id for each of 1 adapters, got 0"):
+        run_task(
+            backbone,
+            [first.adapter],
+            images=digit_images,
+            forget=["1"],
+            earlier=["0"],
+            subjects=SUBJECTS,
+            stack_ids=[],
+            config=QUICK,
+        )
