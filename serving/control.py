@@ -42,6 +42,7 @@ ACTOR = "lethe-control"
 POLL_S = 0.25
 RETRY_S = 0.5
 HELD_UP_S = 2.0
+TRAINER_BACK_S = 120.0
 RECENT = 20
 """Ended jobs that the status shows."""
 
@@ -327,12 +328,24 @@ class Control:
                     return self._watch(job.id, task)
                 except RayActorError as error:
                     log.warning("training of job %s, start %d: %s", job.id, attempt, error)
+                    self._wait_for_trainer()
         finally:
             self._training.pop(job.id, None)
         return NotTrained(
             f"the trainer stopped {self._settings.forget.attempts} times before it was done; its "
             "log says why (memory is the usual reason), the class stays masked"
         )
+
+    def _wait_for_trainer(self) -> None:
+        """Ray restarts it; until it answers again a call would only fail."""
+        deadline = time.monotonic() + TRAINER_BACK_S
+        while time.monotonic() < deadline:
+            try:
+                ray.get(self._trainer.progress.remote())
+            except RayActorError:
+                time.sleep(RETRY_S)
+            else:
+                return
 
     def _watch(self, job_id: str, task: TrainJob) -> Trained | NotTrained:
         """Train, and keep the progress up to date meanwhile."""
