@@ -119,13 +119,13 @@ class Server:
 
 
 @pytest.fixture(scope="session")
-def digits_backbones(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded default's backbone, trained once for all servers of the session."""
+def digits_backbones() -> Path:
+    """The embedded default's backbone: the demo's under LETHE_HOME, trained there if absent."""
     from serving.backbones import prepare_backbone
 
-    home = tmp_path_factory.mktemp("trained")
-    prepare_backbone(load_settings(home=home), lambda _: None)
-    return home / "backbones"
+    settings = load_settings()
+    prepare_backbone(settings, lambda _: None)
+    return settings.home_path / "backbones"
 
 
 @pytest.fixture(scope="session")
