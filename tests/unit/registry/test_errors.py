@@ -1,4 +1,4 @@
-"""Errors say which check failed on which object, in this process and in the one they are sent to."""
+"""Errors say which check failed on which object, also in the process that they are sent to."""
 
 import pickle
 
