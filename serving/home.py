@@ -102,7 +102,8 @@ def open_ledger(home: Home) -> Ledger:
 
 
 def open_subjects(home: Home) -> SubjectMap:
-    return SubjectMap(DirectoryStore(home.registry))
+    # Its files hold class names.
+    return SubjectMap(DirectoryStore(home.registry, file_mode=0o600))
 
 
 def signer(home: Home, role: Role) -> Signer:

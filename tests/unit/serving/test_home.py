@@ -1,0 +1,13 @@
+"""The home folder: who can read what."""
+
+from pathlib import Path
+
+from serving.home import Home, open_subjects
+
+
+def test_only_the_owner_can_read_the_subject_map(tmp_path: Path) -> None:
+    home = Home(tmp_path, tmp_path / "registry")
+    open_subjects(home).assign("alice")
+    files = [path for path in home.registry.rglob("*") if path.is_file()]
+    assert len(files) == 2
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
