@@ -145,6 +145,7 @@ class _Demo:
         return at
 
     def _audit(self) -> list[Answer]:
+        self._said = f"asking about all {len(self._pictures)} held-out images"
         return audit(self._settings.url, self._auditor, self._pictures)
 
     def _note(self, view: dict[str, Any]) -> None:
@@ -242,8 +243,8 @@ class _Demo:
         return float(row["swap_ms"])
 
     def _print(self, summary: dict[str, Any], rolled: int) -> None:
-        table = Table(title="measured on held-out images, over HTTP, before the mask", box=None)
-        table.title_justify = "left"
+        self._console.print("[bold]measured on held-out images, over HTTP, before the mask[/bold]")
+        table = Table(box=None, pad_edge=False)
         for column in ("", "before", "after"):
             table.add_column(column)
         for key, name in (
