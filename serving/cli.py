@@ -1,24 +1,23 @@
 """The `lethe` command: serve, forget, status, releases, rollback, predict, pretrain, demo.
 
-Every failure is one line on stderr and a non-zero exit code; `--json` prints JSON on stdout.
+What works on the registry's own files, server or not, is in `registry_cli`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from serving import show
-from serving.client import Client, ClientError
-from serving.home import HomeError, home_of, token
-from serving.settings import Settings, SettingsError, load_settings
+from serving import registry_cli, show
+from serving.client import Client
+from serving.home import home_of, token
+from serving.settings import Settings, load_settings
+from serving.terminal import Config, Json, err, fail, out, plain_errors, print_json
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,41 +25,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Serve a vision model that can forget.",
 )
-out = Console()
-err = Console(stderr=True)
-
-Config = Annotated[Path | None, typer.Option("--config", help="settings file [lethe.toml]")]
 Url = Annotated[str | None, typer.Option("--url", envvar="LETHE_URL", help="the server")]
-Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Reason = Annotated[str, typer.Option("--reason", help="stands in the ledger; name nobody")]
 Port = Annotated[int | None, typer.Option("--port", help="port to serve on")]
 Replicas = Annotated[int | None, typer.Option("--replicas", help="replicas of the model")]
-
-
-@contextlib.contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Turn what went wrong into one line and exit code 1."""
-    try:
-        yield
-    except (ClientError, HomeError, SettingsError) as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-    except Exception as error:
-        if not _is_ours(error):
-            raise
-        _fail(str(error))
-
-
-def _is_ours(error: Exception) -> bool:
-    # By name: importing the error classes would import torch, a second that `status` needn't wait.
-    roots = {"forgetting", "registry", "serving"}
-    return any(cls.__module__.split(".")[0] in roots for cls in type(error).__mro__)
-
-
-def _fail(message: str) -> None:
-    err.print(f"[red]lethe:[/red] {' '.join(message.split())}", highlight=False, soft_wrap=True)
-    raise typer.Exit(1)
 
 
 def _client(config: Path | None, url: str | None) -> Client:
@@ -69,14 +37,10 @@ def _client(config: Path | None, url: str | None) -> Client:
     return Client(url or settings.url, token(home, "operator"))
 
 
-def _print(data: Any) -> None:
-    print(json.dumps(data, ensure_ascii=False))
-
-
 @app.command()
 def serve(config: Config = None, port: Port = None, replicas: Replicas = None) -> None:
     """Start Ray and the application here, and serve until interrupted."""
-    with _plain_errors():
+    with plain_errors():
         settings = load_settings(config, port=port, replicas=replicas)
         from serving.start import check_port, interrupted, running
 
@@ -110,7 +74,7 @@ def forget(
     as_json: Json = False,
 ) -> None:
     """Forget classes: masked at once on every replica, then trained out of the weights."""
-    with _plain_errors(), _client(config, url) as client:
+    with plain_errors(), _client(config, url) as client:
         job = client.forget(classes, reason=reason)
         if not as_json:
             show.accepted(out, job)
@@ -121,25 +85,25 @@ def forget(
             if not as_json:
                 show.ended(out, job, client.report(job["job"]) if job["report"] else None)
         if as_json:
-            _print(job)
+            print_json(job)
         if job["state"] == "refused":
-            _fail(f"refused, the class stays masked: {job['refused']}")
+            fail(f"refused, the class stays masked: {job['refused']}")
 
 
 @app.command()
 def status(config: Config = None, url: Url = None, as_json: Json = False) -> None:
     """What is served, what is being forgotten, and which replica runs what."""
-    with _plain_errors(), _client(config, url) as client:
+    with plain_errors(), _client(config, url) as client:
         answer = client.status()
-        _print(answer) if as_json else show.status(out, answer)
+        print_json(answer) if as_json else show.status(out, answer)
 
 
 @app.command()
 def releases(config: Config = None, url: Url = None, as_json: Json = False) -> None:
     """Every release, oldest first."""
-    with _plain_errors(), _client(config, url) as client:
+    with plain_errors(), _client(config, url) as client:
         rows = client.releases()
-        _print(rows) if as_json else show.releases(out, rows)
+        print_json(rows) if as_json else show.releases(out, rows)
 
 
 @app.command()
@@ -151,9 +115,9 @@ def rollback(
     as_json: Json = False,
 ) -> None:
     """Serve an earlier release's adapters again. What is under erasure stays masked."""
-    with _plain_errors(), _client(config, url) as client:
+    with plain_errors(), _client(config, url) as client:
         ack = client.rollback(release, reason=reason)
-        _print(ack) if as_json else show.rolled_back(out, ack)
+        print_json(ack) if as_json else show.rolled_back(out, ack)
 
 
 @app.command()
@@ -165,13 +129,13 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Name what images show."""
-    with _plain_errors():
+    with plain_errors():
         settings = load_settings(config)
         with Client(url or settings.url) as client:
             answers = [
                 {"image": str(path), **client.predict_file(path, top_k=top_k)} for path in images
             ]
-        _print(answers) if as_json else show.predictions(out, answers)
+        print_json(answers) if as_json else show.predictions(out, answers)
 
 
 @app.command()
@@ -184,12 +148,12 @@ def pretrain(
     as_json: Json = False,
 ) -> None:
     """Train a backbone from scratch on an image folder."""
-    with _plain_errors():
+    with plain_errors():
         from serving.pretraining import pretrain_backbone
 
         with show.pretraining(err) as note:
             result = pretrain_backbone(data, to, model=model, steps=steps, seed=seed, note=note)
-        _print(result) if as_json else show.pretrained(out, result)
+        print_json(result) if as_json else show.pretrained(out, result)
 
 
 @app.command()
@@ -200,13 +164,16 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """The main job from start to end, live, on real images."""
-    with _plain_errors():
+    with plain_errors():
         settings = load_settings(config, port=port)
         from serving.demo import run_demo
 
         summary = run_demo(settings, Console(quiet=True) if as_json else out, keep=keep)
         if as_json:
-            _print(summary)
+            print_json(summary)
+
+
+registry_cli.add_to(app)
 
 
 def main() -> None:

@@ -1,0 +1,72 @@
+"""One line and one JSON object for each record: what the log says, for people and for programs.
+
+Subjects stay ids here; who may know the classes has the subject map.
+"""
+
+from registry.bodies import (
+    Activated,
+    Body,
+    Confirmed,
+    Note,
+    Published,
+    Refused,
+    Requested,
+    RolledBack,
+    Trained,
+)
+from registry.record import Entry
+from registry.schema import Json, encode_time
+
+
+def short(identifier: str) -> str:
+    """The first 12 hex digits of a digest or a subject id."""
+    return identifier.removeprefix("sha256:")[:12]
+
+
+def summary(body: Body) -> str:
+    """What a record says, in one line."""
+    match body:
+        case Requested():
+            return f"{body.job}: erase {_shorts(body.subjects)}"
+        case Trained():
+            return f"{body.job}: adapter {short(body.adapter)} on a stack of {len(body.stack)}"
+        case Refused():
+            return f"{body.job}: refused, {body.stage}: {body.detail}"
+        case Published():
+            return f"release {body.release} ({body.kind}) for {body.job}, {_content(body)}"
+        case RolledBack():
+            return f"release {body.release} (rollback to {body.to}), {_content(body)}"
+        case Activated():
+            return f"release {body.release} is active"
+        case Confirmed():
+            expired = sum(outcome == "lease_expired" for outcome in body.members.values())
+            return (
+                f"release {body.release}: {len(body.members) - expired} replicas confirmed, "
+                f"{expired} without a lease, {body.ms:.0f} ms"
+            )
+        case Note():
+            return body.text
+
+
+def entry_to_json(entry: Entry) -> dict[str, Json]:
+    """A record with its own digest and its signer."""
+    record = entry.record
+    return {
+        "seq": record.seq,
+        "at": encode_time(record.at),
+        "type": record.type,
+        "actor": record.actor,
+        "reason": record.reason,
+        "request_id": record.request_id,
+        "body": record.body.to_json(),
+        "digest": entry.digest,
+        "key_id": entry.key_id,
+    }
+
+
+def _content(body: Published | RolledBack) -> str:
+    return f"{len(body.adapters)} adapters, {len(body.guard)} masked"
+
+
+def _shorts(subjects: tuple[str, ...]) -> str:
+    return ", ".join(map(short, subjects))

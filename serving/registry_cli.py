@@ -1,0 +1,340 @@
+"""The `lethe` commands that read and keep the registry's own files: no server, no torch.
+
+log, show, diff, verify, fsck, gc, export, import, keys. They take `--registry` and `--trust` where
+a copy may be meant; otherwise the settings say where things are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from registry.archive import export_archive, import_archive
+from registry.errors import CheckError, NotFoundError, StoreError
+from registry.figures import report_figures
+from registry.history import difference, release_history
+from registry.keys import ROLES, TRUST_FILE, Signer, Trust, init_keys
+from registry.ledger import FORMAT_KEY, LOG_PREFIX, Ledger, utc_now
+from registry.record import Entry
+from registry.schema import encode_time
+from registry.store import DirectoryStore
+from registry.subjects import SubjectMap
+from registry.summary import entry_to_json
+from registry.upkeep import GRACE, collect
+from registry.verification import Verification
+from registry.verification import verify as verify_registry
+from serving import registry_show
+from serving.home import home_of
+from serving.settings import load_settings
+from serving.terminal import Config, Json, err, fail, out, plain_errors, print_json
+
+RegistryPath = Annotated[
+    Path | None, typer.Option("--registry", help="registry folder or a copy [of the settings]")
+]
+TrustPath = Annotated[Path | None, typer.Option("--trust", help="trust file [HOME/keys]")]
+AtLeast = Annotated[
+    int, typer.Option("--at-least", min=0, help="a record number that was seen before")
+]
+keys_app = typer.Typer(no_args_is_help=True, help="The signing keys and who may sign what.")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    for command in (log, show, diff, verify, fsck, gc, export):
+        app.command()(command)
+    app.command("import")(import_)
+    keys_app.command("init")(keys_init)
+    keys_app.command("list")(keys_list)
+    app.add_typer(keys_app, name="keys")
+
+
+def log(
+    start: Annotated[int, typer.Option("--from", min=1, help="first record to show")] = 1,
+    registry: RegistryPath = None,
+    trust: TrustPath = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Every record: when, who, what and why. Subjects stay ids."""
+    with plain_errors():
+        store, trusted = _opened(config, registry, trust)
+        ledger = Ledger(store, trusted)
+        ledger.refresh()
+        entries = list(ledger.records(start))
+        print_json([entry_to_json(e) for e in entries]) if as_json else registry_show.log(
+            out, entries
+        )
+
+
+def show(
+    release: Annotated[int, typer.Argument(min=0, help="release number")],
+    registry: RegistryPath = None,
+    trust: TrustPath = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """One release: its adapters, their files and figures, what it masks, who made it and when."""
+    with plain_errors():
+        store, trusted = _opened(config, registry, trust)
+        ledger = Ledger(store, trusted)
+        state = ledger.refresh()
+        found = release_history(ledger, release)
+        subjects = SubjectMap(store)
+        view = {
+            "release": release,
+            "kind": found.release.kind,
+            "active": release == state.active,
+            "parent": found.release.parent,
+            "rolled_back_to": found.release.to,
+            "job": found.release.job,
+            "backbone": state.backbone,
+            "adapters": [
+                {
+                    "adapter": adapter.id,
+                    "job": adapter.job,
+                    "trained_at": encode_time(adapter.at),
+                    "subjects": _named(adapter.subjects, subjects),
+                    "files": {name: asdict(file) for name, file in adapter.files.items()},
+                    "report": adapter.report,
+                    "figures": report_figures(ledger, adapter.report),
+                }
+                for adapter in found.adapters
+            ],
+            "guard": _named(sorted(found.release.guard), subjects),
+            "defined": _act(found.defined),
+            "activated": _act(found.activated),
+            "confirmed": _act(found.confirmed),
+            "swap_ms": found.release.confirmed_ms,
+        }
+        print_json(view) if as_json else registry_show.release(out, view)
+
+
+def diff(
+    before: Annotated[int, typer.Argument(min=0, help="release number")],
+    after: Annotated[int, typer.Argument(min=0, help="release number")],
+    registry: RegistryPath = None,
+    trust: TrustPath = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """What one release has and lacks against another: adapters and masked subjects."""
+    with plain_errors():
+        store, trusted = _opened(config, registry, trust)
+        found = difference(Ledger(store, trusted).refresh(), before, after)
+        subjects = SubjectMap(store)
+        view = {
+            **asdict(found),
+            "guard_added": _named(found.guard_added, subjects),
+            "guard_removed": _named(found.guard_removed, subjects),
+        }
+        print_json(view) if as_json else registry_show.difference(out, view)
+
+
+def verify(
+    at_least: AtLeast = 0,
+    registry: RegistryPath = None,
+    trust: TrustPath = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Check every record and every blob, offline, here or on a copy. Exit code 1: not sound."""
+    with plain_errors():
+        store, trusted = _opened(config, registry, trust)
+        found = _examined(store, trusted, at_least, quiet=as_json)
+        print_json(_verification(found)) if as_json else registry_show.verification(out, found)
+        _refuse_problems(found.problems)
+
+
+def fsck(
+    registry: RegistryPath = None,
+    trust: TrustPath = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """`verify`, and what lies about without harm: orphans, strays, leftovers of killed writers."""
+    with plain_errors():
+        store, trusted = _opened(config, registry, trust)
+        found = _examined(store, trusted, 0, quiet=as_json)
+        leftovers = store.leftovers(before=utc_now(), delete=False)
+        if as_json:
+            print_json({**_verification(found), "leftovers": leftovers})
+        else:
+            registry_show.verification(out, found)
+            registry_show.litter(out, found, leftovers)
+        _refuse_problems(found.problems)
+
+
+def gc(
+    grace: Annotated[
+        float, typer.Option("--grace", min=1, help="hours; far longer than any publish takes")
+    ] = GRACE.total_seconds() / 3600,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Delete what crashes left: blobs that no record names, and temporary files."""
+    with plain_errors():
+        store, trusted = _opened(config, None, None)
+        found = collect(
+            store,
+            Ledger(store, trusted),
+            now=utc_now(),
+            grace=timedelta(hours=grace),
+            dry_run=dry_run,
+        )
+        if as_json:
+            print_json({**asdict(found), "deleted": not dry_run})
+        else:
+            registry_show.collection(out, found, dry_run=dry_run)
+
+
+def export(
+    file: Annotated[Path, typer.Argument(help="archive to write")],
+    registry: RegistryPath = None,
+    trust: TrustPath = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Write records and blobs as one tar, the same bytes for the same registry.
+
+    The subject map stays where it is.
+    """
+    with plain_errors():
+        store, trusted = _opened(config, registry, trust)
+        # Written aside, so that a failure leaves no half an archive under the name.
+        aside = file.with_name(f".tmp-{os.getpid()}-{file.name}")
+        try:
+            with open(aside, "wb") as target:
+                state = export_archive(store, Ledger(store, trusted), target=target)
+                target.flush()
+                os.fsync(target.fileno())
+            os.replace(aside, file)
+        except OSError as error:
+            fail(f"{file} can't be written: {error.strerror}")
+        finally:
+            aside.unlink(missing_ok=True)
+        _tell_state(f"{file}", state.seq, state.head, as_json=as_json)
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(help="archive to read")],
+    registry: Annotated[Path, typer.Option("--registry", help="an empty folder or earlier copy")],
+    trust: TrustPath = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Verify an archive, member by member, and store what it holds."""
+    with plain_errors():
+        trusted = Trust.load(_trust_path(config, trust))
+        try:
+            with open(file, "rb") as source:
+                state = import_archive(source, DirectoryStore(registry), trust=trusted)
+        except OSError as error:
+            fail(f"{file} can't be read: {error.strerror}")
+        _tell_state(f"{registry}", state.seq, state.head, as_json=as_json)
+
+
+def keys_init(config: Config = None, as_json: Json = False) -> None:
+    """Make one key a role and the trust file, where there is none yet."""
+    with plain_errors():
+        directory = home_of(load_settings(config)).keys
+        init_keys(directory)
+        _tell_keys(directory, as_json=as_json)
+
+
+def keys_list(config: Config = None, as_json: Json = False) -> None:
+    """Every trusted key, its roles, whether it is retired, and whether its private half is here."""
+    with plain_errors():
+        _tell_keys(home_of(load_settings(config)).keys, as_json=as_json)
+
+
+def _tell_keys(directory: Path, *, as_json: bool) -> None:
+    trusted = Trust.load(directory / TRUST_FILE)
+    paths = [path for role in ROLES if (path := directory / f"{role}.pem").exists()]
+    here = {Signer.load(path).key_id: str(path) for path in paths}
+    rows = [
+        {
+            "key": key_id,
+            "roles": sorted(key.roles),
+            "not_after": encode_time(key.not_after) if key.not_after else None,
+            "private_key": here.get(key_id),
+        }
+        for key_id, key in trusted.keys.items()
+    ]
+    print_json(rows) if as_json else registry_show.keys(out, rows)
+
+
+def _opened(
+    config: Path | None, registry: Path | None, trust: Path | None
+) -> tuple[DirectoryStore, Trust]:
+    path = registry or home_of(load_settings(config)).registry
+    if not path.is_dir():
+        raise NotFoundError(f"there is no registry at {path}; `lethe serve` makes one")
+    try:
+        names = {entry.name for entry in path.iterdir()}
+    except OSError as error:
+        raise StoreError(f"the registry {path} can't be read: {error.strerror}") from None
+    if names and not names & {FORMAT_KEY, LOG_PREFIX.rstrip("/"), "blobs", "subjects"}:
+        raise NotFoundError(f"{path} is no registry: it has neither {FORMAT_KEY} nor {LOG_PREFIX}")
+    return DirectoryStore(path), Trust.load(_trust_path(config, trust))
+
+
+def _trust_path(config: Path | None, trust: Path | None) -> Path:
+    return trust or home_of(load_settings(config)).keys / TRUST_FILE
+
+
+def _named(ids: Iterable[str], subjects: SubjectMap) -> list[dict[str, str | None]]:
+    """Ids with their classes, where the map is here, may be read, and still has them."""
+
+    def class_of(subject: str) -> str | None:
+        try:
+            return subjects.class_of(subject)
+        except (NotFoundError, StoreError):
+            return None
+
+    return [{"subject": subject, "class": class_of(subject)} for subject in ids]
+
+
+def _act(entry: Entry | None) -> dict[str, Any] | None:
+    if entry is None:
+        return None
+    value = entry_to_json(entry)
+    return {name: value[name] for name in ("seq", "at", "actor", "reason", "digest", "key_id")}
+
+
+def _examined(store: DirectoryStore, trusted: Trust, at_least: int, *, quiet: bool) -> Verification:
+    with registry_show.examining(err, quiet=quiet) as progress:
+        return verify_registry(store, trusted, at_least=at_least, progress=progress)
+
+
+def _verification(found: Verification) -> dict[str, Any]:
+    return {
+        "sound": not found.problems,
+        "seq": found.seq,
+        "head": found.head,
+        "blobs": found.blobs,
+        "blob_bytes": found.blob_bytes,
+        "problems": [
+            {"where": p.where, "check": p.check, "problem": p.message} for p in found.problems
+        ],
+        "orphans": found.orphans,
+        "strays": found.strays,
+    }
+
+
+def _refuse_problems(problems: tuple[CheckError, ...]) -> None:
+    if problems:
+        fail(f"not sound: {len(problems)} problems, the first: {problems[0]}")
+
+
+def _tell_state(where: str, seq: int, head: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"path": where, "seq": seq, "head": head})
+    else:
+        registry_show.position(out, where, seq=seq, head=head)
