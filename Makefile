@@ -20,7 +20,7 @@ demo: setup
 	$(BIN)/lethe demo $(DEMO)
 
 test: setup promtool check
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST)
 
 test-slow: setup promtool
 	$(BIN)/python -m pytest -m slow $(PYTEST)

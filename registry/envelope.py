@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from registry.errors import FormatError, IntegrityError
 
 PAYLOAD_TYPE = "application/vnd.lethe.record.v1+json"
-MAX_PAYLOAD_BYTES = 64 * 1024
+MAX_PAYLOAD_BYTES = 1024 * 1024
 # Base64 takes 4 bytes for 3; the rest of the envelope is below 300.
 MAX_ENVELOPE_BYTES = MAX_PAYLOAD_BYTES * 4 // 3 + 1024
 

@@ -7,6 +7,7 @@ that a second deploy finds them.
 # Annotations are not postponed here: Ray reads that of `build` to check the arguments.
 
 import time
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ from serving.trainer import Trainer
 
 NAME = "lethe"
 NAMESPACE = "lethe"
+FORM_BYTES = 64 * 1024
+"""What a form or JSON may weigh beside its image."""
 
 
 class Measured:
@@ -75,12 +78,13 @@ def _route_of(scope: Scope) -> str:
     return path
 
 
-def build_api() -> FastAPI:
+def build_api(*, max_body_bytes: int) -> FastAPI:
     """The HTTP face that every replica shows."""
     api = FastAPI(
         title="Lethe",
         summary="A vision model that can forget.",
         version="0.1.0",
+        max_body_size=max_body_bytes,
         responses={"4XX": {"description": "A problem (RFC 9457): what was wrong, what to do."}},
     )
     problems.install(api)
@@ -131,7 +135,7 @@ def prepare(settings: Settings, progress: Any = lambda _: None) -> Backbone:
 
 
 def _check_forget_settings(settings: Settings) -> None:
-    """Raises `SettingsError` where [forget] names what training or gates don't know."""
+    """Raises `SettingsError` where [forget] holds what training or gates don't know."""
     for section, kind in (("train", TrainConfig), ("gates", GateConfig)):
         known = {field.name for field in fields(kind)}
         unknown = sorted(set(getattr(settings.forget, section)) - known)
@@ -139,6 +143,17 @@ def _check_forget_settings(settings: Settings) -> None:
             raise SettingsError(
                 f"forget.{section} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}"
             )
+        for name, value in getattr(settings.forget, section).items():
+            default = getattr(kind(), name)
+            fits = isinstance(value, int) if isinstance(default, int) else _is_number(value)
+            if not fits or isinstance(value, bool) or value < 0:
+                raise SettingsError(
+                    f"forget.{section}.{name} is {value!r}; expected something like {default!r}"
+                )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
 
 
 def application(settings: Settings) -> serve.Application:
@@ -157,10 +172,17 @@ def application(settings: Settings) -> serve.Application:
         backbone=backbone.fingerprint,
         classes=backbone.spec.classes,
     )
+    kept = ray.get(commanding.settings.remote())
+    if _shared(kept) != _shared(settings):
+        raise SettingsError(
+            "the actors that run already were started with other settings for home, registry, "
+            "images, backbone, lease, forget or threads; those need a new start of the cluster"
+        )
     deployment = serve.deployment(
         name="Recognizer",
         num_replicas=settings.replicas,
         max_ongoing_requests=settings.limits.in_flight,
+        max_queued_requests=settings.limits.in_flight * 4,
         ray_actor_options={"num_cpus": settings.replica_cpus},
         health_check_period_s=5,
         health_check_timeout_s=30,
@@ -168,8 +190,24 @@ def application(settings: Settings) -> serve.Application:
         graceful_shutdown_timeout_s=5,
         # Requests are counted in metrics; a line for each would cost more than small models do.
         logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
-    )(serve.ingress(build_api)(Recognizer))
+    )(serve.ingress(_api_of(settings))(Recognizer))
     return deployment.bind(settings, leading, watching, commanding)
+
+
+def _shared(settings: Settings) -> dict[str, Any]:
+    """The settings on which replicas and the detached actors must agree."""
+    return settings.model_dump(
+        include={"home", "registry", "images", "backbone", "lease", "forget", "threads"}
+    )
+
+
+def _api_of(settings: Settings) -> Callable[[], FastAPI]:
+    """What Serve calls, without arguments, in each replica."""
+
+    def build_in_replica() -> FastAPI:
+        return build_api(max_body_bytes=settings.limits.body_bytes + FORM_BYTES)
+
+    return build_in_replica
 
 
 def _actor(cls: type, name: str, concurrency: int) -> Any:

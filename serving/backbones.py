@@ -18,6 +18,7 @@ from pathlib import Path
 from forgetting.backbone import Backbone, load_backbone, load_timm, save_backbone
 from forgetting.data import open_image_set
 from forgetting.pretrain import PretrainConfig, PretrainProgress, pretrain, small_vit
+from serving.home import home_of
 from serving.settings import DIGITS, Settings
 
 Report = Callable[[PretrainProgress], None]
@@ -43,7 +44,7 @@ def embedded_folder(settings: Settings) -> Path:
         [images.manifest_digest, asdict(PretrainConfig()), small_vit(images)[:2]], sort_keys=True
     )
     digest = hashlib.sha256(recipe.encode()).hexdigest()[:12]
-    return settings.home_path / "backbones" / f"{DIGITS}-{digest}"
+    return home_of(settings).backbones / f"{DIGITS}-{digest}"
 
 
 def prepare_backbone(settings: Settings, progress: Report) -> None:

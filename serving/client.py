@@ -13,7 +13,9 @@ from typing import Any
 import httpx
 
 POLL_S = 0.3
-ENDED = ("done", "refused")
+TRIES = 8
+RETRY_S = 1.0
+ENDED = ("done", "refused", "restored")
 
 
 class ClientError(Exception):
@@ -117,18 +119,30 @@ class Client:
         return self._ask("POST", path, json=body, headers=headers)
 
     def _ask(self, method: str, path: str, **request: Any) -> dict[str, Any]:
-        answer: dict[str, Any] = self._answer(method, path, **request).json()
+        response = self._answer(method, path, **request)
+        try:
+            answer: dict[str, Any] = response.json()
+        except ValueError:
+            raise ClientError(f"{self._http.base_url} is not a Lethe server") from None
         return answer
 
     def _answer(self, method: str, path: str, **request: Any) -> httpx.Response:
-        try:
-            response = self._http.request(method, path, **request)
-        except httpx.ConnectError:
-            raise ClientError(
-                f"nothing answers at {self._http.base_url}: is `lethe serve` running?"
-            ) from None
-        except httpx.HTTPError as error:
-            raise ClientError(f"{method} {path} got no answer: {error}") from None
+        # What is asked may be asked again, and so may a command that carries its key.
+        again = method == "GET" or "Idempotency-Key" in request.get("headers", {})
+        for left in reversed(range(TRIES if again else 1)):
+            try:
+                response = self._http.request(method, path, **request)
+            except httpx.ConnectError:
+                raise ClientError(
+                    f"nothing answers at {self._http.base_url}: is `lethe serve` running?"
+                ) from None
+            except httpx.HTTPError as error:
+                if not left:
+                    raise ClientError(f"{method} {path} got no answer: {error!r}") from None
+            else:
+                if response.status_code != 503 or not left:
+                    break
+            time.sleep(RETRY_S)
         if response.is_error:
             raise ClientError(_sentence(response))
         return response

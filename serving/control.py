@@ -20,10 +20,10 @@ from ray.exceptions import RayActorError
 
 from registry import publish
 from registry.adapters import adapter_files
-from registry.errors import ConflictError, FormatError
+from registry.errors import ConflictError, FormatError, RegistryError
 from registry.state import Job, State
 from serving.coordinator import Ack, Author, Outcome, Refusal
-from serving.home import home_of, open_ledger, open_subjects, signer
+from serving.home import home_of, open_ledger, open_subjects, read_ledger, signer
 from serving.jobs import (
     Rejection,
     job_view,
@@ -34,14 +34,16 @@ from serving.jobs import (
     report_of,
 )
 from serving.settings import Settings
-from serving.training import NotTrained, Trained, TrainJob
+from serving.train_job import NotTrained, Trained, TrainJob
 
 log = logging.getLogger(__name__)
 
 ACTOR = "lethe-control"
 POLL_S = 0.25
 RETRY_S = 0.5
-HELD_UP_S = 2.0
+LONGEST_RETRY_S = 30.0
+COORDINATOR_BACK_S = 60.0
+LONGEST_DETAIL = 1500
 TRAINER_BACK_S = 120.0
 RECENT = 20
 """Ended jobs that the status shows."""
@@ -70,10 +72,11 @@ class Control:
         self._subjects = open_subjects(home)
         self._operator = signer(home, "operator")
         self._publisher = signer(home, "publisher")
-        self._ledger.refresh()
+        read_ledger(self._ledger)
         self._training: dict[str, dict[str, Any]] = {}
-        self._train_seconds: dict[str, float] = {}
+        self._details: dict[str, str] = {}
         self._accepting = threading.Lock()
+        self._guarding = threading.Lock()
         self._work = threading.Event()
         threading.Thread(target=self._run, name="forget-worker", daemon=True).start()
 
@@ -83,10 +86,13 @@ class Control:
         self, classes: Sequence[str], actor: str, reason: str, request_id: str
     ) -> dict[str, Any] | Rejection:
         """Accept a forget command: durable, and masked on every replica, when this returns."""
-        author = Author(actor, reason, request_id)
         with self._accepting:
             state = self._ledger.refresh()
-            rejection = self._why_not(classes, state) if request_id not in state.requests else None
+            known = state.requests.get(request_id)
+            if known is None:
+                rejection = self._why_not(classes, state)
+            else:
+                rejection = self._why_not_again(classes, state.jobs[known])
             if rejection is not None:
                 return rejection
             try:
@@ -99,12 +105,21 @@ class Control:
                     reason=reason,
                     request_id=request_id,
                 )
-            except (ConflictError, FormatError) as error:
-                return Rejection(409 if isinstance(error, ConflictError) else 422, str(error))
-        outcome = self._guard(job, author)
+            except ConflictError as error:
+                return Rejection(409, str(error))
+            except FormatError as error:
+                return Rejection(422, str(error))
         self._work.set()
+        outcome = self._guard(job)
+        if isinstance(outcome, Refusal):
+            return Rejection(
+                503,
+                f"{job.id} is accepted and durable, but not masked everywhere yet: "
+                f"{outcome.detail}.",
+                "It is tried again until it is; `lethe status` shows when.",
+            )
         view = self.job(job.id)
-        if isinstance(view, dict) and isinstance(outcome, Ack):
+        if isinstance(view, dict):
             view["guard"] = _ack_view(outcome)
         return view
 
@@ -113,27 +128,35 @@ class Control:
     ) -> dict[str, Any] | Rejection:
         """Serve release `to`'s adapters again as a new release; every guard stays."""
         state = self._ledger.refresh()
-        if to not in state.releases:
-            return Rejection(
-                404, f"There is no release {to}.", f"Releases go from 0 to {state.last_release}."
+        made = _made_by(state, request_id)
+        if made is None:
+            rejection = _why_no_rollback(to, state)
+        else:
+            before = state.releases[made].to
+            rejection = (
+                Rejection(409, f"This Idempotency-Key has rolled back to release {before}.")
+                if before != to
+                else None
             )
-        release = state.releases[to]
-        if to == state.active:
-            return Rejection(409, f"Release {to} is the active one already.")
-        if to and release.activated_at is None:
-            return Rejection(409, f"Release {to} was never active, so it can't be returned to.")
+        if rejection is not None:
+            return rejection
         author = Author(actor, reason, request_id)
         outcome = self._insist(
             lambda: ray.get(self._coordinator.roll_back.remote(to, author)),
             lambda now: _made_by(now, request_id),
         )
         if isinstance(outcome, Refusal):
-            return Rejection(409, f"The rollback was not made: {outcome.detail}.")
+            status = 409 if outcome.stage == "stack" else 503
+            return Rejection(status, f"The rollback was not made: {outcome.detail}.")
         now = self._ledger.refresh()
         masked = sorted(named(s, self._subjects.class_of) for s in now.erasing)
         return {**_ack_view(outcome), "rolled_back_to": to, "still_masked": masked}
 
     # -- questions
+
+    def settings(self) -> Settings:
+        """What this process was started with."""
+        return self._settings
 
     def job(self, job_id: str) -> dict[str, Any] | Rejection:
         state = self._ledger.refresh()
@@ -176,6 +199,7 @@ class Control:
             state,
             class_of=self._subjects.class_of,
             progress=self._training.get(job_id, {}),
+            problem=self._details.get(job_id),
             ahead=waiting.index(job_id) if job_id in waiting else 0,
         )
 
@@ -202,6 +226,12 @@ class Control:
         }
 
     # -- accepting
+
+    def _why_not_again(self, classes: Sequence[str], job: Job) -> Rejection | None:
+        names = [named(subject, self._subjects.class_of) for subject in job.subjects]
+        if list(classes) == names:
+            return None
+        return Rejection(409, f"This Idempotency-Key was used for {job.id}, for other classes.")
 
     def _why_not(self, classes: Sequence[str], state: State) -> Rejection | None:
         if not classes:
@@ -233,14 +263,17 @@ class Control:
             )
         return None
 
-    def _guard(self, job: Job, author: Author) -> Outcome:
-        return self._insist(
-            lambda: ray.get(self._coordinator.guard.remote(job.id, author)),
-            lambda state: release_of(state, job.id, "guard"),
-        )
+    def _guard(self, job: Job) -> Outcome:
+        with self._guarding:  # the worker and the command may both come for the same job
+            author = Author(job.actor, job.reason, job.request_id)
+            return self._insist(
+                lambda: ray.get(self._coordinator.guard.remote(job.id, author)),
+                lambda state: release_of(state, job.id, "guard"),
+            )
 
     def _insist(self, act: Callable[[], Outcome], find: Callable[[State], int | None]) -> Outcome:
         """Call the coordinator until it answers; what the ledger holds already isn't done twice."""
+        deadline = time.monotonic() + COORDINATOR_BACK_S
         while True:
             try:
                 number = find(self._ledger.refresh())
@@ -250,35 +283,50 @@ class Control:
                 return act()
             except RayActorError as error:
                 log.warning("the coordinator is away (%s); trying again", type(error).__name__)
+                if time.monotonic() > deadline:
+                    return Refusal("coordinator", "the coordinator does not come back")
                 time.sleep(RETRY_S)
 
     # -- the worker
 
     def _run(self) -> None:
+        rounds = 0
         while True:
-            job = next(iter(pending_jobs(self._ledger.refresh())), None)
-            if job is None:
-                self._work.wait(timeout=5)
-                self._work.clear()
-                continue
+            job: Job | None = None
             try:
-                self._advance(job)
+                job = next(iter(pending_jobs(self._ledger.refresh())), None)
+                if job is None:
+                    self._work.wait(timeout=5)
+                    self._work.clear()
+                else:
+                    self._advance(job)
+                rounds = 0
             except Exception as error:
                 # Whatever it is, the worker must outlive it: every later job waits for it.
-                log.exception("job %s is held up: %s", job.id, error)
-                time.sleep(HELD_UP_S)
+                rounds += 1
+                lasting = isinstance(error, HeldUpError) and error.lasting
+                # Without the error's words in the log: they may name a class.
+                log.error("held up, round %d (%s)", rounds, type(error).__name__)
+                if job is not None and lasting and rounds >= self._settings.forget.attempts:
+                    self._give_up(job, error)
+                    rounds = 0
+                time.sleep(min(RETRY_S * 2**rounds, LONGEST_RETRY_S))
+
+    def _give_up(self, job: Job, error: Exception) -> None:
+        try:
+            self._refuse(job, "training", str(error))
+        except RegistryError as failure:
+            log.error("the refusal of %s can't be recorded: %s", job.id, failure)
 
     def _advance(self, job: Job) -> None:
-        """Take one pending job as far as it goes."""
-        author = Author(ACTOR, f"job {job.id}", job.request_id)
+        """Take one pending job as far as it goes. Raises `HeldUpError`."""
         if not job.guarded:
-            self._guard(job, author)
+            outcome = self._guard(job)
+            if isinstance(outcome, Refusal):
+                raise HeldUpError(outcome.detail, lasting=False)
         stack = self._stack()
         if job.adapter is None or self._ledger.state.adapters[job.adapter].stack != stack:
             trained = self._train(job, stack)
-            if isinstance(trained, NotTrained):
-                self._refuse(job, "training", trained.detail)
-                return
             if trained.refused is not None:
                 self._refuse(job, "gates", trained.refused, trained.report)
                 return
@@ -293,20 +341,21 @@ class Control:
                 reason=f"trained in {trained.seconds:.1f} s",
                 request_id=job.request_id,
             )
+        author = Author(ACTOR, f"adapter of {job.id}", job.request_id)
         outcome = self._insist(
             lambda: ray.get(self._coordinator.adopt.remote(job.id, author)),
             lambda state: release_of(state, job.id, "adapter"),
         )
         if isinstance(outcome, Refusal) and outcome.stage == "stack":
-            log.info("job %s: %s; training again on the new stack", job.id, outcome.detail)
+            log.info("%s: another stack is active by now; training again on it", job.id)
         elif isinstance(outcome, Refusal):
-            self._refuse(job, outcome.stage, outcome.detail)
+            raise HeldUpError(outcome.detail, lasting=outcome.stage == "prepare")
 
     def _stack(self) -> tuple[str, ...]:
         state = self._ledger.refresh()
         return tuple(state.releases[state.active].adapters)
 
-    def _train(self, job: Job, stack: tuple[str, ...]) -> Trained | NotTrained:
+    def _train(self, job: Job, stack: tuple[str, ...]) -> Trained:
         state = self._ledger.state
         learned = state.subjects_erased_by_weights(state.active)
         earlier = sorted(learned - set(job.subjects))
@@ -323,18 +372,18 @@ class Control:
         )
         self._training[job.id] = {"phase": "starting"}
         try:
-            for attempt in range(1, self._settings.forget.attempts + 1):
-                try:
-                    return self._watch(job.id, task)
-                except RayActorError as error:
-                    log.warning("training of job %s, start %d: %s", job.id, attempt, error)
-                    self._wait_for_trainer()
+            result = self._watch(job.id, task)
+        except RayActorError as error:
+            log.warning("the trainer died (%s)", type(error).__name__)
+            self._wait_for_trainer()
+            raise HeldUpError("the trainer died while it trained", lasting=True) from None
         finally:
             self._training.pop(job.id, None)
-        return NotTrained(
-            f"the trainer stopped {self._settings.forget.attempts} times before it was done; its "
-            "log says why (memory is the usual reason), the class stays masked"
-        )
+        if isinstance(result, NotTrained):
+            self._details[job.id] = result.detail
+            raise HeldUpError(result.kind, lasting=True)
+        self._details.pop(job.id, None)
+        return result
 
     def _wait_for_trainer(self) -> None:
         """Ray restarts it; until it answers again a call would only fail."""
@@ -359,18 +408,39 @@ class Control:
             self._training[job_id] = progress or {"phase": "starting"}
 
     def _refuse(self, job: Job, stage: str, detail: str, report: bytes | None = None) -> None:
-        log.warning("job %s is refused (%s); the guard stays on", job.id, stage)
+        log.warning("%s is refused (%s); the guard stays on", job.id, stage)
         publish.refuse(
             self._ledger,
             self._publisher,
             job=job.id,
             stage=stage,
-            detail=detail,
+            detail=" ".join(detail.split())[:LONGEST_DETAIL],
             report=report,
             actor=ACTOR,
             reason=f"refused: {stage}",
             request_id=job.request_id,
         )
+
+
+class HeldUpError(Exception):
+    """A job can't go on now. `lasting`: trying a few times more and then giving up is right; else
+    the cause lies outside the job, and it waits for as long as that takes."""
+
+    def __init__(self, detail: str, *, lasting: bool) -> None:
+        super().__init__(detail)
+        self.lasting = lasting
+
+
+def _why_no_rollback(to: int, state: State) -> Rejection | None:
+    if to not in state.releases:
+        return Rejection(
+            404, f"There is no release {to}.", f"Releases go from 0 to {state.last_release}."
+        )
+    if to == state.active:
+        return Rejection(409, f"Release {to} is the active one already.")
+    if to and state.releases[to].activated_at is None:
+        return Rejection(409, f"Release {to} was never active, so it can't be returned to.")
+    return None
 
 
 def _ack_view(ack: Ack) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from typing import Literal
 from registry import publish
 from registry.errors import ConflictError, RegistryError
 from registry.state import Release
-from serving.home import Home, open_ledger, signer
+from serving.home import Home, open_ledger, read_ledger, signer
 from serving.membership import CONFIRMED, How, Membership, Pulse, Terms, Wake
 
 log = logging.getLogger(__name__)
@@ -73,7 +72,7 @@ class Coordinator:
         self._ledger = open_ledger(self._home)
         self._operator = signer(self._home, "operator")
         self._publisher = signer(self._home, "publisher")
-        state = self._ledger.refresh()
+        state = read_ledger(self._ledger)
         self._membership = Membership(state.active, terms=terms)
         self._terms = terms
         self._preparing = -1
@@ -100,7 +99,7 @@ class Coordinator:
         if extended:
             async with self._changed:
                 self._changed.notify_all()
-        return Pulse(committed=self._membership.committed, extended=extended)
+        return Pulse(self._membership.committed, self._terms.seconds if extended else 0.0)
 
     async def follow(self, member: str, seen: Wake, timeout: float) -> Wake:
         """Long poll: answers as soon as there is more to do than `seen`."""
@@ -173,10 +172,6 @@ class Coordinator:
             for name, member in self._membership.members.items()
         }
 
-    async def process_id(self) -> int:
-        """The actor's process, so that a test can kill it."""
-        return os.getpid()
-
     # -- how
 
     async def _activate(
@@ -196,7 +191,13 @@ class Coordinator:
                 if problems:
                     detail = "; ".join(f"{who}: {why}" for who, why in problems.items())
                     return Refusal("prepare", detail)
-            if await self._commit(release, author):
+                if not self._membership.leased:
+                    return Refusal("members", "no replica holds a lease, so none could build it")
+            try:
+                committed = await self._commit(release, author)
+            except RegistryError as error:
+                return Refusal("registry", str(error))
+            if committed:
                 return await self.acknowledge(release.number)
 
     async def _commit(self, release: Release, author: Author) -> bool:
@@ -208,6 +209,11 @@ class Coordinator:
             except ConflictError as error:
                 log.info("release %d: %s", release.number, error)
                 return False
+            except RegistryError as error:
+                # It may be in the log all the same: then it is active, whatever failed after.
+                log.error("release %d: %s", release.number, error)
+                if (await asyncio.to_thread(self._ledger.refresh)).active < release.number:
+                    raise
             self._activated_at[release.number] = time.monotonic()
             async with self._changed:
                 self._membership.commit(release.number)
@@ -220,7 +226,7 @@ class Coordinator:
         async with self._prepared_one_by_one, self._changed:
             self._preparing = release
             self._changed.notify_all()
-            while self._membership.unprepared(release):
+            while self._membership.unprepared(release) or not self._membership.settled:
                 if self._membership.problems(release):
                     break
                 if time.monotonic() > deadline:
@@ -278,4 +284,7 @@ class Coordinator:
             await self.acknowledge(state.active)
         while True:
             await asyncio.sleep(self._terms.seconds)
+            state = self._ledger.state
+            if state.active > state.confirmed and self._membership.acknowledged(state.active):
+                await self.acknowledge(state.active)  # recording it failed before
             self._membership.drop_silent(self._terms.seconds * 4)

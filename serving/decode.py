@@ -7,6 +7,7 @@ import warnings
 
 from PIL import Image, UnidentifiedImageError
 
+MAX_ASPECT = 20
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 
 
@@ -20,8 +21,8 @@ class DecodeError(Exception):
 
 
 def decode_image(data: bytes, *, max_pixels: int) -> Image.Image:
-    """Decode `data` whole. Raises `DecodeError`: 400 empty, 413 too many pixels, 422 not an image
-    or a damaged one."""
+    """Decode `data` whole. Raises `DecodeError`: 400 empty, 413 too many pixels, 422 not an image,
+    a damaged one or a strip."""
     if not data:
         raise DecodeError(400, "The body is empty; send the bytes of one image.")
     try:
@@ -40,6 +41,9 @@ def decode_image(data: bytes, *, max_pixels: int) -> Image.Image:
     width, height = image.size
     if width * height > max_pixels:
         raise DecodeError(413, f"{_too_many(max_pixels)} It has {width} x {height}.")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        # Scaling the short side to the model's size would blow the long one up.
+        raise DecodeError(422, f"The image is {width} x {height}; at most {MAX_ASPECT}:1 is taken.")
     try:
         image.load()
     except Exception as error:  # likewise

@@ -21,6 +21,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from forgetting.data import open_image_set
 from forgetting.measure import h_mean
@@ -188,7 +189,7 @@ class _Demo:
         failed = sum(not a.ok for a in answers)
         head = Table.grid(padding=(0, 2))
         head.add_row(
-            f"[bold]release {', '.join(map(str, stamps)) or '…'}[/bold]",
+            Text(f"release {', '.join(map(str, stamps)) or '…'}", style="bold"),
             f"{len(answers)} requests",
             f"{failed} failed",
             self._said,
@@ -243,7 +244,8 @@ class _Demo:
         return float(row["swap_ms"])
 
     def _print(self, summary: dict[str, Any], rolled: int) -> None:
-        self._console.print("[bold]measured on held-out images, over HTTP, before the mask[/bold]")
+        title = "measured on held-out images, over HTTP, before the mask"
+        self._console.print(title, style="bold", highlight=False)
         table = Table(box=None, pad_edge=False)
         for column in ("", "before", "after"):
             table.add_column(column)

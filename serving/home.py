@@ -8,21 +8,30 @@ registry/     the ledger and its blobs (or elsewhere: `registry` in the settings
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import stat
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from registry.errors import StoreError
 from registry.keys import Role, Signer, Trust, init_keys
 from registry.ledger import Ledger
+from registry.state import State
 from registry.store import DirectoryStore
 from registry.subjects import SubjectMap
 from serving.settings import Settings
 
 Caller = Literal["operator", "auditor"]
 CALLERS: tuple[Caller, ...] = ("operator", "auditor")
+
+
+log = logging.getLogger(__name__)
+
+STORE_RETRY_S = 1.0
 
 
 class HomeError(Exception):
@@ -90,7 +99,10 @@ def token(home: Home, caller: Caller) -> str:
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & 0o077:
             raise HomeError(f"{path} is readable by others (mode {mode:04o}): chmod 600 {path}")
-        return path.read_text().strip()
+        found = path.read_text().strip()
+        if not found:
+            raise HomeError(f"{path} is empty: delete it, the next `lethe serve` makes a new one")
+        return found
     except FileNotFoundError:
         raise HomeError(f"no token at {path}: start `lethe serve` once, it makes one") from None
     except PermissionError:
@@ -99,6 +111,20 @@ def token(home: Home, caller: Caller) -> str:
 
 def open_ledger(home: Home) -> Ledger:
     return Ledger(DirectoryStore(home.registry), Trust.load(home.keys / "trust.json"))
+
+
+def read_ledger(ledger: Ledger) -> State:
+    """The ledger's state, waited for while the storage fails.
+
+    For the constructors of actors: Ray restarts a process that dies, but gives an actor up for
+    good whose constructor raises. A ledger that fails its checks does raise: it must not be served.
+    """
+    while True:
+        try:
+            return ledger.refresh()
+        except StoreError as error:
+            log.error("the ledger can't be read, trying again: %s", error)
+            time.sleep(STORE_RETRY_S)
 
 
 def open_subjects(home: Home) -> SubjectMap:

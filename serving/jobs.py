@@ -35,7 +35,7 @@ def named(subject: str, class_of: ClassOf) -> str:
 
 def pending_jobs(state: State) -> list[Job]:
     """Jobs that are not at their end, oldest first."""
-    ended = ("done", "refused")
+    ended = ("done", "refused", "restored")
     return [
         job
         for job in state.jobs.values()
@@ -64,12 +64,22 @@ def report_of(job: Job, state: State) -> str | None:
 
 
 def job_view(
-    job: Job, state: State, *, class_of: ClassOf, progress: Mapping[str, Any], ahead: int
+    job: Job,
+    state: State,
+    *,
+    class_of: ClassOf,
+    progress: Mapping[str, Any],
+    problem: str | None,
+    ahead: int,
 ) -> dict[str, Any]:
-    """One forget job as JSON. `ahead`: jobs that are trained before it; `progress`: if any."""
+    """One forget job as JSON. `ahead`: jobs that are trained before it; `progress`: if any;
+    `problem`: the trainer's own words, which no record may hold."""
     stage: str = job.state
+    adopted = release_of(state, job.id, "adapter")
     if progress:
         stage = "training"
+    elif adopted is not None:
+        stage = "done" if state.confirmed >= adopted else "published"
     elif stage == "requested":
         stage = "queued"
     return {
@@ -81,7 +91,8 @@ def job_view(
         "done_at": _time(job.done_at),
         "ahead": ahead,
         "guard_release": release_of(state, job.id, "guard"),
-        "release": release_of(state, job.id, "adapter"),
+        "release": adopted,
+        "problem": problem,
         "progress": dict(progress) or None,
         "refused": f"{job.refusal.stage}: {job.refusal.detail}" if job.refusal else None,
         "report": report_of(job, state),

@@ -10,13 +10,27 @@ import torch
 from forgetting.adapter import from_files
 from forgetting.backbone import Backbone
 from forgetting.data import open_image_set
-from forgetting.errors import ForgettingError
+from forgetting.errors import (
+    AdapterError,
+    DataError,
+    ForgettingError,
+    TargetError,
+    TrainingError,
+)
 from forgetting.report import GateConfig, dumps
 from forgetting.task import run_task
 from forgetting.train import Progress, TrainConfig
 from serving.backbones import open_backbone
 from serving.settings import Settings
-from serving.training import NotTrained, Trained, TrainJob
+from serving.train_job import NotTrained, Trained, TrainJob
+
+KINDS: tuple[tuple[type[ForgettingError], str], ...] = (
+    (DataError, "the images of the data set can't be used as they are"),
+    (TargetError, "the backbone's FFNs were not recognised"),
+    (TrainingError, "training gave nothing that may be published"),
+    (AdapterError, "an adapter of the stack can't be read"),
+    (ForgettingError, "the task can't be carried out"),
+)
 
 
 class Learner:
@@ -48,8 +62,8 @@ class Learner:
                 seed=chosen.seed,
                 progress=self._note,
             )
-        except ForgettingError as error:
-            return NotTrained(self._without_names(str(error), job))
+        except Exception as error:
+            return NotTrained(kind_of(error), f"{type(error).__name__}: {error}")
         finally:
             self._progress = {}
         failed = [gate for gate in result.gates if not gate.passed]
@@ -68,11 +82,13 @@ class Learner:
         """How far the running training is; empty when none runs."""
         return dict(self._progress)
 
-    def _without_names(self, words: str, job: TrainJob) -> str:
-        """`words` go into the ledger, where no class may be named."""
-        for name in self._backbone.spec.classes:
-            words = words.replace(repr(name), job.subjects.get(name, "a class"))
-        return words
-
     def _note(self, progress: Progress) -> None:
         self._progress = asdict(progress)
+
+
+def kind_of(error: Exception) -> str:
+    """A sentence for the ledger: the error's own words may name a class."""
+    for cls, words in KINDS:
+        if isinstance(error, cls):
+            return f"{words}; `lethe status` has the details for as long as the server runs"
+    return f"training failed unexpectedly ({type(error).__name__})"

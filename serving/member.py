@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import RayError
 
 from registry.errors import RegistryError
 from serving.membership import Clock, Pulse, Terms, Wake, boot_clock
@@ -64,7 +64,7 @@ class Member:
         self._stuck_since: float | None = None
         self._stop = threading.Event()
         self._beat_now = threading.Event()
-        self._leased = threading.Condition()
+        self._leased = threading.Event()
         self._swapping = threading.Lock()
         self._threads: list[threading.Thread] = []
 
@@ -79,12 +79,6 @@ class Member:
         """Raises `NotCurrentError` unless this replica holds a lease now."""
         if self.lease_left <= 0:
             raise NotCurrentError("this replica's lease has run out; it may be behind")
-
-    def wait_for_lease(self, timeout: float) -> None:
-        """Wait for a lease. Raises `NotCurrentError` on timeout."""
-        with self._leased:
-            if not self._leased.wait_for(lambda: self.lease_left > 0, timeout):
-                self.check()
 
     def catch_up_to(self, number: int, timeout: float) -> None:
         """Serve release `number` or a newer one. Raises `NotCurrentError` when it can't, at once
@@ -117,7 +111,7 @@ class Member:
             try:
                 self._ask("register", self.name)
                 break
-            except (RayError, GetTimeoutError) as error:
+            except RayError as error:
                 if self._clock() > deadline:
                     raise NotCurrentError(f"the coordinator can't be reached: {error}") from None
                 self._stop.wait(RETRY_S)
@@ -126,7 +120,8 @@ class Member:
             thread = threading.Thread(target=target, name=f"member{target.__name__}", daemon=True)
             thread.start()
             self._threads.append(thread)
-        self.wait_for_lease(max(deadline - self._clock(), 1.0))
+        self._leased.wait(max(deadline - self._clock(), 1.0))
+        self.check()
 
     def stop(self) -> None:
         """End the lease first, then tell the coordinator."""
@@ -138,7 +133,7 @@ class Member:
         self._lease_until = float("-inf")
         try:
             self._ask("leave", self.name)
-        except (RayError, GetTimeoutError):
+        except RayError:
             log.info("left without telling the coordinator; the lease has ended here")
 
     # -- the two threads
@@ -148,53 +143,59 @@ class Member:
             sent = self._clock()
             try:
                 pulse: Pulse = self._ask("heartbeat", self.name, self._drained)
-            except (RayError, GetTimeoutError) as error:
+            except RayError as error:
                 log.warning("heartbeat failed: %s", type(error).__name__)
                 self._stop.wait(RETRY_S)
                 continue
-            if pulse.extended and not self._stop.is_set():
-                with self._leased:
-                    self._lease_until = sent + self._terms.seconds - self._terms.margin
-                    self._leased.notify_all()
+            if pulse.granted and not self._stop.is_set():
+                # The coordinator's terms, not this process's settings: it waits by its own.
+                self._lease_until = sent + pulse.granted - self._terms.margin
+                self._leased.set()
             self._beat_now.wait(self._terms.heartbeat)
             self._beat_now.clear()
 
     def _follow(self) -> None:
-        seen = Wake(committed=self._drained, prepare=-1)
+        seen = Wake(committed=self._drained, prepare=self._drained)
         while not self._stop.is_set():
             try:
                 ref = self._coordinator.follow.remote(self.name, seen, FOLLOW_S)
                 wake: Wake = ray.get(ref, timeout=FOLLOW_S * 2)
-                if wake.prepare > seen.prepare:
-                    # Aside, so that a long build holds up no guard.
-                    threading.Thread(
-                        target=self._prepare, args=(wake.prepare,), name="prepare", daemon=True
-                    ).start()
-                if wake.committed > self._drained:
-                    self.catch_up()
-                seen = wake
-                self._stuck_since = None
-            except (RayError, GetTimeoutError) as error:
+            except RayError as error:
                 log.warning("lost the coordinator (%s); asking again", type(error).__name__)
                 self._stop.wait(RETRY_S)
-            except (RegistryError, BuildError) as error:
-                # The lease is no longer extended, so this replica soon stops serving.
-                log.error("can't reach the committed release: %s", error)
-                self._on_swap("failed", 0.0)
-                self._stuck_since = self._stuck_since or self._clock()
-                self._stop.wait(self._terms.heartbeat)
+                continue
+            if wake.prepare > max(seen.prepare, self._drained):
+                # Aside, so that a long build holds up no guard.
+                threading.Thread(
+                    target=self._prepare, args=(wake.prepare,), name="prepare", daemon=True
+                ).start()
+            seen = Wake(seen.committed, wake.prepare)
+            if wake.committed > self._drained:
+                try:
+                    self.catch_up()
+                except Exception as error:
+                    # Whatever it is: the lease is no longer extended, so this replica soon stops
+                    # serving, and this thread must live to try again.
+                    log.exception("can't reach the committed release: %s", type(error).__name__)
+                    self._on_swap("failed", 0.0)
+                    self._stuck_since = self._stuck_since or self._clock()
+                    self._stop.wait(self._terms.heartbeat)
+                    continue
+            if self._drained >= wake.committed:
+                self._stuck_since = None
+            seen = wake
 
     def _prepare(self, number: int) -> None:
         try:
             self._reader.ready(number, self._slot)
             problem = None
-        except (RegistryError, BuildError) as error:
-            log.error("release %d can't be prepared: %s", number, error)
+        except Exception as error:
+            log.exception("release %d can't be prepared", number)
             self._on_swap("rejected", 0.0)
-            problem = str(error)
+            problem = f"{type(error).__name__}: {error}"
         try:
             self._ask("prepared", self.name, number, problem)
-        except (RayError, GetTimeoutError):
+        except RayError:
             log.warning("the coordinator that asked for release %d is gone", number)
 
     def catch_up(self) -> None:

@@ -38,8 +38,8 @@ class Terms:
 
 
 @dataclass(frozen=True)
-class Member:
-    """What the coordinator knows of one replica process."""
+class Standing:
+    """What the coordinator knows of one member."""
 
     running: int = -1
     """Highest release that it serves and has drained all older ones for; -1: none yet."""
@@ -54,7 +54,8 @@ class Pulse:
     """The coordinator's answer to a heartbeat."""
 
     committed: int
-    extended: bool
+    granted: float
+    """Seconds of lease from when the heartbeat was received; 0: not extended."""
 
 
 @dataclass(frozen=True)
@@ -74,19 +75,19 @@ class Membership:
         self._committed = committed
         # A predecessor may have granted leases that we know nothing of.
         self._grace_until = clock() + terms.seconds
-        self._members: dict[str, Member] = {}
+        self._members: dict[str, Standing] = {}
 
     @property
     def committed(self) -> int:
         return self._committed
 
     @property
-    def members(self) -> dict[str, Member]:
+    def members(self) -> dict[str, Standing]:
         return dict(self._members)
 
     def register(self, name: str) -> int:
         """Add a member, without a lease, and read the committed release: one atomic step."""
-        self._members[name] = Member(heard=self._clock())
+        self._members[name] = Standing(heard=self._clock())
         return self._committed
 
     def leave(self, name: str) -> None:
@@ -96,7 +97,7 @@ class Membership:
     def heartbeat(self, name: str, running: int) -> bool:
         """Note that `name` runs `running`; True when its lease was extended."""
         now = self._clock()
-        member = self._members.get(name, Member())
+        member = self._members.get(name, Standing())
         current = running >= self._committed
         lease_until = now + self._terms.seconds if current else member.lease_until
         self._members[name] = replace(member, running=running, lease_until=lease_until, heard=now)
@@ -147,13 +148,20 @@ class Membership:
         ends += [self._grace_until] if self._grace_until > now else []
         return min(ends) - now if ends else self._terms.seconds
 
+    @property
+    def settled(self) -> bool:
+        """False while a predecessor's members may still have to report."""
+        return self._clock() >= self._grace_until
+
+    @property
+    def leased(self) -> int:
+        """Members that hold a lease now."""
+        now = self._clock()
+        return sum(member.lease_until > now for member in self._members.values())
+
     def acknowledged(self, release: int) -> bool:
         """True when no response to a request sent from now on can be older than `release`."""
-        return (
-            self._committed >= release
-            and self._clock() >= self._grace_until
-            and not self.blocking(release)
-        )
+        return self._committed >= release and self.settled and not self.blocking(release)
 
     def outcome(self, release: int) -> dict[str, How]:
         """How each member came to be past `release`: it confirmed, or its lease ran out."""

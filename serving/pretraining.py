@@ -12,6 +12,10 @@ from forgetting.data import open_image_set
 from forgetting.pretrain import PretrainConfig, PretrainProgress, pretrain
 
 
+class PretrainingError(Exception):
+    """Nothing was trained; the message says why."""
+
+
 def pretrain_backbone(
     data: str,
     to: Path,
@@ -23,10 +27,15 @@ def pretrain_backbone(
 ) -> dict[str, Any]:
     """Train on `data`, write to the folder `to`, say what came of it.
 
-    Raises `FileExistsError` when `to` holds a backbone already, and `ForgettingError`.
+    Raises `PretrainingError` when `to` can't be written or holds a backbone already, and
+    `ForgettingError`.
     """
     if (to / "backbone.json").exists():
-        raise FileExistsError(f"{to} holds a backbone already; choose another --out")
+        raise PretrainingError(f"{to} holds a backbone already; choose another --out")
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PretrainingError(f"can't write to {to}: {error.strerror}") from None
     config = PretrainConfig() if steps is None else replace(PretrainConfig(), steps=steps)
     images = open_image_set(data, seed=seed)
     trained = pretrain(images, model=model, config=config, progress=note, seed=seed)

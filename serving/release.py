@@ -59,7 +59,6 @@ class ReleaseReader:
         return ReadyRelease(
             number=number,
             parent=release.parent or 0,
-            seq=state.seq,
             forward=forward,
             guard=frozenset(self._index(subject) for subject in release.guard),
             erased=frozenset(self._index(subject) for subject in erased),

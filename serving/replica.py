@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 START_S = 60.0
 PUSH_S = 1.0
+LEASE_POLL_S = 0.02
 SWAP_OUTCOMES = ("ok", "rejected", "failed")
 
 
@@ -141,8 +142,7 @@ class Recognizer:
             await asyncio.to_thread(
                 self.member.catch_up_to, min_release, self.settings.lease.patience
             )
-        if self.member.lease_left <= 0:
-            await asyncio.to_thread(self.member.wait_for_lease, self.settings.lease.patience)
+        await self._lease(loop.time() + self.settings.lease.patience)
         scored: _Scored = await self._classify(_Item(tensor, ticket, time.perf_counter()))
         prediction = self._answer(scored, request_id, top_k)
         named = int(scored.logits.argmax())
@@ -152,6 +152,14 @@ class Recognizer:
             self.shadow.offer(tensor, named, scored.ready)
         self.member.check()
         return prediction
+
+    async def _lease(self, deadline: float) -> None:
+        """Wait for a lease until `deadline`: a replica that was frozen for a moment answers late
+        and not never. Raises `NotCurrentError`."""
+        while self.member.lease_left <= 0:
+            if asyncio.get_running_loop().time() >= deadline:
+                self.member.check()
+            await asyncio.sleep(LEASE_POLL_S)
 
     def _decode(self, data: bytes) -> Tensor:
         image = decode_image(data, max_pixels=self.settings.limits.pixels)

@@ -109,7 +109,7 @@ class Settings(BaseSettings):
     home: Path = Field(Path("~/.lethe"), description="keys, tokens, backbones, registry")
     registry: Path | None = Field(None, description="registry folder; default HOME/registry")
     host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535)
+    port: int = Field(8000, ge=1, le=65535)
     replicas: int = Field(2, gt=0)
     replica_cpus: float = Field(0.5, gt=0, description="logical CPUs that Ray sets aside for each")
     threads: int = Field(1, gt=0, description="torch threads in a replica and the trainer")
@@ -147,7 +147,7 @@ def load_settings(config: Path | None = None, **flags: Any) -> Settings:
     """
     if config is not None and not config.is_file():
         raise SettingsError(f"settings file {config} does not exist")
-    path = config or Path("lethe.toml")
+    path = (config or Path("lethe.toml")).absolute()
 
     class _FromFile(Settings):
         @classmethod
@@ -172,4 +172,29 @@ def load_settings(config: Path | None = None, **flags: Any) -> Settings:
         raise SettingsError("; ".join(lines)) from None
     except ValueError as error:  # tomllib's
         raise SettingsError(f"{path} is not valid TOML: {error}") from None
-    return Settings.model_construct(**{n: getattr(loaded, n) for n in Settings.model_fields})
+    except OSError as error:
+        raise SettingsError(f"can't read {path}: {error.strerror}") from None
+    plain = {name: getattr(loaded, name) for name in Settings.model_fields}
+    return _anchored(Settings.model_construct(**plain), config.parent if config else Path())
+
+
+def _anchored(settings: Settings, folder: Path) -> Settings:
+    """Relative paths, made absolute from the settings file's folder, or else from here: other
+    processes read them from other working directories."""
+
+    def fixed(path: Path | None) -> Path | None:
+        return None if path is None else (folder / path.expanduser()).absolute()
+
+    chosen = settings.backbone
+    backbone = chosen.model_copy(
+        update={name: fixed(getattr(chosen, name)) for name in ("directory", "weights", "labels")}
+    )
+    images = settings.images if settings.images == DIGITS else str(fixed(Path(settings.images)))
+    return settings.model_copy(
+        update={
+            "home": fixed(settings.home),
+            "registry": fixed(settings.registry),
+            "images": images,
+            "backbone": backbone,
+        }
+    )

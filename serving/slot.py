@@ -29,7 +29,6 @@ class ReadyRelease:
 
     number: int
     parent: int
-    seq: int
     forward: Forward
     guard: frozenset[int]
     erased: frozenset[int]

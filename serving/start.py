@@ -15,6 +15,7 @@ from pathlib import Path
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.schema import LoggingConfig
 
 from serving.app import NAME, NAMESPACE, application
@@ -65,8 +66,8 @@ def running(settings: Settings) -> Iterator[None]:
         )
         try:
             serve.run(application(settings), name=NAME, route_prefix="/")
-        except RuntimeError as error:
-            raise StartError(f"the replicas did not come up: {error}") from None
+        except (RuntimeError, RayError) as error:
+            raise StartError(f"the application did not come up: {error}") from None
         yield
     finally:
         # Serve's controller is killed while it answers, which Ray reports on stdout as an error.

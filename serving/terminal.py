@@ -13,9 +13,11 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
-out = Console()
-err = Console(stderr=True)
+# No markup: what is printed holds class names and paths, and those may hold brackets.
+out = Console(markup=False)
+err = Console(stderr=True, markup=False)
 
 Config = Annotated[Path | None, typer.Option("--config", help="settings file [lethe.toml]")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
@@ -41,7 +43,8 @@ def _is_ours(error: Exception) -> bool:
 
 
 def fail(message: str) -> NoReturn:
-    err.print(f"[red]lethe:[/red] {' '.join(message.split())}", highlight=False, soft_wrap=True)
+    words = Text.assemble(("lethe: ", "red"), " ".join(message.split()))
+    err.print(words, highlight=False, soft_wrap=True)
     raise typer.Exit(1)
 
 

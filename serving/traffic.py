@@ -81,17 +81,20 @@ async def ask(
     got = time.monotonic()
     if response.status_code != 200:
         return Answer(sent, got, response.status_code, -1, label, "", "", "", response.text[:300])
-    body = response.json()
-    return Answer(
-        sent,
-        got,
-        200,
-        int(body["release"]),
-        label,
-        body["predictions"][0]["label"],
-        body["before_mask"][0]["label"] if "before_mask" in body else "",
-        response.headers.get("x-lethe-replica", ""),
-    )
+    try:
+        body = response.json()
+        return Answer(
+            sent,
+            got,
+            200,
+            int(body["release"]),
+            label,
+            body["predictions"][0]["label"],
+            body["before_mask"][0]["label"] if "before_mask" in body else "",
+            response.headers.get("x-lethe-replica", ""),
+        )
+    except (ValueError, LookupError) as error:
+        return Answer(sent, got, 0, -1, label, "", "", "", f"a malformed answer: {error!r}")
 
 
 def connect(url: str, token: str) -> httpx.AsyncClient:
@@ -120,6 +123,10 @@ def audit(
             return await asyncio.gather(*(one(label, png) for label, png in pictures))
 
     return asyncio.run(run())
+
+
+class TrafficError(Exception):
+    """The traffic ended, or its answers stay away."""
 
 
 class Traffic:
@@ -164,12 +171,12 @@ class Traffic:
         return list(self._answers)
 
     def wait_for(self, count: int, timeout: float = 60.0) -> None:
-        """Wait until `count` more requests were answered. Raises TimeoutError."""
+        """Wait until `count` more requests were answered. Raises `TrafficError`."""
         target = len(self._answers) + count
         deadline = time.monotonic() + timeout
         while len(self._answers) < target:
             if time.monotonic() > deadline or self._process.poll() is not None:
-                raise TimeoutError(f"{len(self._answers)} of {target} answers in {timeout:g} s")
+                raise TrafficError(f"{len(self._answers)} of {target} answers in {timeout:g} s")
             time.sleep(0.02)
 
     def _read(self) -> None:

@@ -6,11 +6,12 @@ Whoever holds an actor's handle imports the actor's module, so this one leaves t
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any
 
 from serving.settings import Settings
-from serving.training import NotTrained, Trained, TrainJob
+from serving.train_job import NotTrained, Trained, TrainJob
 
 ACTOR = "lethe-trainer"
 NICENESS = 10
@@ -21,15 +22,28 @@ class Trainer:
     """Runs as a threaded Ray actor: `progress` is answered while `train` runs."""
 
     def __init__(self, settings: Settings) -> None:
-        from serving.learning import Learner
-
         os.nice(NICENESS)
-        self._learner = Learner(settings)
+        self._settings = settings
+        self._learner: Any = None
+        # Ray gives an actor up for good whose constructor raises; `train` tries again.
+        with contextlib.suppress(Exception):
+            self._learner = self._load()
 
     def train(self, job: TrainJob) -> Trained | NotTrained:
         """Learn and measure one adapter."""
-        return self._learner.train(job)
+        try:
+            self._learner = self._learner or self._load()
+        except Exception as error:
+            words = f"{type(error).__name__}: {error}"
+            return NotTrained("the trainer can't load the backbone or the images", words)
+        result: Trained | NotTrained = self._learner.train(job)
+        return result
 
     def progress(self) -> dict[str, Any]:
         """How far the running training is; empty when none runs."""
-        return self._learner.progress()
+        return self._learner.progress() if self._learner else {}
+
+    def _load(self) -> Any:
+        from serving.learning import Learner
+
+        return Learner(self._settings)

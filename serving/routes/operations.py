@@ -17,14 +17,20 @@ router = APIRouter(prefix="/v1", tags=["operations"], dependencies=[Depends(oper
 
 ACTOR = "operator"
 IdempotencyKey = Annotated[
-    str | None, Header(max_length=128, description="the same key again: the same command")
+    str | None,
+    Header(pattern=r"^[!-~]{1,128}$", description="the same key again: the same command"),
 ]
 
 
 class _Command(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    reason: str = Field("", max_length=500, description="why; stands in the ledger, no names")
+    reason: str = Field(
+        "",
+        max_length=500,
+        pattern=r"^[^\x00-\x1f\x7f]*$",
+        description="why, on one line; it stands in the ledger for good, so name nobody",
+    )
 
 
 class ForgetCommand(_Command):

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from starlette.exceptions import HTTPException
 
+from registry.errors import StoreError
 from serving.decode import DecodeError
 from serving.jobs import Rejection
 from serving.member import NotCurrentError
@@ -77,23 +78,30 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RayTaskError)
     async def _failed(_: Request, error: RayTaskError) -> Response:
-        log.error("control failed: %s", error)
         cause = error.cause
+        if isinstance(cause, RayError | StoreError):
+            return _away_for(cause)
+        log.error("control failed: %s", type(cause).__name__)
         return problem(
             500,
-            f"Control could not do it ({type(cause).__name__}: {cause}).",
+            f"Control could not do it ({type(cause).__name__}).",
             "What was acknowledged is safe. `lethe status` shows what is in effect.",
         )
 
     @app.exception_handler(RayError)
     @app.exception_handler(GetTimeoutError)
     async def _away(_: Request, error: Exception) -> Response:
-        return problem(
-            503,
-            f"The control process is restarting ({type(error).__name__}).",
-            "What was acknowledged is safe. Send the command again with the same Idempotency-Key.",
-        )
+        return _away_for(error)
 
     @app.exception_handler(Exception)
     async def _unexpected(_: Request, error: Exception) -> Response:
         return problem(500, f"An error of ours ({type(error).__name__}); the log has the details.")
+
+
+def _away_for(error: BaseException) -> JSONResponse:
+    return problem(
+        503,
+        f"The control process is restarting, or can't reach what it needs "
+        f"({type(error).__name__}).",
+        "What was acknowledged is safe. Send the command again with the same Idempotency-Key.",
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -40,12 +41,15 @@ class Server:
         self.config.write_text(f"home = '{home}'\nport = {self.port}\n{toml}")
         self.log = home / "serve.log"
         self._process: subprocess.Popen[bytes] | None = None
+        self._starts = 0
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "LETHE_HOME": str(self.home), "OMP_NUM_THREADS": "1"}
+        own = {name: value for name, value in os.environ.items() if not name.startswith("LETHE_")}
+        return {**own, "LETHE_HOME": str(self.home), "OMP_NUM_THREADS": "1"}
 
     def start(self) -> Server:
+        self._starts += 1
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*LETHE, "serve", "--config", str(self.config)],
@@ -55,11 +59,11 @@ class Server:
                 start_new_session=True,
             )
         deadline = time.monotonic() + START_S
-        with Client(self.url, timeout=5) as probe:
-            while not probe.ready():
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    raise AssertionError(f"lethe serve did not start:\n{self.log.read_text()}")
-                time.sleep(0.2)
+        # It says so once every replica is there; the first answers earlier.
+        while self.log.read_text().count("serving on") < self._starts:
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"lethe serve did not start:\n{self.log.read_text()}")
+            time.sleep(0.2)
         return self
 
     def stop(self) -> int:
@@ -71,9 +75,13 @@ class Server:
     def kill(self) -> None:
         """A power cut: every process of it at once."""
         assert self._process is not None
-        for pid in self.processes(""):
-            os.kill(pid, signal.SIGKILL)
+        self.end_all()
         self._process.wait(timeout=30)
+
+    def end_all(self) -> None:
+        for pid in self.processes(""):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def processes(self, title: str) -> list[int]:
         """Its processes whose title begins with `title`, known by the home in their environment."""
@@ -143,8 +151,7 @@ def make_server(
 
     yield make
     for server in made:
-        for pid in server.processes(""):
-            os.kill(pid, signal.SIGKILL)
+        server.end_all()
 
 
 @pytest.fixture(scope="module")

@@ -237,8 +237,11 @@ def test_a_guard_is_not_held_up_by_a_release_that_is_being_built(stage: Stage) -
         other = asyncio.create_task(Replica("b").live(coordinator))
         await asyncio.sleep(0.2)
         guarding = asyncio.create_task(coordinator.guard(second.id, AUTHOR))
-        await asyncio.sleep(0.3)
-        assert stage.ledger.refresh().releases[stage.ledger.state.active].kind == "guard"
+        for _ in range(100):
+            await asyncio.sleep(0.05)
+            if stage.ledger.refresh().active == 3:
+                break
+        assert stage.ledger.refresh().active == 3  # 1: first guard, 2: being built
         built.set()
         adopted, guard = await asyncio.gather(adopting, guarding)
         other.cancel()

@@ -50,6 +50,7 @@ def test_known_formats_are_decoded(kind: str) -> None:
         (png_claiming(2000, 2000), 413, "2000 x 2000"),
         (png_claiming(100_000, 100_000), 413, "pixels"),
         (png_claiming(900, 900), 422, "damaged or cut off"),
+        (png_claiming(40_000, 2), 422, "at most 20:1"),
     ],
 )
 def test_bad_input_is_refused_with_a_sentence(data: bytes, status: int, words: str) -> None:

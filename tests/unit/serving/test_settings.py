@@ -47,3 +47,15 @@ def test_a_mistake_is_named_with_its_place(tmp_path: Path, toml: str, words: str
 def test_a_settings_file_that_is_named_must_exist(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="does not exist"):
         load_settings(tmp_path / "absent.toml")
+
+
+def test_relative_paths_are_the_settings_files_own(tmp_path: Path) -> None:
+    folder = tmp_path / "deep"
+    folder.mkdir()
+    file = folder / "lethe.toml"
+    file.write_text("home = 'here'\nimages = 'faces'\n[backbone]\ndirectory = '../vit'\n")
+    chosen = load_settings(file)
+    assert chosen.home_path == folder / "here"
+    assert chosen.images == str(folder / "faces")
+    assert chosen.backbone.directory is not None
+    assert chosen.backbone.directory.resolve() == tmp_path / "vit"

@@ -24,7 +24,7 @@ def slot(model: nn.Module) -> Slot:
 
 
 def release(slot: Slot, number: int) -> ReadyRelease:
-    return ReadyRelease(number, number - 1, number, slot.bare, frozenset(), frozenset(), 0)
+    return ReadyRelease(number, number - 1, slot.bare, frozenset(), frozenset(), 0)
 
 
 def test_a_built_forward_uses_the_new_weights_and_leaves_the_old_ones_alone(

@@ -17,7 +17,7 @@ class TrainJob:
     withheld: tuple[str, ...]
     """Classes that are under erasure and still in the stack's weights."""
     subjects: Mapping[str, str]
-    """Class name -> subject, for `forget` and `earlier`."""
+    """Class name -> subject, for all three."""
     stack: tuple[str, ...]
     """Ids of the adapters to train on top of."""
     files: tuple[Mapping[str, bytes], ...]
@@ -36,6 +36,9 @@ class Trained:
 
 @dataclass(frozen=True)
 class NotTrained:
-    """Training could not make an adapter; `detail` says why and what to do."""
+    """Training could not make an adapter."""
 
+    kind: str
+    """A sentence that names nobody, for the ledger."""
     detail: str
+    """The whole message, for the operator's eyes alone."""
