@@ -1,50 +1,35 @@
-"""Control: the forget command's state machine, resumable from the ledger at every step.
+"""Control: accepts operators' commands and answers their questions.
 
-    forget:  requested (durable) -> guard release acknowledged -> answer 202
-    worker:  train -> trained (durable) -> gates -> adapter release acknowledged, or refused
+    forget:    requested (durable) -> guard release acknowledged -> answered; the worker goes on
+    rollback:  prepared, activated (durable), acknowledged -> answered
 
-The worker takes the oldest job that is not at its end and looks up in the ledger what is left
-of it, so a crash anywhere costs at most the training that was under way.
+It holds nothing that the ledger doesn't, so it may be killed at any moment.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import ray
-from ray.exceptions import RayActorError
-
 from registry import publish
-from registry.adapters import adapter_files
-from registry.errors import ConflictError, FormatError, RegistryError
+from registry.errors import ConflictError, FormatError
 from registry.state import Job, State
-from serving.coordinator import Ack, Author, Outcome, Refusal
+from serving.activation import Activation, rollback_of
+from serving.coordinator import Ack, Author, Refusal
 from serving.home import home_of, open_ledger, open_subjects, read_ledger, signer
 from serving.jobs import (
     Rejection,
     job_view,
     named,
     pending_jobs,
-    release_of,
     releases_view,
     report_of,
 )
 from serving.settings import Settings
-from serving.train_job import NotTrained, Trained, TrainJob
-
-log = logging.getLogger(__name__)
+from serving.worker import ForgetWorker
 
 ACTOR = "lethe-control"
-POLL_S = 0.25
-RETRY_S = 0.5
-LONGEST_RETRY_S = 30.0
-COORDINATOR_BACK_S = 60.0
-LONGEST_DETAIL = 1500
-TRAINER_BACK_S = 120.0
 RECENT = 20
 """Ended jobs that the status shows."""
 
@@ -63,22 +48,23 @@ class Control:
     ) -> None:
         """`coordinator` and `trainer` are actor handles, `backbone` is a fingerprint."""
         self._settings = settings
-        self._coordinator = coordinator
-        self._trainer = trainer
         self._backbone = backbone
         self._classes = classes
         home = home_of(settings)
         self._ledger = open_ledger(home)
         self._subjects = open_subjects(home)
         self._operator = signer(home, "operator")
-        self._publisher = signer(home, "publisher")
         read_ledger(self._ledger)
-        self._training: dict[str, dict[str, Any]] = {}
-        self._details: dict[str, str] = {}
         self._accepting = threading.Lock()
-        self._guarding = threading.Lock()
-        self._work = threading.Event()
-        threading.Thread(target=self._run, name="forget-worker", daemon=True).start()
+        self._activation = Activation(coordinator, self._ledger)
+        self._worker = ForgetWorker(
+            self._ledger,
+            signer(home, "publisher"),
+            subjects=self._subjects,
+            activation=self._activation,
+            trainer=trainer,
+            attempts=settings.forget.attempts,
+        )
 
     # -- commands
 
@@ -109,8 +95,8 @@ class Control:
                 return Rejection(409, str(error))
             except FormatError as error:
                 return Rejection(422, str(error))
-        self._work.set()
-        outcome = self._guard(job)
+        self._worker.wake()
+        outcome = self._activation.guard(job)
         if isinstance(outcome, Refusal):
             return Rejection(
                 503,
@@ -128,7 +114,7 @@ class Control:
     ) -> dict[str, Any] | Rejection:
         """Serve release `to`'s adapters again as a new release; every guard stays."""
         state = self._ledger.refresh()
-        made = _made_by(state, request_id)
+        made = rollback_of(state, request_id)
         if made is None:
             rejection = _why_no_rollback(to, state)
         else:
@@ -140,11 +126,7 @@ class Control:
             )
         if rejection is not None:
             return rejection
-        author = Author(actor, reason, request_id)
-        outcome = self._insist(
-            lambda: ray.get(self._coordinator.roll_back.remote(to, author)),
-            lambda now: _made_by(now, request_id),
-        )
+        outcome = self._activation.roll_back(to, Author(actor, reason, request_id))
         if isinstance(outcome, Refusal):
             status = 409 if outcome.stage == "stack" else 503
             return Rejection(status, f"The rollback was not made: {outcome.detail}.")
@@ -184,7 +166,7 @@ class Control:
             "forgotten_by_weights": names(learned),
             "masked_only": names(state.erasing - learned),
             "registry_seq": state.seq,
-            "replicas": ray.get(self._coordinator.members.remote()),
+            "replicas": self._activation.members(),
             "jobs": self._recent_jobs(state),
         }
 
@@ -198,8 +180,8 @@ class Control:
             state.jobs[job_id],
             state,
             class_of=self._subjects.class_of,
-            progress=self._training.get(job_id, {}),
-            problem=self._details.get(job_id),
+            progress=self._worker.training.get(job_id, {}),
+            problem=self._worker.problems.get(job_id),
             ahead=waiting.index(job_id) if job_id in waiting else 0,
         )
 
@@ -263,173 +245,6 @@ class Control:
             )
         return None
 
-    def _guard(self, job: Job) -> Outcome:
-        with self._guarding:  # the worker and the command may both come for the same job
-            author = Author(job.actor, job.reason, job.request_id)
-            return self._insist(
-                lambda: ray.get(self._coordinator.guard.remote(job.id, author)),
-                lambda state: release_of(state, job.id, "guard"),
-            )
-
-    def _insist(self, act: Callable[[], Outcome], find: Callable[[State], int | None]) -> Outcome:
-        """Call the coordinator until it answers; what the ledger holds already isn't done twice."""
-        deadline = time.monotonic() + COORDINATOR_BACK_S
-        while True:
-            try:
-                number = find(self._ledger.refresh())
-                if number is not None:
-                    ack: Ack = ray.get(self._coordinator.acknowledge.remote(number))
-                    return ack
-                return act()
-            except RayActorError as error:
-                log.warning("the coordinator is away (%s); trying again", type(error).__name__)
-                if time.monotonic() > deadline:
-                    return Refusal("coordinator", "the coordinator does not come back")
-                time.sleep(RETRY_S)
-
-    # -- the worker
-
-    def _run(self) -> None:
-        rounds = 0
-        while True:
-            job: Job | None = None
-            try:
-                job = next(iter(pending_jobs(self._ledger.refresh())), None)
-                if job is None:
-                    self._work.wait(timeout=5)
-                    self._work.clear()
-                else:
-                    self._advance(job)
-                rounds = 0
-            except Exception as error:
-                # Whatever it is, the worker must outlive it: every later job waits for it.
-                rounds += 1
-                lasting = isinstance(error, HeldUpError) and error.lasting
-                # Without the error's words in the log: they may name a class.
-                log.error("held up, round %d (%s)", rounds, type(error).__name__)
-                if job is not None and lasting and rounds >= self._settings.forget.attempts:
-                    self._give_up(job, error)
-                    rounds = 0
-                time.sleep(min(RETRY_S * 2**rounds, LONGEST_RETRY_S))
-
-    def _give_up(self, job: Job, error: Exception) -> None:
-        try:
-            self._refuse(job, "training", str(error))
-        except RegistryError as failure:
-            log.error("the refusal of %s can't be recorded: %s", job.id, failure)
-
-    def _advance(self, job: Job) -> None:
-        """Take one pending job as far as it goes. Raises `HeldUpError`."""
-        if not job.guarded:
-            outcome = self._guard(job)
-            if isinstance(outcome, Refusal):
-                raise HeldUpError(outcome.detail, lasting=False)
-        stack = self._stack()
-        if job.adapter is None or self._ledger.state.adapters[job.adapter].stack != stack:
-            trained = self._train(job, stack)
-            if trained.refused is not None:
-                self._refuse(job, "gates", trained.refused, trained.report)
-                return
-            publish.record_trained(
-                self._ledger,
-                self._publisher,
-                job=job.id,
-                files=trained.files,
-                stack=stack,
-                report=trained.report,
-                actor=ACTOR,
-                reason=f"trained in {trained.seconds:.1f} s",
-                request_id=job.request_id,
-            )
-        author = Author(ACTOR, f"adapter of {job.id}", job.request_id)
-        outcome = self._insist(
-            lambda: ray.get(self._coordinator.adopt.remote(job.id, author)),
-            lambda state: release_of(state, job.id, "adapter"),
-        )
-        if isinstance(outcome, Refusal) and outcome.stage == "stack":
-            log.info("%s: another stack is active by now; training again on it", job.id)
-        elif isinstance(outcome, Refusal):
-            raise HeldUpError(outcome.detail, lasting=outcome.stage == "prepare")
-
-    def _stack(self) -> tuple[str, ...]:
-        state = self._ledger.refresh()
-        return tuple(state.releases[state.active].adapters)
-
-    def _train(self, job: Job, stack: tuple[str, ...]) -> Trained:
-        state = self._ledger.state
-        learned = state.subjects_erased_by_weights(state.active)
-        earlier = sorted(learned - set(job.subjects))
-        withheld = sorted(state.erasing - learned - set(job.subjects))
-        names = {s: self._subjects.class_of(s) for s in (*job.subjects, *earlier, *withheld)}
-        task = TrainJob(
-            job=job.id,
-            forget=tuple(names[s] for s in job.subjects),
-            earlier=tuple(names[s] for s in earlier),
-            withheld=tuple(names[s] for s in withheld),
-            subjects={name: subject for subject, name in names.items()},
-            stack=stack,
-            files=tuple(adapter_files(self._ledger, adapter) for adapter in stack),
-        )
-        self._training[job.id] = {"phase": "starting"}
-        try:
-            result = self._watch(job.id, task)
-        except RayActorError as error:
-            log.warning("the trainer died (%s)", type(error).__name__)
-            self._wait_for_trainer()
-            raise HeldUpError("the trainer died while it trained", lasting=True) from None
-        finally:
-            self._training.pop(job.id, None)
-        if isinstance(result, NotTrained):
-            self._details[job.id] = result.detail
-            raise HeldUpError(result.kind, lasting=True)
-        self._details.pop(job.id, None)
-        return result
-
-    def _wait_for_trainer(self) -> None:
-        """Ray restarts it; until it answers again a call would only fail."""
-        deadline = time.monotonic() + TRAINER_BACK_S
-        while time.monotonic() < deadline:
-            try:
-                ray.get(self._trainer.progress.remote())
-            except RayActorError:
-                time.sleep(RETRY_S)
-            else:
-                return
-
-    def _watch(self, job_id: str, task: TrainJob) -> Trained | NotTrained:
-        """Train, and keep the progress up to date meanwhile."""
-        running = self._trainer.train.remote(task)
-        while True:
-            done, _ = ray.wait([running], timeout=POLL_S)
-            if done:
-                result: Trained | NotTrained = ray.get(running)
-                return result
-            progress: dict[str, Any] = ray.get(self._trainer.progress.remote())
-            self._training[job_id] = progress or {"phase": "starting"}
-
-    def _refuse(self, job: Job, stage: str, detail: str, report: bytes | None = None) -> None:
-        log.warning("%s is refused (%s); the guard stays on", job.id, stage)
-        publish.refuse(
-            self._ledger,
-            self._publisher,
-            job=job.id,
-            stage=stage,
-            detail=" ".join(detail.split())[:LONGEST_DETAIL],
-            report=report,
-            actor=ACTOR,
-            reason=f"refused: {stage}",
-            request_id=job.request_id,
-        )
-
-
-class HeldUpError(Exception):
-    """A job can't go on now. `lasting`: trying a few times more and then giving up is right; else
-    the cause lies outside the job, and it waits for as long as that takes."""
-
-    def __init__(self, detail: str, *, lasting: bool) -> None:
-        super().__init__(detail)
-        self.lasting = lasting
-
 
 def _why_no_rollback(to: int, state: State) -> Rejection | None:
     if to not in state.releases:
@@ -450,17 +265,3 @@ def _ack_view(ack: Ack) -> dict[str, Any]:
         "swap_ms": ack.ms,
         "replicas": ack.members,
     }
-
-
-def _made_by(state: State, request_id: str) -> int | None:
-    """The activated rollback that `request_id` made."""
-    return next(
-        (
-            number
-            for number, release in state.releases.items()
-            if release.kind == "rollback"
-            and release.request_id == request_id
-            and release.activated_at
-        ),
-        None,
-    )

@@ -13,8 +13,8 @@ FORBIDDEN = {
     "registry": {"forgetting", "serving", "ray", "torch"},
 }
 RAY_USERS = {
-    "app", "control", "coordinator", "member", "replica", "start", "trainer", "access", "probes",
-    "problems",
+    "activation", "app", "coordinator", "member", "replica", "start", "trainer", "access", "probes",
+    "problems", "worker",
 }  # fmt: skip
 PURE = {"evidence", "metrics"}
 

@@ -1,0 +1,95 @@
+"""Getting a release activated: asking the coordinator until it answers, and never twice.
+
+The coordinator may be killed at any moment. What the ledger says was activated is only waited for;
+what it doesn't say is asked for again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from registry.ledger import Ledger
+from registry.state import Job, State
+from serving.coordinator import Ack, Author, Outcome, Refusal
+from serving.jobs import release_of
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 0.5
+BACK_S = 60.0
+"""The coordinator is waited for this long."""
+
+
+class Activation:
+    """The way to the coordinator. Thread-safe."""
+
+    def __init__(self, coordinator: Any, ledger: Ledger) -> None:
+        """`coordinator` is an actor handle."""
+        self._coordinator = coordinator
+        self._ledger = ledger
+        self._guarding = threading.Lock()
+
+    def guard(self, job: Job) -> Outcome:
+        """Mask the job's subjects on every replica."""
+        with self._guarding:  # the worker and the command may both come for the same job
+            author = Author(job.actor, job.reason, job.request_id)
+            return self._insist(
+                lambda: ray.get(self._coordinator.guard.remote(job.id, author)),
+                lambda state: release_of(state, job.id, "guard"),
+            )
+
+    def adopt(self, job: Job, author: Author) -> Outcome:
+        """Put the job's adapter on top of the active ones."""
+        return self._insist(
+            lambda: ray.get(self._coordinator.adopt.remote(job.id, author)),
+            lambda state: release_of(state, job.id, "adapter"),
+        )
+
+    def roll_back(self, to: int, author: Author) -> Outcome:
+        """Serve release `to`'s adapters again."""
+        return self._insist(
+            lambda: ray.get(self._coordinator.roll_back.remote(to, author)),
+            lambda state: rollback_of(state, author.request_id),
+        )
+
+    def members(self) -> dict[str, dict[str, object]]:
+        """What the coordinator knows of each replica."""
+        members: dict[str, dict[str, object]] = ray.get(self._coordinator.members.remote())
+        return members
+
+    def _insist(self, act: Callable[[], Outcome], find: Callable[[State], int | None]) -> Outcome:
+        """Call the coordinator until it answers; what the ledger holds already isn't done twice."""
+        deadline = time.monotonic() + BACK_S
+        while True:
+            try:
+                number = find(self._ledger.refresh())
+                if number is not None:
+                    ack: Ack = ray.get(self._coordinator.acknowledge.remote(number))
+                    return ack
+                return act()
+            except RayActorError as error:
+                log.warning("the coordinator is away (%s); trying again", type(error).__name__)
+                if time.monotonic() > deadline:
+                    return Refusal("coordinator", "the coordinator does not come back")
+                time.sleep(RETRY_S)
+
+
+def rollback_of(state: State, request_id: str) -> int | None:
+    """The activated rollback that `request_id` made."""
+    return next(
+        (
+            number
+            for number, release in state.releases.items()
+            if release.kind == "rollback"
+            and release.request_id == request_id
+            and release.activated_at
+        ),
+        None,
+    )
