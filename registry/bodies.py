@@ -1,6 +1,7 @@
 """What a record can say: one frozen dataclass per record type, with its strict JSON form.
 
-Each type reads only its own fields and refuses any other. Nothing here names a class: subjects
+Each type reads only its own fields and refuses any other. Those by which people declare something
+are in `declarations`. Nothing here names a class: subjects
 are opaque ids, and texts are for reasons, not for data.
 """
 
@@ -9,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast, get_args
 
+from registry.declarations import LegalHold, Restored, Sealed, Suspended, Tombstone
 from registry.keys import Role
 from registry.schema import DIGEST, FILE_NAME, NAME, SUBJECT, Fields, Json, encode_json
 
@@ -232,7 +234,19 @@ class Note:
 
 
 Body: TypeAlias = (
-    Requested | Trained | Refused | Published | RolledBack | Activated | Confirmed | Note
+    Requested
+    | Trained
+    | Refused
+    | Published
+    | RolledBack
+    | Activated
+    | Confirmed
+    | Restored
+    | Tombstone
+    | LegalHold
+    | Suspended
+    | Sealed
+    | Note
 )
 
 BODIES: Mapping[str, type[Body]] = {
@@ -243,6 +257,11 @@ BODIES: Mapping[str, type[Body]] = {
     "rolled_back": RolledBack,
     "activated": Activated,
     "confirmed": Confirmed,
+    "restored": Restored,
+    "tombstone": Tombstone,
+    "legal_hold": LegalHold,
+    "suspended": Suspended,
+    "sealed": Sealed,
     "note": Note,
 }
 
@@ -256,6 +275,11 @@ SIGNED_BY: Mapping[str, Role] = {
     "rolled_back": "operator",
     "activated": "operator",
     "confirmed": "operator",
+    "restored": "operator",
+    "tombstone": "eraser",
+    "legal_hold": "operator",
+    "suspended": "operator",
+    "sealed": "operator",
     "note": "operator",
 }
 

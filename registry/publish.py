@@ -9,7 +9,7 @@ that doesn't exist, FormatError for an over-long or unprintable text, TrustError
 not do this, and StoreError when the storage fails.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from registry.bodies import (
     Activated,
@@ -26,7 +26,18 @@ from registry.bodies import (
     Trained,
     adapter_id,
 )
-from registry.errors import ConflictError, NotFoundError
+from registry.declarations import (
+    Deletable,
+    HoldAct,
+    LegalHold,
+    Restored,
+    Sealed,
+    ServingState,
+    Suspended,
+    Tombstone,
+)
+from registry.errors import ConflictError, FormatError, NotFoundError
+from registry.fold_declarations import check_tombstone
 from registry.keys import Signer
 from registry.ledger import Ledger
 from registry.record import Draft, Record
@@ -94,7 +105,7 @@ def record_trained(
             job=job,
             adapter=adapter,
             files=refs,
-            subjects=_job(state, job).subjects,
+            subjects=_job(state, job).erasing,
             stack=tuple(stack),
             report=report_digest,
         )
@@ -174,8 +185,8 @@ def roll_back(
 ) -> Release:
     """Define the next release with the adapters of release `to`. Needs the role operator.
 
-    It masks what release `to` masked and every subject under erasure, so that going back for
-    quality re-exposes nobody. 0 is the bare backbone.
+    It masks every subject under erasure, so that going back for quality re-exposes nobody; only
+    what was restored is masked no longer. 0 is the bare backbone.
     """
 
     def make(state: State) -> Draft:
@@ -185,7 +196,7 @@ def roll_back(
             to=to,
             backbone=_backbone(state),
             adapters=target.adapters,
-            guard=tuple(sorted(target.guard | state.erasing)),
+            guard=tuple(sorted(state.erasing)),
             parent=state.active,
         )
         return Draft(body, actor, reason, request_id)
@@ -225,6 +236,99 @@ def confirm(
     milliseconds. Needs the role operator."""
     body = Confirmed(release, dict(members), ms)
     return _on_release(ledger, signer, body, release, actor, reason, request_id)
+
+
+def restore(
+    ledger: Ledger,
+    signer: Signer,
+    *,
+    subjects: Sequence[str],
+    actor: str,
+    reason: str,
+    request_id: str,
+) -> State:
+    """End the erasure of subjects, and say why (FormatError without a reason). Needs the role
+    operator.
+
+    Nothing that is served changes by this. To serve them again, roll back to
+    `State.release_without` them; to take off no more than the mask, publish a guard release for
+    their job. Until one of these is active, `State.subjects_to_unmask` has them.
+    """
+    if not reason.strip():
+        raise FormatError(
+            "field reason: to end an erasure needs one; it stands in the ledger",
+            check="schema",
+            where="new record",
+        )
+    body = Restored(tuple(subjects))
+    return ledger.append(lambda _: Draft(body, actor, reason, request_id), signer)
+
+
+def record_deletion(
+    ledger: Ledger,
+    signer: Signer,
+    *,
+    subjects: Sequence[str],
+    objects: Sequence[Deletable],
+    delete: Callable[[], None],
+    actor: str,
+    reason: str,
+    request_id: str,
+) -> State:
+    """Have `delete` delete the subjects' objects, then write their tombstone. Needs the role
+    eraser.
+
+    The rules (no legal hold, not in use) are checked before anything is deleted. `delete` must
+    do nothing about what is gone already: after a crash the whole call is made again.
+    """
+    body = Tombstone(tuple(subjects), tuple(objects))
+    check_tombstone(ledger.refresh(), body)
+    delete()
+    return ledger.append(lambda _: Draft(body, actor, reason, request_id), signer)
+
+
+def hold(
+    ledger: Ledger,
+    signer: Signer,
+    *,
+    subjects: Sequence[str],
+    act: HoldAct,
+    actor: str,
+    reason: str,
+    request_id: str,
+) -> State:
+    """Place or lift a legal hold: no tombstone while it is on. Needs the role operator."""
+    body = LegalHold(tuple(subjects), act)
+    return ledger.append(lambda _: Draft(body, actor, reason, request_id), signer)
+
+
+def suspend(
+    ledger: Ledger,
+    signer: Signer,
+    *,
+    state: ServingState,
+    actor: str,
+    reason: str,
+    request_id: str,
+) -> State:
+    """Say that nothing may be served, or again may be. Needs the role operator."""
+    return ledger.append(lambda _: Draft(Suspended(state), actor, reason, request_id), signer)
+
+
+def seal(
+    ledger: Ledger,
+    signer: Signer,
+    *,
+    release: int,
+    backbone: str,
+    actor: str,
+    reason: str,
+    request_id: str,
+) -> State:
+    """Record that the active release was folded into a new backbone, by fingerprint. Needs the
+    role operator. No release follows; the new backbone has a registry of its own."""
+    body = Sealed(release, backbone)
+    return ledger.append(lambda _: Draft(body, actor, reason, request_id), signer)
 
 
 def note(

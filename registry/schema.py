@@ -99,6 +99,10 @@ class Fields:
             self.refuse(name, f"expected one of {', '.join(choices)}, found {_shown(value)}")
         return str(value)
 
+    def choices(self, name: str, choices: tuple[str, ...], *, at_least: int = 0) -> tuple[str, ...]:
+        """Distinct strings, each one of `choices`."""
+        return self.texts(name, re.compile("|".join(map(re.escape, choices))), at_least=at_least)
+
     def texts(
         self, name: str, pattern: re.Pattern[str], *, at_least: int = 0, in_order: bool = False
     ) -> tuple[str, ...]:

@@ -4,13 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, TypeVar
 
 from registry.bodies import FileRef
+from registry.declarations import Deletable
 from registry.record import GENESIS
 
+K = TypeVar("K")
+V = TypeVar("V")
+
 Kind = Literal["bare", "guard", "adapter", "rollback"]
-JobState = Literal["requested", "trained", "refused", "published", "done"]
+JobState = Literal["requested", "trained", "refused", "published", "done", "restored"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,8 @@ class Job:
 
     `guarded`: a confirmed release masks all its subjects. "done": a confirmed release serves its
     adapter. A later rollback doesn't undo either fact: what the weights of a release erase is
-    `State.subjects_erased_by_weights`.
+    `State.subjects_erased_by_weights`. "restored": the erasure of all its subjects was ended;
+    `restored` are those for which it was.
     """
 
     id: str
@@ -68,6 +73,13 @@ class Job:
     release: int | None = None
     refusal: Refusal | None = None
     done_at: datetime | None = None
+    restored: frozenset[str] = frozenset()
+    restored_at: datetime | None = None
+
+    @property
+    def erasing(self) -> tuple[str, ...]:
+        """Its subjects whose erasure was not ended: what its adapter has to erase."""
+        return tuple(subject for subject in self.subjects if subject not in self.restored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +96,16 @@ class AdapterEntry:
     at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """The end of a registry: its stack went into the backbone with this fingerprint."""
+
+    release: int
+    backbone: str
+    seq: int
+    at: datetime
+
+
 BARE = Release(number=0, kind="bare", adapters=(), guard=frozenset())
 
 
@@ -96,7 +118,9 @@ class State:
     """Everything that the records up to `seq` say. `State()` is that of an empty log.
 
     `erasing` are the subjects under erasure, `requests` the job of each request id, `unguarded`
-    the jobs whose subjects no confirmed release masks yet, in order of arrival.
+    the jobs whose subjects no confirmed release masks yet, in order of arrival. `subjects` are
+    all that were ever named, `held` those under a legal hold, `deleted` what tombstones say is
+    gone. When `suspended`, no release may be served.
     """
 
     seq: int = 0
@@ -112,6 +136,13 @@ class State:
     )
     requests: MappingProxyType[str, str] = field(default_factory=lambda: MappingProxyType({}))
     unguarded: tuple[str, ...] = ()
+    subjects: frozenset[str] = frozenset()
+    held: frozenset[str] = frozenset()
+    deleted: MappingProxyType[str, frozenset[Deletable]] = field(
+        default_factory=lambda: MappingProxyType({})
+    )
+    suspended: bool = False
+    seal: Seal | None = None
 
     @property
     def active_release(self) -> Release:
@@ -126,3 +157,35 @@ class State:
         """The subjects that the adapters of `release` were trained to erase, mask aside."""
         adapters = self.releases[release].adapters
         return frozenset(subject for id in adapters for subject in self.adapters[id].subjects)
+
+    @property
+    def subjects_in_use(self) -> frozenset[str]:
+        """The subjects whose class replicas must know to serve the active release."""
+        if self.seal is not None:
+            return frozenset()
+        erased = self.subjects_erased_by_weights(self.active)
+        return self.erasing | self.active_release.guard | erased
+
+    @property
+    def subjects_to_unmask(self) -> frozenset[str]:
+        """The restored subjects that the active release masks all the same: one more release has
+        to be defined, by a rollback to `release_without` them or, for the mask alone, as a guard.
+        """
+        return self.active_release.guard - self.erasing
+
+    def release_without(self, subjects: frozenset[str]) -> int:
+        """The newest release that was active once and whose weights erase none of `subjects`."""
+        return max(
+            number
+            for number, release in self.releases.items()
+            if (number == 0 or release.activated_at is not None)
+            and not subjects & self.subjects_erased_by_weights(number)
+        )
+
+
+def with_entry(mapping: MappingProxyType[K, V], key: K, value: V) -> MappingProxyType[K, V]:
+    """`mapping` with one entry added or replaced."""
+    # dict.copy is a block copy: 3 µs for 2,000 entries, so a persistent tree would not pay
+    copy = mapping.copy()
+    copy[key] = value
+    return MappingProxyType(copy)

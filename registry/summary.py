@@ -14,6 +14,7 @@ from registry.bodies import (
     RolledBack,
     Trained,
 )
+from registry.declarations import LegalHold, Restored, Sealed, Suspended, Tombstone
 from registry.record import Entry
 from registry.schema import Json, encode_time
 
@@ -44,6 +45,16 @@ def summary(body: Body) -> str:
                 f"release {body.release}: {len(body.members) - expired} replicas confirmed, "
                 f"{expired} without a lease, {body.ms:.0f} ms"
             )
+        case Restored():
+            return f"no longer under erasure: {_shorts(body.subjects)}"
+        case Tombstone():
+            return f"deleted: {', '.join(body.objects)} of {_shorts(body.subjects)}"
+        case LegalHold():
+            return f"legal hold {body.act}: {_shorts(body.subjects)}"
+        case Suspended():
+            return f"serving {body.state}"
+        case Sealed():
+            return f"release {body.release} sealed into the backbone {short(body.backbone)}"
         case Note():
             return body.text
 

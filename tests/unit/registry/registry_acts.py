@@ -1,11 +1,13 @@
 """Short forms of the recorded acts, for tests that are about what they add up to."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from registry import publish
 from registry.bodies import SIGNED_BY, TYPE_OF, Body, ReleaseKind
+from registry.declarations import Deletable, HoldAct, ServingState
 from registry.keys import Role, Signer
 from registry.ledger import Ledger, log_key
 from registry.record import Record, digest_of, seal_record
@@ -94,6 +96,47 @@ class Acts:
 
     def note(self, text: str) -> Record:
         return publish.note(self.ledger, self.signers["operator"], text=text, **self.origin())
+
+    def restore(self, *numbers: int) -> State:
+        return publish.restore(
+            self.ledger,
+            self.signers["operator"],
+            subjects=[subject(number) for number in numbers],
+            **self.origin(),
+        )
+
+    def bury(
+        self, *numbers: int, objects: tuple[Deletable, ...], delete: Callable[[], None]
+    ) -> State:
+        return publish.record_deletion(
+            self.ledger,
+            self.signers["eraser"],
+            subjects=[subject(number) for number in numbers],
+            objects=objects,
+            delete=delete,
+            **self.origin(),
+        )
+
+    def hold(self, *numbers: int, act: HoldAct = "placed") -> State:
+        return publish.hold(
+            self.ledger,
+            self.signers["operator"],
+            subjects=[subject(number) for number in numbers],
+            act=act,
+            **self.origin(),
+        )
+
+    def suspend(self, state: ServingState = "suspended") -> State:
+        return publish.suspend(self.ledger, self.signers["operator"], state=state, **self.origin())
+
+    def seal(self, release: int, backbone: str) -> State:
+        return publish.seal(
+            self.ledger,
+            self.signers["operator"],
+            release=release,
+            backbone=backbone,
+            **self.origin(),
+        )
 
     def serve(self, release: int) -> Release:
         self.activate(release)

@@ -24,6 +24,7 @@ from registry.bodies import (
     Trained,
     adapter_id,
 )
+from registry.declarations import LegalHold, Restored, Sealed, Suspended, Tombstone
 from registry.errors import ConflictError
 from registry.fold import apply
 from registry.state import State
@@ -45,43 +46,70 @@ class ModelJob:
     state: str = "requested"
     guarded: bool = False
     adapter: str | None = None
+    restored: set[str] = field(default_factory=set)
+
+    @property
+    def erasing(self) -> set[str]:
+        return self.subjects - self.restored
 
 
 @dataclass
 class Model:
     jobs: dict[str, ModelJob] = field(default_factory=dict)
-    adapters: dict[str, tuple[str, list[str]]] = field(default_factory=dict)
+    adapters: dict[str, tuple[str, list[str], set[str]]] = field(default_factory=dict)
     releases: list[ModelRelease] = field(
         default_factory=lambda: [ModelRelease([], set(), -1, activated=True)]
     )
     active: int = 0
     confirmed: int = 0
+    held: set[str] = field(default_factory=set)
+    gone: dict[str, set[str]] = field(default_factory=dict)
+    suspended: bool = False
+    sealed: bool = False
 
     @property
     def erasing(self) -> set[str]:
+        return {subject for job in self.jobs.values() for subject in job.erasing}
+
+    @property
+    def named(self) -> set[str]:
         return {subject for job in self.jobs.values() for subject in job.subjects}
+
+    @property
+    def erased(self) -> set[str]:
+        return {subject for adapter in self.serving for subject in self.adapters[adapter][2]}
 
     @property
     def serving(self) -> list[str]:
         return self.releases[self.active].adapters
 
     def allows(self, body: Body) -> bool:
+        if self.sealed and not isinstance(body, Tombstone | LegalHold):
+            return False
         match body:
             case Requested():
-                return body.job not in self.jobs and not self.erasing & set(body.subjects)
+                return (
+                    body.job not in self.jobs
+                    and not self.erasing & set(body.subjects)
+                    and not any("subject_map" in self.gone.get(s, ()) for s in body.subjects)
+                )
             case Trained():
                 job = self.jobs.get(body.job)
                 return (
                     job is not None
                     and job.adapter not in self.serving
-                    and set(body.subjects) == job.subjects
+                    and job.state != "restored"
+                    and set(body.subjects) == job.erasing
                     and all(adapter in self.adapters for adapter in body.stack)
                     and body.adapter not in body.stack
-                    and self.adapters.get(body.adapter, (body.job, list(body.stack)))
-                    == (body.job, list(body.stack))
+                    and self.adapters.get(body.adapter, self._made(body)) == self._made(body)
                 )
             case Refused():
-                return body.job in self.jobs and self.jobs[body.job].adapter not in self.serving
+                return (
+                    body.job in self.jobs
+                    and self.jobs[body.job].state != "restored"
+                    and self.jobs[body.job].adapter not in self.serving
+                )
             case Published():
                 job = self.jobs.get(body.job)
                 if job is None or not self._definable(body.release, body.parent, body.guard):
@@ -92,6 +120,7 @@ class Model:
                     job.state in ("trained", "published")
                     and job.adapter is not None
                     and self.adapters[job.adapter][1] == self.serving
+                    and self.adapters[job.adapter][2] == job.erasing
                     and list(body.adapters) == [*self.serving, job.adapter]
                 )
             case RolledBack():
@@ -101,7 +130,7 @@ class Model:
                 return (
                     target.activated
                     and list(body.adapters) == target.adapters
-                    and set(body.guard) == target.guard | self.erasing
+                    and set(body.guard) == self.erasing
                     and self._definable(body.release, body.parent, body.guard)
                 )
             case Activated():
@@ -114,18 +143,52 @@ class Model:
                     self.confirmed < body.release < len(self.releases)
                     and self.releases[body.release].activated
                 )
+            case Restored():
+                return self.erasing >= set(body.subjects)
+            case Tombstone():
+                return (
+                    self.named >= set(body.subjects)
+                    and not self.held & set(body.subjects)
+                    and all(set(body.objects) - self.gone.get(s, set()) for s in body.subjects)
+                    and ("subject_map" not in body.objects or self._unused(set(body.subjects)))
+                )
+            case LegalHold():
+                subjects = set(body.subjects)
+                if body.act == "placed":
+                    return self.named >= subjects and not self.held & subjects
+                return self.held >= subjects
+            case Suspended():
+                return self.suspended != (body.state == "suspended")
+            case Sealed():
+                return (
+                    body.release == self.active == self.confirmed
+                    and self.serving != []
+                    and self.erased >= self.erasing
+                    and body.backbone != BACKBONE
+                )
         return True
 
+    def _made(self, body: Trained) -> tuple[str, list[str], set[str]]:
+        return body.job, list(body.stack), set(body.subjects)
+
+    def _unused(self, subjects: set[str]) -> bool:
+        used = self.erasing | self.releases[self.active].guard | self.erased
+        return self.sealed or not used & subjects
+
     def _definable(self, number: int, parent: int, guard: tuple[str, ...]) -> bool:
-        # Every subject that was ever named is still under erasure, so a guard has no choice.
-        return number == len(self.releases) and parent == self.active and set(guard) == self.erasing
+        masked = set(guard)
+        return (
+            number == len(self.releases)
+            and parent == self.active
+            and self.erasing <= masked <= self.erasing | self.releases[self.active].guard
+        )
 
     def follow(self, body: Body) -> None:
         match body:
             case Requested():
                 self.jobs[body.job] = ModelJob(set(body.subjects))
             case Trained():
-                self.adapters[body.adapter] = (body.job, list(body.stack))
+                self.adapters[body.adapter] = self._made(body)
                 self.jobs[body.job].state = "trained"
                 self.jobs[body.job].adapter = body.adapter
             case Refused():
@@ -142,15 +205,33 @@ class Model:
                 self.confirmed = body.release
                 release = self.releases[body.release]
                 for job in self.jobs.values():
-                    if job.subjects <= release.guard:
+                    if job.erasing and job.erasing <= release.guard:
                         job.guarded = True
                     if job.adapter in release.adapters and job.state in ("trained", "published"):
                         job.state = "done"
+            case Restored():
+                for job in self.jobs.values():
+                    gone = job.erasing & set(body.subjects)
+                    job.restored |= gone
+                    if gone and not job.erasing:
+                        job.state = "restored"
+            case Tombstone():
+                for name in body.subjects:
+                    self.gone.setdefault(name, set()).update(body.objects)
+            case LegalHold():
+                placed = body.act == "placed"
+                self.held = (
+                    (self.held | {*body.subjects}) if placed else self.held - {*body.subjects}
+                )
+            case Suspended():
+                self.suspended = body.state == "suspended"
+            case Sealed():
+                self.sealed = True
 
 
 def agree(state: State, model: Model) -> bool:
     jobs = {
-        name: ModelJob(set(job.subjects), job.state, job.guarded, job.adapter)
+        name: ModelJob(set(job.subjects), job.state, job.guarded, job.adapter, set(job.restored))
         for name, job in state.jobs.items()
     }
     releases = [
@@ -163,7 +244,10 @@ def agree(state: State, model: Model) -> bool:
         and list(state.releases) == list(range(len(model.releases)))
         and (state.active, state.confirmed, state.erasing)
         == (model.active, model.confirmed, model.erasing)
-        and set(state.unguarded) == {name for name, job in jobs.items() if not job.guarded}
+        and (state.subjects, state.held, state.deleted, state.suspended, state.seal is not None)
+        == (model.named, model.held, model.gone, model.suspended, model.sealed)
+        and set(state.unguarded)
+        == {name for name, job in jobs.items() if not job.guarded and job.erasing}
         and state.active_release.guard >= set().union(*guarded_subjects(state), set())
     )
 
@@ -173,7 +257,7 @@ def activated(state: State) -> list[int]:
 
 
 def guarded_subjects(state: State) -> list[set[str]]:
-    return [set(job.subjects) for job in state.jobs.values() if job.guarded]
+    return [set(job.erasing) for job in state.jobs.values() if job.guarded]
 
 
 @st.composite
@@ -198,7 +282,8 @@ def proposals(draw: st.DrawFn, model: Model) -> Body:
     def train(job: str) -> Body:
         files = {"adapter.bin": FileRef(f"sha256:{draw(st.integers(0, 15)):064x}", 1)}
         stack = () if twist else tuple(model.serving)
-        subjects = tuple(model.jobs[job].subjects) if job in model.jobs else (subject(0),)
+        erasing = sorted(model.jobs[job].erasing) if job in model.jobs else []
+        subjects = tuple(erasing) or (subject(0),)
         return Trained(job, adapter_id(files), files, subjects, stack, REPORT)
 
     def publish(job: str, kind: str) -> Body:
@@ -210,7 +295,7 @@ def proposals(draw: st.DrawFn, model: Model) -> Body:
     def roll_back() -> Body:
         to = draw(st.integers(0, len(model.releases) - 1))
         target = model.releases[to]
-        full = guard if twist else tuple(sorted(target.guard | model.erasing))
+        full = guard if twist else tuple(sorted(model.erasing))
         return RolledBack(number, to, BACKBONE, tuple(target.adapters), full, parent)
 
     def activate() -> Body:
@@ -218,6 +303,27 @@ def proposals(draw: st.DrawFn, model: Model) -> Body:
 
     def confirm() -> Body:
         return Confirmed(draw(st.integers(1, number)) if twist else max(1, model.active), {}, 1.0)
+
+    def declare() -> Body:
+        names = draw(st.lists(st.integers(0, 9), min_size=1, max_size=2, unique=True))
+        some = tuple(subject(name) for name in names)
+        mine = tuple(sorted(model.erasing))[:1] or some
+        objects = draw(st.sampled_from([("images",), ("subject_map",), ("images", "prototypes")]))
+        return draw(
+            st.sampled_from(
+                [
+                    Restored(mine),
+                    Restored(some),
+                    Tombstone(some, objects),
+                    LegalHold(some, draw(st.sampled_from(("placed", "lifted")))),
+                    LegalHold(mine, "placed"),
+                    Suspended(draw(st.sampled_from(("suspended", "resumed")))),
+                ]
+            )
+        )
+
+    def seal() -> Body:
+        return Sealed(max(1, model.active), draw(st.sampled_from([BACKBONE, REPORT])))
 
     onward: list[Callable[[], Body]] = []
     if model.active > model.confirmed:
@@ -241,6 +347,9 @@ def proposals(draw: st.DrawFn, model: Model) -> Body:
                 roll_back,
                 activate,
                 confirm,
+                declare,
+                declare,
+                seal,
                 partial(train, anyone),
                 partial(publish, anyone, "guard"),
                 partial(publish, anyone, "adapter"),

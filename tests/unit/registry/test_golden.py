@@ -1,7 +1,8 @@
 """Registries written by earlier versions must stay readable, to the byte and to the meaning.
 
 `golden/v1` was written once, with keys that were then thrown away. Never rewrite it: a version
-that can't read it can't read what operators have on disk. New record types get a new directory.
+that can't read it can't read what operators have on disk. New record types get a new
+directory, as `v1-declarations` of `test_publish_declarations`.
 """
 
 import shutil

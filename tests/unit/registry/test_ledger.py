@@ -445,8 +445,8 @@ def test_the_longest_allowed_texts_fit_into_a_record(
 
 
 def test_a_guard_too_long_for_a_record_is_refused_with_a_sentence(acts: Acts) -> None:
-    acts.forget(*range(1000))
-    acts.forget(*range(1000, 1900))
+    acts.forget(*range(16_000))
+    acts.forget(*range(16_000, 31_000))
     with pytest.raises(FormatError, match="compact the adapter stack"):
         acts.publish("guard", "job-2")
     assert acts.ledger.refresh().seq == 2

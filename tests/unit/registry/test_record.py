@@ -24,7 +24,8 @@ from registry.bodies import (
     Trained,
     adapter_id,
 )
-from registry.envelope import Envelope, encode_envelope
+from registry.declarations import LegalHold, Restored, Sealed, Suspended, Tombstone
+from registry.envelope import MAX_ENVELOPE_BYTES, Envelope, encode_envelope
 from registry.errors import CheckError, FormatError, TrustError
 from registry.keys import ROLES, Role, Signer, Trust
 from registry.record import GENESIS, Entry, Record, encode_record, open_record, seal_record
@@ -51,6 +52,11 @@ EXAMPLES: dict[str, Body] = {
     "confirmed": Confirmed(
         release=3, members={"r-1": "confirmed", "r-2": "lease_expired"}, ms=12.5
     ),
+    "restored": Restored(subjects=(T, S)),
+    "tombstone": Tombstone(subjects=(S,), objects=("images", "subject_map")),
+    "legal_hold": LegalHold(subjects=(S, T), act="placed"),
+    "suspended": Suspended(state="resumed"),
+    "sealed": Sealed(release=3, backbone=B),
     "note": Note(text="key rotated"),
 }
 
@@ -156,7 +162,7 @@ def test_a_header_with_a_wrong_field_is_refused(
     [
         (lambda value: value.update(extra=1), "extra"),
         (lambda value: value.update(v=2), "v: this version reads 1, found 2"),
-        (lambda value: value.update(type="sealed"), "type: expected one of"),
+        (lambda value: value.update(type="melted"), "type: expected one of"),
         (lambda value: value.update(actor=""), "actor"),
         (lambda value: value.update(actor="x" * 129), "actor"),
         (lambda value: value.update(reason="x" * 501), "reason"),
@@ -199,6 +205,13 @@ def test_a_record_that_this_version_does_not_know_is_refused_by_field(
         ("confirmed", {"members": {"r 1": "confirmed"}}, "members"),
         ("confirmed", {"members": {"r-1": ["confirmed"]}}, r"members\.r-1"),
         ("confirmed", {"ms": -1.0}, "ms"),
+        ("restored", {"subjects": []}, "subjects"),
+        ("tombstone", {"objects": []}, "objects"),
+        ("tombstone", {"objects": ["log"]}, "objects"),
+        ("tombstone", {"objects": ["images", "images"]}, "objects"),
+        ("legal_hold", {"act": "held"}, "act"),
+        ("suspended", {"state": "off"}, "state"),
+        ("sealed", {"release": 0}, "release"),
     ],
 )
 def test_a_body_with_an_impossible_value_is_refused_by_field(
@@ -240,7 +253,7 @@ def test_the_checks_come_in_their_order(signers: dict[Role, Signer], trust: Trus
         found.append(caught.value.check)
 
     unsigned = Envelope(json.dumps(wrong).encode(), signers["operator"].sign(b"another"))
-    failing(encode_envelope(unsigned) + b" " * 100_000)
+    failing(encode_envelope(unsigned) + b" " * MAX_ENVELOPE_BYTES)
     failing(encode_envelope(unsigned) + b" ")
     failing(encode_envelope(unsigned))
     failing(signed(wrong, signers["eraser"]))
