@@ -1,7 +1,7 @@
 """The `lethe` commands that read and keep the registry's own files: no server, no torch.
 
-log, show, diff, verify, fsck, gc, export, import, keys. They take `--registry` and `--trust` where
-a copy may be meant; otherwise the settings say where things are.
+log, show, diff, audit, verify, fsck, gc, export, import, keys. They take `--registry` and `--trust`
+where a copy may be meant; otherwise the settings say where things are.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from typing import Annotated, Any
 import typer
 
 from registry.archive import export_archive, import_archive
+from registry.audit import audit as audit_subject
+from registry.audit import audit_to_json
+from registry.audit_page import audit_html, audit_text
 from registry.errors import CheckError, NotFoundError, StoreError
 from registry.figures import report_figures
 from registry.history import difference, release_history
@@ -46,7 +49,7 @@ keys_app = typer.Typer(no_args_is_help=True, help="The signing keys and who may 
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    for command in (log, show, diff, verify, fsck, gc, export):
+    for command in (log, show, diff, audit, verify, fsck, gc, export):
         app.command()(command)
     app.command("import")(import_)
     keys_app.command("init")(keys_init)
@@ -134,6 +137,31 @@ def diff(
             "guard_removed": _named(found.guard_removed, subjects),
         }
         print_json(view) if as_json else registry_show.difference(out, view)
+
+
+def audit(
+    subject: Annotated[str, typer.Argument(help="class, or the id of a subject")],
+    html: Annotated[Path | None, typer.Option("--html", help="write a page to print")] = None,
+    registry: RegistryPath = None,
+    trust: TrustPath = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """The whole life of one erasure: times, actors, hashes, figures, confirmations."""
+    with plain_errors():
+        store, trusted = _opened(config, registry, trust)
+        ledger = Ledger(store, trusted)
+        known = subject in ledger.refresh().subjects
+        found = audit_subject(ledger, subject if known else _subject_of(subject, store))
+        if html is not None:
+            try:
+                html.write_text(audit_html(found), encoding="utf-8")
+            except OSError as error:
+                fail(f"{html} can't be written: {error.strerror}")
+        if as_json:
+            print_json(audit_to_json(found))
+        elif html is None:
+            registry_show.text(out, audit_text(found))
 
 
 def verify(
@@ -299,6 +327,15 @@ def _named(ids: Iterable[str], subjects: SubjectMap) -> list[dict[str, str | Non
             return None
 
     return [{"subject": subject, "class": class_of(subject)} for subject in ids]
+
+
+def _subject_of(class_name: str, store: DirectoryStore) -> str:
+    subject = SubjectMap(store).find(class_name) if class_name else None
+    if subject is None:
+        raise NotFoundError(
+            f"{class_name!r} is neither a class in the subject map nor a subject in the ledger"
+        )
+    return subject
 
 
 def _act(entry: Entry | None) -> dict[str, Any] | None:

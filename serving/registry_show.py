@@ -100,6 +100,10 @@ def collection(console: Console, found: Collection, *, dry_run: bool) -> None:
     _line(console, f"{len(found.blobs)} blobs, {len(found.leftovers)} temporary files {verb}")
 
 
+def text(console: Console, page: str) -> None:
+    _line(console, page.rstrip("\n"))
+
+
 def position(console: Console, where: str, *, seq: int, head: str) -> None:
     _line(console, f"{where}: {seq} records, head {head}")
 

@@ -91,6 +91,21 @@ def test_diff_tells_what_came_and_went(lethe: Lethe) -> None:
     assert "same content" in lethe("diff", 2, 2).stdout
 
 
+def test_audit_finds_a_subject_by_class_or_id_and_names_no_class(
+    lethe: Lethe, tmp_path: Path
+) -> None:
+    by_class = lethe("audit", "seven").stdout
+    subject = read(lethe("audit", "seven", "--json"))["subject"]
+    assert lethe("audit", subject).stdout == by_class
+    assert "forgotten by the weights on every replica, by release 2" in by_class
+    page = tmp_path / "audit.html"
+    assert lethe("audit", subject, "--html", page).stdout == ""
+    assert subject in page.read_text()
+    assert "seven" not in by_class + page.read_text()
+    assert "neither a class" in refused(lethe("audit", "eleven"))
+    assert "can't be written" in refused(lethe("audit", "seven", "--html", tmp_path / "no/x"))
+
+
 def test_without_the_subject_map_ids_stand_for_classes(lethe: Lethe, home: Path) -> None:
     shutil.rmtree(home / "registry/subjects")
     view = read(lethe("show", 4, "--json"))
