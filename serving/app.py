@@ -163,7 +163,7 @@ def application(settings: Settings) -> serve.Application:
     leading = _actor(Coordinator, coordinator.ACTOR, 1000).remote(
         settings.home_path, settings.registry_path, terms
     )
-    watching = _actor(Monitor, monitor.ACTOR, 8).remote(leak_target=settings.monitor.leak_target)
+    watching = _actor(Monitor, monitor.ACTOR, 8).remote(home_of(settings).evidence)
     training = _actor(Trainer, trainer.ACTOR, 2).remote(settings)
     commanding = _actor(Control, control.ACTOR, 32).remote(
         settings,

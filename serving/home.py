@@ -4,6 +4,7 @@ keys/         signing keys, one a role, and trust.json        (0600)
 tokens/       bearer tokens: operator, auditor                (0600)
 backbones/    what was trained here, by recipe
 registry/     the ledger and its blobs (or elsewhere: `registry` in the settings)
+evidence.json what live traffic has shown, per stack of adapters
 """
 
 from __future__ import annotations
@@ -54,6 +55,10 @@ class Home:
     @property
     def backbones(self) -> Path:
         return self.path / "backbones"
+
+    @property
+    def evidence(self) -> Path:
+        return self.path / "evidence.json"
 
 
 def home_of(settings: Settings) -> Home:

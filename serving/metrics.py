@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import Metric as Family
 
 Kind = Literal["counter", "gauge", "histogram"]
+Source = Literal["replica", "monitor", "control"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Metric:
     name: str
     kind: Kind
     help: str
-    source: Literal["replica", "monitor"]
+    source: Source
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
 
@@ -137,26 +138,52 @@ TABLE: tuple[Metric, ...] = (
     Metric(
         "lethe_leak_target_ratio", "gauge", "Leak rate that the evidence is against.", "monitor"
     ),
+    Metric(
+        "lethe_leak_upper_bound_ratio",
+        "gauge",
+        "Upper bound of the leak rate: 95 %, however often it is looked at.",
+        "monitor",
+    ),
+    Metric(
+        "lethe_leak_detector_log10",
+        "gauge",
+        "log10 of the detector of a leak that began after a quiet time; 0 when all is quiet.",
+        "monitor",
+    ),
+    Metric(
+        "lethe_drift_evidence_log10",
+        "gauge",
+        "log10 of the e-value against 'disagreement on retained classes is at most the target'.",
+        "monitor",
+    ),
+    Metric(
+        "lethe_drift_target_ratio",
+        "gauge",
+        "Disagreement on retained classes that the evidence is against.",
+        "monitor",
+    ),
     Metric("lethe_replicas", "gauge", "Replicas that were heard of lately.", "monitor"),
-    Metric("lethe_pending_requests", "gauge", "Forget commands not at their end.", "monitor"),
+    Metric("lethe_replicas_expected", "gauge", "Replicas that the settings ask for.", "monitor"),
+    Metric("lethe_pending_requests", "gauge", "Forget commands not at their end.", "control"),
+    Metric("lethe_active_release", "gauge", "Release that the ledger says is active.", "control"),
     Metric(
         "lethe_oldest_pending_timestamp_seconds",
         "gauge",
         "When the oldest such command was accepted (0: none).",
-        "monitor",
+        "control",
     ),
     Metric(
         "lethe_forgets_total",
         "counter",
         "Forget commands, by outcome (accepted, done, refused).",
-        "monitor",
+        "control",
         ("outcome",),
     ),
     Metric(
         "lethe_registry_head_seq",
         "gauge",
         "Last record of the ledger, as control sees it.",
-        "monitor",
+        "control",
     ),
 )
 
@@ -166,7 +193,7 @@ ROWS = {metric.name: metric for metric in TABLE}
 class Metrics:
     """The metrics of one process, made from the table. Unknown names raise KeyError."""
 
-    def __init__(self, source: Literal["replica", "monitor"]) -> None:
+    def __init__(self, source: Source) -> None:
         self.registry = CollectorRegistry()
         self._counters: dict[str, Counter] = {}
         self._gauges: dict[str, Gauge] = {}

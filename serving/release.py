@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -10,11 +12,15 @@ from forgetting.adapter import Adapter, effective_weights, from_files
 from forgetting.backbone import Backbone
 from forgetting.errors import AdapterError
 from registry.adapters import adapter_files
-from registry.errors import IntegrityError
+from registry.errors import IntegrityError, RegistryError
+from registry.figures import report_figures
 from registry.ledger import Ledger
+from registry.schema import Json
 from registry.state import Release
 from registry.subjects import SubjectMap
-from serving.slot import BuildError, ReadyRelease, Slot
+from serving.slot import BuildError, Measured, ReadyRelease, Slot
+
+log = logging.getLogger(__name__)
 
 
 class ReleaseReader:
@@ -25,6 +31,7 @@ class ReleaseReader:
         self._subjects = subjects
         self._backbone = backbone
         self._adapters: dict[str, Adapter] = {}
+        self._measured: dict[str, Measured] = {}
         self._indices: dict[str, int] = {}
         self._index_of = {name: index for index, name in enumerate(backbone.spec.classes)}
 
@@ -63,6 +70,8 @@ class ReleaseReader:
             guard=frozenset(self._index(subject) for subject in release.guard),
             erased=frozenset(self._index(subject) for subject in erased),
             groups=self._groups(release),
+            stack=stack_name(release.adapters),
+            measured=self._measured_by(release),
         )
 
     def _adapter(self, adapter_id: str) -> Adapter:
@@ -82,6 +91,28 @@ class ReleaseReader:
         paths = {path for a in release.adapters for path in self._adapter(a).pairs}
         return len({path.split(".mlp.")[0] for path in paths})
 
+    def _measured_by(self, release: Release) -> Measured:
+        reports = [self._report(adapter_id) for adapter_id in release.adapters]
+        leak = max((report.leak for report in reports), default=0.0)
+        # Each task's retained side was measured with all adapters below it.
+        return Measured(leak, reports[-1].drift if reports else 0.0)
+
+    def _report(self, adapter_id: str) -> Measured:
+        """Zeros where the report is no longer there or can't be read: it only raises targets of
+        evidence above the settings', so serving need not wait for it."""
+        if adapter_id not in self._measured:
+            try:
+                digest = self._ledger.state.adapters[adapter_id].report
+                figures = report_figures(self._ledger, digest)
+            except RegistryError as error:
+                log.warning("the report of adapter %s can't be read: %s", adapter_id, error)
+                figures = {}
+            before, after = _share(figures, "acc_r_before"), _share(figures, "acc_r_after")
+            self._measured[adapter_id] = Measured(
+                leak=_share(figures, "acc_f_after"), drift=max(before - after, 0.0)
+            )
+        return self._measured[adapter_id]
+
     def _index(self, subject: str) -> int:
         if subject not in self._indices:
             name = self._subjects.class_of(subject)
@@ -89,3 +120,15 @@ class ReleaseReader:
                 raise BuildError(f"subject {subject} names a class that this backbone lacks")
             self._indices[subject] = self._index_of[name]
         return self._indices[subject]
+
+
+def stack_name(adapters: tuple[str, ...]) -> str:
+    """A short name of an ordered stack of adapter ids."""
+    return hashlib.sha256("\n".join(adapters).encode()).hexdigest()[:16]
+
+
+def _share(figures: Mapping[str, Json], name: str) -> float:
+    match figures.get(name):
+        case {"value": int() | float() as value}:
+            return float(value)
+    return 0.0

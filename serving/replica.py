@@ -29,12 +29,14 @@ from serving.decode import decode_image
 from serving.engines.torch_eager import TorchEngine
 from serving.home import home_of, open_ledger, open_subjects, token
 from serving.member import Member
-from serving.membership import Terms
+from serving.membership import Terms, boot_clock
 from serving.metrics import Metrics
+from serving.monitor import Snapshot
 from serving.release import ReleaseReader
 from serving.settings import Settings
 from serving.shadow import Shadow, sampled
 from serving.slot import ReadyRelease, Slot, Ticket
+from serving.tally import Targets
 
 log = logging.getLogger(__name__)
 
@@ -210,13 +212,30 @@ class Recognizer:
         else:
             self.metrics.observe("lethe_swap_duration_seconds", seconds, step)
 
-    def families(self) -> list[Family]:
-        """This replica's metrics as they stand now."""
+    def snapshot(self) -> Snapshot | None:
+        """This replica's numbers as they stand now; None before its first release."""
         ready = self.slot.active
-        if ready is not None:
-            self.metrics.set("lethe_release", ready.number)
-            self.metrics.set("lethe_guard_size", len(ready.guard))
-            self.metrics.set("lethe_active_groups", ready.groups)
+        if ready is None:
+            return None
+        monitor = self.settings.monitor
+        return Snapshot(
+            self._families(ready),
+            taken=boot_clock(),
+            release=ready.number,
+            stack=ready.stack,
+            # What a report found is what its release promises, where that is more than the limit.
+            targets=Targets(
+                leak=max(monitor.leak_target, ready.measured.leak),
+                drift=max(monitor.drift_target, ready.measured.drift),
+            ),
+            counts=self.shadow.counts(),
+            expected=self.settings.replicas,
+        )
+
+    def _families(self, ready: ReadyRelease) -> list[Family]:
+        self.metrics.set("lethe_release", ready.number)
+        self.metrics.set("lethe_guard_size", len(ready.guard))
+        self.metrics.set("lethe_active_groups", ready.groups)
         self.metrics.set("lethe_registry_seq", self.reader.seq)
         self.metrics.set("lethe_lease_remaining_seconds", max(self.member.lease_left, -1e6))
         return self.metrics.families()
@@ -224,8 +243,11 @@ class Recognizer:
     def _push(self) -> None:
         while True:
             time.sleep(PUSH_S)
+            snapshot = self.snapshot()
+            if snapshot is None:
+                continue
             try:
-                ray.get(self.monitor.push.remote(self.name, self.families()), timeout=PUSH_S * 5)
+                ray.get(self.monitor.push.remote(self.name, snapshot), timeout=PUSH_S * 5)
             except RayError as error:
                 log.warning("the monitor is away: %s", type(error).__name__)
 

@@ -88,6 +88,9 @@ class MonitorSettings(_Section):
         0.5, ge=0, le=1, description="the unadapted backbone must be this sure of a class"
     )
     leak_target: float = Field(0.02, gt=0, lt=1, description="leak rate that evidence is against")
+    drift_target: float = Field(
+        0.05, gt=0, lt=1, description="disagreement on retained classes that evidence is against"
+    )
 
 
 class ForgetSettings(_Section):

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import queue
 import threading
-from dataclasses import dataclass
+from collections import OrderedDict
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -18,8 +19,11 @@ from torch import Tensor
 from serving.engines import Forward
 from serving.metrics import Metrics
 from serving.slot import ReadyRelease
+from serving.tally import Counts
 
 _LARGEST_BATCH = 16
+_STACKS = 16
+"""Stacks whose counts are reported: the latest that were asked."""
 
 
 def sampled(request_id: str, share: float) -> bool:
@@ -46,6 +50,8 @@ class Shadow:
         self._metrics = metrics
         self._confidence = confidence
         self._waiting: queue.Queue[_Sample] = queue.Queue(queue_size)
+        self._counts: OrderedDict[str, Counts] = OrderedDict()
+        self._books = threading.Lock()
         threading.Thread(target=self._run, name="shadow", daemon=True).start()
 
     def offer(self, image: Tensor, named: int, ready: ReadyRelease) -> None:
@@ -54,6 +60,11 @@ class Shadow:
             self._waiting.put_nowait(_Sample(image, named, ready))
         except queue.Full:
             self._metrics.count("lethe_shadow_drops_total")
+
+    def counts(self) -> dict[str, Counts]:
+        """What was found since the start, by stack of adapters."""
+        with self._books:
+            return dict(list(self._counts.items())[-_STACKS:])
 
     def _run(self) -> None:
         while True:
@@ -68,15 +79,19 @@ class Shadow:
                 self._count(sample, int(index), sure >= self._confidence)
 
     def _count(self, sample: _Sample, oracle: int, sure: bool) -> None:
-        count = self._metrics.count
-        count("lethe_shadow_samples_total")
+        self._metrics.count("lethe_shadow_samples_total")
         if not sure:
             return
+        same = sample.named == oracle
         if oracle in sample.ready.erased:
-            count("lethe_shadow_matches_total")
-            if sample.named == oracle:
-                count("lethe_shadow_leaks_total")
+            found = Counts(matches=1, leaks=int(same))
         elif oracle not in sample.ready.guard:
-            count("lethe_shadow_retained_total")
-            if sample.named != oracle:
-                count("lethe_shadow_disagreements_total")
+            found = Counts(retained=1, disagreements=int(not same))
+        else:
+            return
+        for name, by in asdict(found).items():
+            self._metrics.count(f"lethe_shadow_{name}_total", by=by)
+        with self._books:
+            stack = sample.ready.stack
+            self._counts[stack] = self._counts.get(stack, Counts()) + found
+            self._counts.move_to_end(stack)

@@ -24,6 +24,16 @@ class BuildError(Exception):
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What the reports of a release's adapters found on held-out images."""
+
+    leak: float
+    """Highest share of a forgotten task's images that is still recognised."""
+    drift: float
+    """Accuracy lost on retained classes against the bare backbone."""
+
+
+@dataclass(frozen=True)
 class ReadyRelease:
     """A release that stands ready to serve. Class indices are the head's."""
 
@@ -35,6 +45,9 @@ class ReadyRelease:
     """Classes that the weights were taught to forget (the guard may hold more)."""
     groups: int
     """LoRA groups that are in effect."""
+    stack: str
+    """Names the adapters that are in effect, whatever the guard."""
+    measured: Measured
 
 
 class Ticket:

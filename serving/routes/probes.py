@@ -40,6 +40,8 @@ async def metrics(replica: Replica) -> Response:
         figures = await asyncio.wait_for(replica.control.figures.remote(), FIGURES_S)
     except (RayError, TimeoutError):
         figures = {}
-    await replica.monitor.push.remote(replica.name, replica.families())
+    snapshot = replica.snapshot()
+    if snapshot is not None:
+        await replica.monitor.push.remote(replica.name, snapshot)
     page = await replica.monitor.page.remote(figures)
     return Response(page, media_type=CONTENT_TYPE_LATEST)

@@ -16,10 +16,19 @@ import yaml
 
 from serving.cli import app as cli
 from serving.metrics import TABLE, Metrics
-from serving.monitor import Monitor
+from serving.monitor import Monitor, Snapshot
 from serving.settings import Settings
+from serving.tally import Targets
 
-FIGURES = {"pending": 1, "oldest_pending": 5.0, "seq": 9, "accepted": 3, "done": 1, "refused": 1}
+FIGURES = {
+    "pending": 1,
+    "oldest_pending": 5.0,
+    "seq": 9,
+    "active": 2,
+    "accepted": 3,
+    "done": 1,
+    "refused": 1,
+}
 TARGET_LABELS = {"job", "instance"}
 """What Prometheus itself adds to every series of a scrape."""
 ANNOTATIONS = {"summary", "description", "runbook_url"}
@@ -93,7 +102,9 @@ def test_alerts_fire_and_stay_silent_as_their_tests_say(promtool: str, deploy: P
     run(promtool, "test", "rules", deploy / "prometheus" / "tests" / "lethe_test.yml")
 
 
-def test_promtool_finds_nothing_to_say_about_the_metrics_page(promtool: str) -> None:
+def test_promtool_finds_nothing_to_say_about_the_metrics_page(
+    promtool: str, tmp_path: Path
+) -> None:
     replica = Metrics("replica")
     for row in TABLE:
         labels = ["x"] * len(row.labels)
@@ -101,9 +112,11 @@ def test_promtool_finds_nothing_to_say_about_the_metrics_page(promtool: str) -> 
             replica.count(row.name, *labels)
         if row.source == "replica" and row.kind == "histogram":
             replica.observe(row.name, 1.0, *labels)
-    monitor = Monitor(leak_target=0.02)
-    monitor.push("a", replica.families())
-    monitor.push("b", replica.families())
+    monitor = Monitor(tmp_path / "evidence.json")
+    targets = Targets(leak=0.02, drift=0.05)
+    snapshot = Snapshot(replica.families(), 0.0, 2, "s", targets, {}, expected=2)
+    monitor.push("a", snapshot)
+    monitor.push("b", snapshot)
     page = monitor.page(FIGURES).decode()
     assert all(f"\n{row.name}" in page for row in TABLE)
     run(promtool, "check", "metrics", stdin=page)

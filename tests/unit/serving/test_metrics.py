@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.metrics import TABLE, Metrics
-from serving.monitor import Monitor
+from serving.monitor import Monitor, Snapshot
+from serving.tally import Counts, Targets
 
-FIGURES = {"pending": 1, "oldest_pending": 5.0, "seq": 9, "accepted": 3, "done": 1, "refused": 1}
+FIGURES = {
+    "pending": 1,
+    "oldest_pending": 5.0,
+    "seq": 9,
+    "active": 2,
+    "accepted": 3,
+    "done": 1,
+    "refused": 1,
+}
+LEAKS = Counts(matches=2, leaks=2)
 
 
-def page_of(*replicas: Metrics) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
-    monitor = Monitor(leak_target=0.02)
+def snapshot_of(metrics: Metrics, **counts: Counts) -> Snapshot:
+    """As Ray would carry it from the replica's process."""
+    targets = Targets(leak=0.02, drift=0.05)
+    snapshot = Snapshot(metrics.families(), 0.0, 2, "s", targets, counts, expected=2)
+    carried: Snapshot = pickle.loads(pickle.dumps(snapshot))
+    return carried
+
+
+def page_of(file: Path, *replicas: Metrics) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
+    monitor = Monitor(file / "evidence.json")
     for number, replica in enumerate(replicas):
-        # As Ray would carry it from the replica's process.
-        monitor.push(f"r{number}", pickle.loads(pickle.dumps(replica.families())))
+        monitor.push(f"r{number}", snapshot_of(replica, s=LEAKS))
     monitor.page(FIGURES)
     text = monitor.page({**FIGURES, "accepted": 4}).decode()
     found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
@@ -26,7 +44,7 @@ def page_of(*replicas: Metrics) -> dict[str, dict[tuple[tuple[str, str], ...], f
     return found
 
 
-def test_every_row_of_the_table_is_on_the_page() -> None:
+def test_every_row_of_the_table_is_on_the_page(tmp_path: Path) -> None:
     replica = Metrics("replica")
     for row in TABLE:
         labels = ["x"] * len(row.labels)
@@ -34,7 +52,7 @@ def test_every_row_of_the_table_is_on_the_page() -> None:
             replica.count(row.name, *labels)
         if row.source == "replica" and row.kind == "histogram":
             replica.observe(row.name, 1.0, *labels)
-    found = page_of(replica)
+    found = page_of(tmp_path, replica)
     for row in TABLE:
         assert (f"{row.name}_bucket" if row.kind == "histogram" else row.name) in found, row.name
 
@@ -50,12 +68,14 @@ def test_names_follow_prometheus_conventions() -> None:
         assert row.name.endswith("_total") == (row.kind == "counter"), row.name
 
 
-def test_replicas_are_told_apart_and_their_leaks_are_one_stream_of_evidence() -> None:
+def test_replicas_are_told_apart_and_their_leaks_are_one_stream_of_evidence(
+    tmp_path: Path,
+) -> None:
     one, other = Metrics("replica"), Metrics("replica")
     for replica in (one, other):
         replica.count("lethe_shadow_matches_total", by=2)
         replica.count("lethe_shadow_leaks_total", by=2)
-    found = page_of(one, other)
+    found = page_of(tmp_path, one, other)
     assert found["lethe_shadow_leaks_total"] == {
         (("replica", "r0"),): 2.0,
         (("replica", "r1"),): 2.0,
@@ -64,7 +84,7 @@ def test_replicas_are_told_apart_and_their_leaks_are_one_stream_of_evidence() ->
     assert found["lethe_replicas"][()] == 2
 
 
-def test_forget_commands_are_counted_from_the_ledgers_totals() -> None:
-    found = page_of()
+def test_forget_commands_are_counted_from_the_ledgers_totals(tmp_path: Path) -> None:
+    found = page_of(tmp_path)
     assert found["lethe_forgets_total"][(("outcome", "accepted"),)] == 4
     assert found["lethe_forgets_total"][(("outcome", "done"),)] == 1

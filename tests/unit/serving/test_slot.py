@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from serving.engines.torch_eager import TorchEngine
-from serving.slot import BuildError, ReadyRelease, Slot, Ticket
+from serving.slot import BuildError, Measured, ReadyRelease, Slot, Ticket
+
+NOTHING = Measured(leak=0.0, drift=0.0)
 
 
 @pytest.fixture
@@ -24,7 +26,7 @@ def slot(model: nn.Module) -> Slot:
 
 
 def release(slot: Slot, number: int) -> ReadyRelease:
-    return ReadyRelease(number, number - 1, slot.bare, frozenset(), frozenset(), 0)
+    return ReadyRelease(number, number - 1, slot.bare, frozenset(), frozenset(), 0, "bare", NOTHING)
 
 
 def test_a_built_forward_uses_the_new_weights_and_leaves_the_old_ones_alone(
