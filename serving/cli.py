@@ -99,6 +99,20 @@ def status(config: Config = None, url: Url = None, as_json: Json = False) -> Non
 
 
 @app.command()
+def top(
+    every: Annotated[float, typer.Option("--every", min=0.2, help="seconds between looks")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="look once and end")] = False,
+    config: Config = None,
+    url: Url = None,
+) -> None:
+    """Live numbers: traffic, evidence and its bound, replicas, running jobs. Ends with Ctrl-C."""
+    with plain_errors(), _client(config, url) as client:
+        from serving.top import watch
+
+        watch(client, out, every=every, looks=1 if once else None)
+
+
+@app.command()
 def releases(config: Config = None, url: Url = None, as_json: Json = False) -> None:
     """Every release, oldest first."""
     with plain_errors(), _client(config, url) as client:

@@ -1,0 +1,80 @@
+"""What `lethe top` makes of a real metrics page and a status."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from serving.metrics import Metrics
+from serving.monitor import Monitor, Snapshot
+from serving.tally import Counts, Targets
+from serving.top import Look, look, screen
+
+STATUS: dict[str, Any] = {
+    "release": 3,
+    "acknowledged": True,
+    "classes": 10,
+    "forgotten_by_weights": ["7"],
+    "masked_only": [],
+    "replicas": {"a": {"release": 3, "behind": False}, "b": {"release": 2, "behind": True}},
+    "jobs": [],
+}
+
+
+def page(tmp_path: Path, requests: int, counts: Counts) -> str:
+    replica = Metrics("replica")
+    replica.set("lethe_lease_remaining_seconds", 6.5)
+    replica.count("lethe_requests_total", "/v1/predict", "ok", by=requests)
+    replica.observe("lethe_request_duration_seconds", 0.01, "/v1/predict")
+    monitor = Monitor(tmp_path.with_suffix(".json"))
+    targets = Targets(leak=0.02, drift=0.05)
+    monitor.push("a", Snapshot(replica.families(), 0.0, 3, "s", targets, {"s": counts}, expected=2))
+    return monitor.page({}).decode()
+
+
+def drawn(now: Look, before: Look | None = None, **status: Any) -> str:
+    console = Console(width=110, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(screen(now, before, {**STATUS, **status}))
+    return capture.get()
+
+
+def test_rates_are_those_between_two_looks(tmp_path: Path) -> None:
+    before = look(page(tmp_path, 100, Counts()), at=10.0)
+    now = look(page(tmp_path, 150, Counts()), at=12.0)
+    assert "predictions: 25.0/s" in drawn(now, before)
+    assert "requests: 100 so far" in drawn(before)
+
+
+def test_a_proven_leak_is_an_alert_and_quiet_traffic_is_not(tmp_path: Path) -> None:
+    leaking = drawn(look(page(tmp_path / "x", 1, Counts(matches=4, leaks=4)), at=0.0))
+    assert "alert" in leaking.partition("leak, evidence")[2].partition("\n")[0]
+    quiet = drawn(look(page(tmp_path / "y", 1, Counts(matches=200)), at=0.0))
+    line = quiet.partition("leak, evidence")[2].partition("\n")[0]
+    assert "quiet" in line
+    assert "leak rate at most 2.0%" in line
+
+
+def test_a_page_without_evidence_is_called_blind() -> None:
+    assert drawn(look("", at=0.0)).count("blind") == 3
+
+
+def test_replicas_that_are_behind_or_silent_are_marked(tmp_path: Path) -> None:
+    text = drawn(look(page(tmp_path, 1, Counts()), at=0.0))
+    (b,) = [line for line in text.splitlines() if line.startswith("b ")]
+    assert "behind" in b
+    assert "silent" in b
+    assert "6.5 s" in text
+
+
+@pytest.mark.parametrize("progress", [None, {"phase": "training", "step": 5, "steps": 90}])
+def test_a_running_job_shows_its_progress(progress: dict[str, Any] | None) -> None:
+    job = {"job": "job-1", "state": "requested", "ahead": 0, "progress": progress}
+    text = drawn(look("", at=0.0), jobs=[job, {**job, "job": "job-0", "state": "done"}])
+    assert "job-1" in text
+    assert "job-0" not in text
+    assert ("5/90" in text) == (progress is not None)
