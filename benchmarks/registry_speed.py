@@ -22,7 +22,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
-from registry import publish
+from registry import checkpoint, publish
 from registry.keys import Signer, Trust, init_keys
 from registry.ledger import Ledger, utc_now
 from registry.store import DirectoryStore
@@ -197,22 +197,42 @@ def verify_only_s(deployment: Deployment, *, records: int) -> float:
 
 def cold_read(top: Path) -> dict[str, float]:
     """In a process of its own: seconds of CPU, and memory above what the imports take."""
+    cpu_s, _, peak_mib = _read_apart(top, "Ledger(store, trust).refresh()")
+    return {"cold_read_cpu_s": cpu_s, "cold_read_peak_mib": peak_mib}
+
+
+def checkpointed_read(top: Path) -> dict[str, float]:
+    """The same from a checkpoint of the whole log; `_ms` by the clock on the wall."""
+    cpu_s, wall_s, peak_mib = _read_apart(top, "open_ledger(store, trust, directory=checkpoints)")
+    return {
+        "checkpointed_read_cpu_ms": cpu_s * 1e3,
+        "checkpointed_read_ms": wall_s * 1e3,
+        "checkpointed_read_peak_mib": peak_mib,
+    }
+
+
+def _read_apart(top: Path, statement: str) -> tuple[float, float, float]:
+    """Seconds of CPU and of wall time, and MiB at the peak, of `statement` in a new process."""
     program = (
         "import resource, sys, time\n"
+        "from pathlib import Path\n"
+        "from registry.checkpoint import open_ledger\n"
         "from registry.keys import Trust\n"
         "from registry.ledger import Ledger\n"
         "from registry.store import DirectoryStore\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
-        "trust = Trust.load(sys.argv[1] + '/keys/trust.json')\n"
-        "start = time.process_time()\n"
-        "Ledger(DirectoryStore(sys.argv[1] + '/registry'), trust).refresh()\n"
-        "print(time.process_time() - start, peak())\n"
+        "top = Path(sys.argv[1])\n"
+        "trust = Trust.load(top / 'keys' / 'trust.json')\n"
+        "store, checkpoints = DirectoryStore(top / 'registry'), top / 'checkpoints'\n"
+        "cpu, wall = time.process_time(), time.perf_counter()\n"
+        f"{statement}\n"
+        "print(time.process_time() - cpu, time.perf_counter() - wall, peak())\n"
     )
     output = subprocess.run(
         [sys.executable, "-c", program, str(top)], check=True, capture_output=True, text=True
     ).stdout
-    cpu_s, peak_mib = map(float, output.split())
-    return {"cold_read_cpu_s": cpu_s, "cold_read_peak_mib": peak_mib}
+    cpu_s, wall_s, peak_mib = map(float, output.split())
+    return cpu_s, wall_s, peak_mib
 
 
 def measure(top: Path, *, records: int) -> dict[str, float]:
@@ -230,6 +250,13 @@ def measure(top: Path, *, records: int) -> dict[str, float]:
         "bare_write_2kb_ms_p50": bare_write_ms(top, size=2000, times=200),
     }
     figures |= min((cold_read(top) for _ in range(3)), key=lambda read: read["cold_read_cpu_s"])
+    checkpoint.save(top / "checkpoints", store, ledger.state, deployment.trust)
+    figures |= min(
+        (checkpointed_read(top) for _ in range(5)), key=lambda read: read["checkpointed_read_ms"]
+    )
+    figures["checkpoint_bytes"] = sum(
+        path.stat().st_size for path in (top / "checkpoints").iterdir()
+    )
     figures["signatures_only_s"] = min(verify_only_s(deployment, records=records) for _ in range(3))
     figures["idle_refresh_us_p50"] = (
         statistics.median(seconds(ledger.refresh) for _ in range(300)) * 1e6

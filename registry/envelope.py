@@ -45,10 +45,13 @@ class Envelope:
     signature: Signature
 
 
-def signed_bytes(payload: bytes) -> bytes:
-    """DSSE's pre-authentication encoding (PAE): what is really signed and verified."""
-    kind = PAYLOAD_TYPE.encode()
-    return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
+def signed_bytes(payload: bytes, *, kind: str = PAYLOAD_TYPE) -> bytes:
+    """DSSE's pre-authentication encoding (PAE): what is really signed and verified.
+
+    The payload type `kind` keeps a signature for one purpose from passing for another.
+    """
+    name = kind.encode()
+    return b"DSSEv1 %d %s %d %s" % (len(name), name, len(payload), payload)
 
 
 def encode_envelope(envelope: Envelope) -> bytes:

@@ -23,7 +23,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from registry.envelope import Signature, signed_bytes
+from registry.envelope import PAYLOAD_TYPE, Signature, signed_bytes
 from registry.errors import TrustError
 from registry.schema import Fields, Json, decode_json, encode_json, encode_time
 
@@ -70,8 +70,9 @@ class Signer:
             )
         return cls(private_key)
 
-    def sign(self, payload: bytes) -> Signature:
-        return Signature(self.key_id, self._private_key.sign(signed_bytes(payload)))
+    def sign(self, payload: bytes, *, kind: str = PAYLOAD_TYPE) -> Signature:
+        """Sign a record's payload, or one of another payload type."""
+        return Signature(self.key_id, self._private_key.sign(signed_bytes(payload, kind=kind)))
 
     def __repr__(self) -> str:
         return f"Signer({self.key_id})"
@@ -107,6 +108,15 @@ class Trust:
         keys = {name: _trusted_key(name, value, where) for name, value in document.items()}
         return cls(MappingProxyType(keys), where)
 
+    @property
+    def fingerprint(self) -> str:
+        """64 hex digits that change with any key, role or retirement."""
+        keys: dict[str, Json] = {}
+        for name, key in self.keys.items():
+            not_after = encode_time(key.not_after) if key.not_after else None
+            keys[name] = [key.public_key.public_bytes_raw().hex(), [*sorted(key.roles)], not_after]
+        return hashlib.sha256(encode_json(keys)).hexdigest()
+
     def verify(
         self,
         payload: bytes,
@@ -125,7 +135,9 @@ class Trust:
         keys = [self.signer_of(payload, signature, where=where) for signature in signatures]
         self.check_role(keys, role=role, at=at, where=where)
 
-    def signer_of(self, payload: bytes, signature: Signature, *, where: str) -> TrustedKey:
+    def signer_of(
+        self, payload: bytes, signature: Signature, *, where: str, kind: str = PAYLOAD_TYPE
+    ) -> TrustedKey:
         """The trusted key that made `signature`. Raises: TrustError."""
         key = self.keys.get(signature.key_id)
         if key is None:
@@ -135,7 +147,7 @@ class Trust:
                 where=where,
             )
         try:
-            key.public_key.verify(signature.signature, signed_bytes(payload))
+            key.public_key.verify(signature.signature, signed_bytes(payload, kind=kind))
         except InvalidSignature:
             raise TrustError(
                 f"the signature of key {signature.key_id} doesn't fit the bytes",

@@ -68,15 +68,18 @@ class Ledger:
         clock: Callable[[], datetime] = utc_now,
         rng: random.Random | None = None,
         patience_s: float = 60.0,
+        known: State | None = None,
     ) -> None:
-        """`patience_s`: for how long `append` goes on trying against other writers."""
+        """`patience_s`: for how long `append` goes on trying against other writers. `known`: a
+        state of this log that was verified before with the same trust, to go on from.
+        """
         self._store = store
         self._trust = trust
         self._clock = clock
         self._rng = rng if rng is not None else random.Random()
         self._patience_s = patience_s
         self._lock = threading.RLock()
-        self._state = State()
+        self._state = known if known is not None else State()
         self._format_seen = False
         self._listed = False
 
@@ -258,8 +261,8 @@ class Ledger:
         return data
 
     def _highest_listed(self) -> int:
-        matches = [LOG_KEY.fullmatch(key) for key in self._store.list(LOG_PREFIX)]
-        return max((int(match[1]) for match in matches if match), default=0)
+        keys = reversed(self._store.list(LOG_PREFIX))  # sorted as their numbers are
+        return next((int(match[1]) for key in keys if (match := LOG_KEY.fullmatch(key))), 0)
 
     def _check_not_replaced(self) -> None:
         """The record that the state ends with must still be there, unchanged."""

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 from registry.bodies import blobs_of
 from registry.errors import CheckError, IntegrityError, NotFoundError
+from registry.highwater import Mark, another_log, older_copy
 from registry.keys import Trust
-from registry.ledger import BLOB_KEY, LOG_KEY, Ledger, blob_key, log_key
+from registry.ledger import BLOB_KEY, LOG_KEY, Ledger, blob_key
+from registry.record import Entry
 from registry.store import Store
 from registry.subjects import SubjectMap
 
@@ -42,12 +44,14 @@ def verify(
     trust: Trust,
     *,
     at_least: int = 0,
+    mark: Mark | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Verification:
     """Check the chain of records, every blob, and the subject map if it is in the same store.
 
     `at_least`: the sequence number that someone is known to have seen; a log that ends before it
-    is an older copy. `progress` is called with the objects done and their total.
+    is an older copy; `mark` says the same and which record it was. `progress` is called
+    with the objects done and their total.
 
     Raises: StoreError alone; what is wrong with the data is in the result.
     """
@@ -55,19 +59,19 @@ def verify(
     problems: list[CheckError] = []
     named: dict[str, int | None] = {}
     ledger = Ledger(store, trust)
+
+    def note(entry: Entry) -> None:
+        named.update(blobs_of(entry.record.body))
+        if mark is not None and entry.record.seq == mark.seq and entry.digest != mark.head:
+            problems.append(another_log(mark, entry.digest))
+
     with _noting(problems):
-        ledger.refresh(each=lambda entry: named.update(blobs_of(entry.record.body)))
+        ledger.refresh(each=note)
     state = ledger.state
     whole = not problems
-    if whole and state.seq < at_least:
-        problems.append(
-            IntegrityError(
-                f"the log ends at record {state.seq}, but record {at_least} was seen before: this "
-                "is an older copy",
-                check="replay",
-                where=log_key(at_least),
-            )
-        )
+    seen = max(at_least, mark.seq if mark is not None else 0)
+    if whole and state.seq < seen:
+        problems.append(older_copy(state.seq, seen))
     stored = {f"sha256:{match[2]}" for key in keys if (match := BLOB_KEY.fullmatch(key))}
     digests = sorted(stored.union(named))
     blob_bytes = 0

@@ -21,6 +21,7 @@ from registry.audit import audit_to_json
 from registry.audit_page import audit_html, audit_text
 from registry.errors import CheckError, NotFoundError, StoreError
 from registry.figures import report_figures
+from registry.highwater import HIGHWATER_FILE, Mark, raise_mark, read_mark
 from registry.history import difference, release_history
 from registry.keys import ROLES, TRUST_FILE, Signer, Trust, init_keys
 from registry.ledger import FORMAT_KEY, LOG_PREFIX, Ledger, utc_now
@@ -33,7 +34,7 @@ from registry.upkeep import GRACE, collect
 from registry.verification import Verification
 from registry.verification import verify as verify_registry
 from serving import registry_show
-from serving.home import home_of
+from serving.home import home_of, signer
 from serving.settings import load_settings
 from serving.terminal import Config, Json, err, fail, out, plain_errors, print_json
 
@@ -171,10 +172,24 @@ def verify(
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Check every record and every blob, offline, here or on a copy. Exit code 1: not sound."""
+    """Check every record and every blob, offline, here or on a copy. Exit code 1: not sound.
+
+    This installation's own registry is also held against the newest record ever seen of it.
+    """
     with plain_errors():
         store, trusted = _opened(config, registry, trust)
-        found = _examined(store, trusted, at_least, quiet=as_json)
+        home = home_of(load_settings(config)) if registry is None else None
+        # A copy may rightly be older than what was seen here.
+        mark = read_mark(home.path / HIGHWATER_FILE, trusted) if home is not None else None
+        found = _examined(store, trusted, at_least=at_least, mark=mark, quiet=as_json)
+        if home is not None and not found.problems and (home.keys / "operator.pem").exists():
+            raise_mark(
+                home.path / HIGHWATER_FILE,
+                seq=found.seq,
+                head=found.head,
+                signer=signer(home, "operator"),
+                trust=trusted,
+            )
         print_json(_verification(found)) if as_json else registry_show.verification(out, found)
         _refuse_problems(found.problems)
 
@@ -188,7 +203,7 @@ def fsck(
     """`verify`, and what lies about without harm: orphans, strays, leftovers of killed writers."""
     with plain_errors():
         store, trusted = _opened(config, registry, trust)
-        found = _examined(store, trusted, 0, quiet=as_json)
+        found = _examined(store, trusted, quiet=as_json)
         leftovers = store.leftovers(before=utc_now(), delete=False)
         if as_json:
             print_json({**_verification(found), "leftovers": leftovers})
@@ -345,9 +360,16 @@ def _act(entry: Entry | None) -> dict[str, Any] | None:
     return {name: value[name] for name in ("seq", "at", "actor", "reason", "digest", "key_id")}
 
 
-def _examined(store: DirectoryStore, trusted: Trust, at_least: int, *, quiet: bool) -> Verification:
+def _examined(
+    store: DirectoryStore,
+    trusted: Trust,
+    *,
+    quiet: bool,
+    at_least: int = 0,
+    mark: Mark | None = None,
+) -> Verification:
     with registry_show.examining(err, quiet=quiet) as progress:
-        return verify_registry(store, trusted, at_least=at_least, progress=progress)
+        return verify_registry(store, trusted, at_least=at_least, mark=mark, progress=progress)
 
 
 def _verification(found: Verification) -> dict[str, Any]:

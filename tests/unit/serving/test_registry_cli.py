@@ -13,7 +13,10 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from registry import publish
+from registry.keys import Signer
 from serving.cli import app
+from serving.home import Home, open_ledger
 
 HEAD = "sha256:cdbea07abc166d36de79eeada59cbc382f4cd34f84ef2503da469bcaaf527dc6"
 ORPHAN = "blobs/sha256/00/" + "0" * 64
@@ -138,6 +141,27 @@ def test_verify_of_a_damaged_copy_names_file_and_check(
 def test_verify_notices_a_copy_older_than_what_was_seen(lethe: Lethe) -> None:
     assert lethe("verify", "--at-least", 21).exit_code == 0
     assert "older copy" in refused(lethe("verify", "--at-least", 22))
+
+
+def test_verify_remembers_the_newest_record_and_notices_when_it_is_gone(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+
+    def lethe(*arguments: object) -> Result:
+        environment = {"LETHE_HOME": str(home)}
+        return CliRunner().invoke(app, list(map(str, arguments)), env=environment)
+
+    lethe("keys", "init")
+    ledger = open_ledger(Home(home, home / "registry"))
+    operator = Signer.load(home / "keys/operator.pem")
+    for number in range(3):
+        publish.note(ledger, operator, text=f"{number}", actor="a", reason="", request_id="r")
+    assert lethe("verify").exit_code == 0
+    (home / "registry/log/00000000000000000003.json").unlink()
+    assert "record 3 was seen before" in refused(lethe("verify"))
+    assert lethe("verify", "--registry", home / "registry").exit_code == 0
+    mark = home / "highwater.json"
+    mark.write_text(mark.read_text().replace('"seq":3', '"seq":2'))
+    assert "check: signature" in refused(lethe("verify"))
 
 
 def test_a_folder_that_is_no_registry_is_refused(lethe: Lethe, home: Path) -> None:
