@@ -55,6 +55,7 @@ class Monitor:
         self._tally = Tally.load(file)
         self._saved = float("-inf")
         self._unsaved = False
+        self._failing = False
         self._own = Metrics("monitor")
         self._control = Metrics("control")
         self._counted: dict[str, float] = {}
@@ -127,9 +128,11 @@ class Monitor:
         self._saved = self._clock()
         try:
             self._tally.save(self._file)
-            self._unsaved = False
+            self._unsaved = self._failing = False
         except OSError as error:
-            log.warning("the evidence can't be saved, a restart would lose it: %s", error)
+            if not self._failing:  # said once, not every second
+                log.warning("the evidence can't be saved, a restart would lose it: %s", error)
+            self._failing = True
 
 
 class _Page(Collector):

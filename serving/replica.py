@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 START_S = 60.0
 PUSH_S = 1.0
 LEASE_POLL_S = 0.02
+LARGEST_TARGET = 0.99
 SWAP_OUTCOMES = ("ok", "rejected", "failed")
 
 
@@ -225,8 +226,8 @@ class Recognizer:
             stack=ready.stack,
             # What a report found is what its release promises, where that is more than the limit.
             targets=Targets(
-                leak=max(monitor.leak_target, ready.measured.leak),
-                drift=max(monitor.drift_target, ready.measured.drift),
+                leak=min(max(monitor.leak_target, ready.measured.leak), LARGEST_TARGET),
+                drift=min(max(monitor.drift_target, ready.measured.drift), LARGEST_TARGET),
             ),
             counts=self.shadow.counts(),
             expected=self.settings.replicas,

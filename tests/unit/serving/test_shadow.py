@@ -1,0 +1,80 @@
+"""What the shadow makes of samples, by stack of adapters."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from serving.metrics import Metrics
+from serving.shadow import Shadow, sampled
+from serving.slot import Measured, ReadyRelease
+from serving.tally import Counts
+
+SURE = 9.0
+
+
+def image_of(cls: int, *, logit: float = SURE) -> torch.Tensor:
+    """With the identity as backbone, an image is its own logits, (K,)."""
+    image = torch.zeros(5)
+    image[cls] = logit
+    return image
+
+
+def release(stack: str, *, erased: set[int], guard: set[int]) -> ReadyRelease:
+    measured = Measured(leak=0.0, drift=0.0)
+    return ReadyRelease(
+        1, 0, torch.nn.Identity(), frozenset(guard), frozenset(erased), 1, stack, measured
+    )
+
+
+@pytest.fixture
+def shadow() -> Shadow:
+    return Shadow(torch.nn.Identity(), Metrics("replica"), queue_size=64, confidence=0.5)
+
+
+def settled(shadow: Shadow, trials: int) -> dict[str, Counts]:
+    """The counts once `trials` were counted."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        counts = shadow.counts()
+        if sum(c.matches + c.retained for c in counts.values()) >= trials:
+            return counts
+        time.sleep(0.01)
+    raise AssertionError(f"{trials} trials were not counted in time: {shadow.counts()}")
+
+
+def test_matches_leaks_and_disagreements_are_told_apart(shadow: Shadow) -> None:
+    ready = release("s", erased={0}, guard={0, 1})
+    shadow.offer(image_of(0), 0, ready)  # still named: a leak
+    shadow.offer(image_of(0), 2, ready)
+    shadow.offer(image_of(1), 1, ready)  # masked only: says nothing of the weights
+    shadow.offer(image_of(2, logit=0.0), 3, ready)  # the backbone isn't sure
+    shadow.offer(image_of(2), 3, ready)
+    shadow.offer(image_of(3), 3, ready)
+    expected = Counts(matches=2, leaks=1, retained=2, disagreements=1)
+    assert settled(shadow, 4) == {"s": expected}
+
+
+def test_counts_are_kept_for_the_stack_that_answered(shadow: Shadow) -> None:
+    shadow.offer(image_of(0), 0, release("one", erased={0}, guard={0}))
+    shadow.offer(image_of(0), 2, release("two", erased={0}, guard={0}))
+    shadow.offer(image_of(0), 2, release("one", erased={0}, guard={0, 1}))
+    assert settled(shadow, 3) == {"one": Counts(matches=2, leaks=1), "two": Counts(matches=1)}
+
+
+def test_only_the_latest_stacks_are_reported(shadow: Shadow) -> None:
+    for number in range(30):
+        shadow.offer(image_of(0), 2, release(f"s{number}", erased={0}, guard={0}))
+    deadline = time.monotonic() + 20
+    while "s29" not in shadow.counts() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert list(shadow.counts()) == [f"s{number}" for number in range(14, 30)]
+
+
+def test_the_sample_is_of_the_size_that_was_asked_for() -> None:
+    chosen = sum(sampled(f"request-{number}", 0.05) for number in range(20_000))
+    assert 900 <= chosen <= 1100
+    assert not sampled("request", 0.0)
+    assert sampled("request", 1.0)
