@@ -33,6 +33,7 @@ from serving.monitor import Monitor
 from serving.replica import Recognizer, outcome_of
 from serving.routes import inference, operations, probes, problems
 from serving.routes.access import recognizer
+from serving.routes.body_limit import BodyLimit
 from serving.settings import Settings, SettingsError, load_settings
 from serving.trainer import Trainer
 
@@ -84,12 +85,12 @@ def build_api(*, max_body_bytes: int) -> FastAPI:
         title="Lethe",
         summary="A vision model that can forget.",
         version="0.1.0",
-        max_body_size=max_body_bytes,
         responses={"4XX": {"description": "A problem (RFC 9457): what was wrong, what to do."}},
     )
     problems.install(api)
     for router in (inference.router, operations.router, probes.router):
         api.include_router(router)
+    api.add_middleware(BodyLimit, limit=max_body_bytes)
     api.add_middleware(Measured)
     return api
 

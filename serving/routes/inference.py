@@ -115,9 +115,6 @@ async def read_image(request: Request, *, limit: int) -> bytes:
     Raises a problem: 413 too large, 415 another content type, 400 or 422 not well formed.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    declared = request.headers.get("content-length", "0")
-    if declared.isdigit() and int(declared) > limit:
-        raise _too_large(limit)
     if kind == "multipart/form-data":
         return await _from_form(request, limit)
     body = bytearray()
