@@ -1,0 +1,154 @@
+"""What a replica reads out of signed records: weights, guard, and what their reports measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from forgetting.adapter import Adapter, AdapterFacts, to_files
+from forgetting.backbone import Backbone, BackboneSpec, Preprocess, build_model, freeze
+from registry import publish
+from registry.ledger import blob_key
+from registry.state import Release
+from serving.engines.torch_eager import TorchEngine
+from serving.home import Home, open_ledger, open_subjects, prepare_home, signer
+from serving.release import ReleaseReader
+from serving.slot import Measured, ReadyRelease, Slot
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    arguments = {"img_size": 8, "patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 2}
+    preprocess = Preprocess(input_size=(1, 8, 8), mean=(0.5,), std=(0.5,))
+    spec = BackboneSpec("vit_tiny_patch16_224", arguments, ("ada", "bo", "cy"), preprocess)
+    torch.manual_seed(0)
+    return freeze(build_model(spec), spec)
+
+
+class Writer:
+    """Writes forget tasks into a registry as control and coordinator do."""
+
+    def __init__(self, folder: Path, backbone: Backbone) -> None:
+        self.home = Home(folder, folder / "registry")
+        prepare_home(self.home)
+        self.ledger = open_ledger(self.home)
+        self._backbone = backbone
+        self.operator = signer(self.home, "operator")
+        self.publisher = signer(self.home, "publisher")
+
+    def forget(self, name: str, report: object) -> Release:
+        """A task with an adapter of its own and this report, published and active."""
+        said = {"actor": "test", "reason": "", "request_id": name}
+        fingerprint = self._backbone.fingerprint
+        subject = open_subjects(self.home).assign(name)
+        job = publish.request_forget(
+            self.ledger, self.operator, subjects=[subject], backbone=fingerprint, **said
+        )
+        stack = self.ledger.state.active_release.adapters
+        publish.record_trained(
+            self.ledger,
+            self.publisher,
+            job=job.id,
+            files=to_files(self._adapter(subject, stack)),
+            stack=stack,
+            report=json.dumps(report).encode(),
+            **said,
+        )
+        return self._activate("adapter", job.id, said)
+
+    def mask(self, name: str) -> Release:
+        """A release that masks one class more."""
+        said = {"actor": "test", "reason": "", "request_id": name}
+        subject = open_subjects(self.home).assign(name)
+        fingerprint = self._backbone.fingerprint
+        job = publish.request_forget(
+            self.ledger, self.operator, subjects=[subject], backbone=fingerprint, **said
+        )
+        return self._activate("guard", job.id, said)
+
+    def _activate(self, kind: str, job: str, said: dict[str, str]) -> Release:
+        made = publish.publish_release(self.ledger, self.publisher, kind=kind, job=job, **said)
+        return publish.activate(self.ledger, self.operator, release=made.number, **said)
+
+    def _adapter(self, subject: str, stack: tuple[str, ...]) -> Adapter:
+        generator = torch.Generator().manual_seed(len(stack))
+        pair = (
+            torch.randn(2, 12, generator=generator),
+            torch.randn(48, 2, generator=generator) / 100,
+        )
+        facts = AdapterFacts(
+            backbone=self._backbone.fingerprint,
+            stack=stack,
+            subjects=(subject,),
+            method="by hand",
+            config={},
+            seed=0,
+            steps=1,
+            data_digest="sha256:" + "0" * 64,
+            code_version="0",
+            groups_kept=1,
+            groups_total=2,
+        )
+        return Adapter({"blocks.1.mlp.fc1": pair}, facts)
+
+
+@pytest.fixture
+def writer(tmp_path: Path, backbone: Backbone) -> Writer:
+    return Writer(tmp_path, backbone)
+
+
+def read(writer: Writer, backbone: Backbone, release: Release | int) -> ReadyRelease:
+    reader = ReleaseReader(open_ledger(writer.home), open_subjects(writer.home), backbone)
+    slot = Slot(TorchEngine(backbone.model), torch.zeros(1, 1, 8, 8))
+    return reader.ready(release if isinstance(release, int) else release.number, slot)
+
+
+def report(acc_f: float, before: float, after: float) -> dict[str, object]:
+    shares = {"acc_f_after": acc_f, "acc_r_before": before, "acc_r_after": after}
+    return {name: {"value": value, "n": 100} for name, value in shares.items()}
+
+
+def test_measured_is_the_worst_leak_and_the_last_loss_of_the_stack(
+    writer: Writer, backbone: Backbone
+) -> None:
+    first = writer.forget("ada", report(0.04, 0.9, 0.9))
+    second = writer.forget("bo", report(0.01, 0.9, 0.75))
+    assert read(writer, backbone, 0).measured == Measured(leak=0.0, drift=0.0)
+    assert read(writer, backbone, first).measured == Measured(leak=0.04, drift=0.0)
+    measured = read(writer, backbone, second).measured
+    assert measured.leak == pytest.approx(0.04)
+    assert measured.drift == pytest.approx(0.15)
+
+
+@pytest.mark.parametrize("odd", [[], {"acc_f_after": "none"}, {"acc_f_after": {"value": None}}])
+def test_a_report_without_figures_promises_nothing(
+    odd: object, writer: Writer, backbone: Backbone
+) -> None:
+    release = writer.forget("ada", odd)
+    assert read(writer, backbone, release).measured == Measured(leak=0.0, drift=0.0)
+
+
+def test_a_damaged_report_does_not_keep_a_replica_from_serving(
+    writer: Writer, backbone: Backbone, caplog: pytest.LogCaptureFixture
+) -> None:
+    release = writer.forget("ada", report(0.04, 0.9, 0.9))
+    digest = writer.ledger.state.adapters[release.adapters[0]].report
+    path = writer.home.registry / blob_key(digest)
+    path.chmod(0o600)
+    path.write_bytes(b"{}")
+    assert read(writer, backbone, release).measured == Measured(leak=0.0, drift=0.0)
+    assert "can't be read" in caplog.text
+
+
+def test_another_guard_is_the_same_stack_and_another_adapter_is_not(
+    writer: Writer, backbone: Backbone
+) -> None:
+    first = read(writer, backbone, writer.forget("ada", {}))
+    masked = read(writer, backbone, writer.mask("cy"))
+    assert masked.stack == first.stack
+    assert masked.guard > first.guard
+    assert masked.erased == first.erased
+    assert first.stack != read(writer, backbone, 0).stack
