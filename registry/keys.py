@@ -13,7 +13,7 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -89,24 +89,43 @@ class TrustedKey:
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """The trusted keys by key id."""
+    """The trusted keys by key id. One that was loaded knows its file, to notice a newer one."""
 
     keys: Mapping[str, TrustedKey]
     where: str = "trust"
+    file: Path | None = field(default=None, compare=False)
+    stamp: tuple[int, int, int] | None = field(default=None, compare=False)
 
     @classmethod
     def load(cls, path: Path | str) -> "Trust":
         """Read a trust file. Raises: TrustError (unreadable), FormatError (names the field)."""
         where = str(path)
         try:
-            data = Path(path).read_bytes()
+            with open(path, "rb") as file:
+                stamp = _stamp(os.fstat(file.fileno()))
+                data = file.read()
         except OSError as error:
             raise TrustError(
                 f"the trust file can't be read: {error.strerror}", check="trust", where=where
             ) from error
         document = decode_json(data, where=where)
         keys = {name: _trusted_key(name, value, where) for name, value in document.items()}
-        return cls(MappingProxyType(keys), where)
+        return cls(MappingProxyType(keys), where, Path(path).absolute(), stamp)
+
+    def current(self) -> "Trust":
+        """This trust, or what its file says by now: a key that was rotated in is known to running
+        processes, and one that was retired is refused, without a restart.
+
+        Raises: as `load`.
+        """
+        if self.file is None:
+            return self
+        try:
+            if _stamp(os.stat(self.file)) == self.stamp:
+                return self
+        except OSError:
+            pass  # `load` says it better
+        return Trust.load(self.file)
 
     @property
     def fingerprint(self) -> str:
@@ -177,6 +196,10 @@ class Trust:
             )
 
 
+def _stamp(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
 def key_id(public_key: bytes) -> str:
     """The first 16 hex digits of the SHA-256 of the 32 raw bytes."""
     return hashlib.sha256(public_key).hexdigest()[:16]
@@ -197,7 +220,7 @@ def init_keys(directory: Path | str) -> None:
         if (directory / TRUST_FILE).exists():
             return
         for role in ROLES:
-            _create_file(directory / f"{role}.pem", _new_private_pem(), mode=0o600)
+            create_private_key(directory / f"{role}.pem")
     except OSError as error:
         raise TrustError(
             f"keys can't be made: {error.strerror}", check="key file", where=str(directory)
@@ -213,12 +236,17 @@ def init_keys(directory: Path | str) -> None:
     _create_file(directory / TRUST_FILE, encode_json(entries), mode=0o644)
 
 
-def _new_private_pem() -> bytes:
-    return Ed25519PrivateKey.generate().private_bytes(
+def create_private_key(path: Path) -> None:
+    """A new private key in a file of its own, durable, mode 0600; an existing file is left alone.
+
+    Raises: OSError.
+    """
+    pem = Ed25519PrivateKey.generate().private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
+    _create_file(path, pem, mode=0o600)
 
 
 def _create_file(path: Path, data: bytes, *, mode: int) -> None:

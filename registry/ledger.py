@@ -91,13 +91,15 @@ class Ledger:
     def refresh(self, *, each: Callable[[Entry], None] | None = None) -> State:
         """Read and verify what was added, hand `each` record on, and return the new state.
 
-        The checks of each record, in order: size, envelope, signature and role, prev, seq, schema,
-        fold. The first failure is raised and the state stays at the last good record.
+        A trust file that was changed is read again first. The checks of each record, in order:
+        size, envelope, signature and role, prev, seq, schema, fold. The first failure is raised
+        and the state stays at the last good record.
 
         Raises: IntegrityError (also check "replay": the log is an older or another copy, and
         "gap": a record is missing), TrustError, FormatError, StoreError.
         """
         with self._lock:
+            self._trust = self._trust.current()
             self._check_format()
             self._check_not_replaced()
             # Listing once shows a gap that reading on to the first missing number would not.

@@ -23,6 +23,7 @@ from registry.errors import CheckError, NotFoundError, StoreError
 from registry.figures import report_figures
 from registry.highwater import HIGHWATER_FILE, Mark, raise_mark, read_mark
 from registry.history import difference, release_history
+from registry.key_rotation import OVERLAP, rotate_key
 from registry.keys import ROLES, TRUST_FILE, Signer, Trust, init_keys
 from registry.ledger import FORMAT_KEY, LOG_PREFIX, Ledger, utc_now
 from registry.record import Entry
@@ -55,6 +56,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("import")(import_)
     keys_app.command("init")(keys_init)
     keys_app.command("list")(keys_list)
+    keys_app.command("rotate")(keys_rotate)
     app.add_typer(keys_app, name="keys")
 
 
@@ -295,6 +297,25 @@ def keys_list(config: Config = None, as_json: Json = False) -> None:
     """Every trusted key, its roles, whether it is retired, and whether its private half is here."""
     with plain_errors():
         _tell_keys(home_of(load_settings(config)).keys, as_json=as_json)
+
+
+def keys_rotate(
+    role: Annotated[str, typer.Argument(help=f"one of {', '.join(ROLES)}")],
+    overlap: Annotated[
+        float, typer.Option("--overlap", min=0, help="hours that the old key is still good for")
+    ] = OVERLAP.total_seconds() / 3600,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Give a role a new key; the old one is retired after the overlap."""
+    with plain_errors():
+        chosen = next((known for known in ROLES if known == role), None)
+        if chosen is None:
+            fail(f"there is no role {role!r}; expected one of {', '.join(ROLES)}")
+        directory = home_of(load_settings(config)).keys
+        done = rotate_key(directory, chosen, now=utc_now(), overlap=timedelta(hours=overlap))
+        view = {**asdict(done), "not_after": encode_time(done.not_after)}
+        print_json(view) if as_json else registry_show.rotation(out, view)
 
 
 def _tell_keys(directory: Path, *, as_json: bool) -> None:

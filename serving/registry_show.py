@@ -118,6 +118,15 @@ def keys(console: Console, rows: Iterable[dict[str, Any]]) -> None:
     console.print(table)
 
 
+def rotation(console: Console, view: dict[str, Any]) -> None:
+    _line(
+        console,
+        f"{view['role']}: {view['new']} signs from now on, {view['old']} is retired from "
+        f"{view['not_after']} on\nBefore then, restart `lethe serve` if it runs, and renew copies "
+        "of the trust file elsewhere.",
+    )
+
+
 def _names(subjects: Sequence[dict[str, Any]]) -> str:
     return ", ".join(s["class"] or short(s["subject"]) for s in subjects) or "none"
 

@@ -230,6 +230,20 @@ def test_keys_are_made_once_and_listed(tmp_path: Path) -> None:
     assert all(Path(row["private_key"]).is_relative_to(tmp_path) for row in first)
 
 
+def test_keys_rotate_retires_the_old_key_and_list_tells(tmp_path: Path) -> None:
+    def lethe(*arguments: str) -> Result:
+        return CliRunner().invoke(app, ["keys", *arguments], env={"LETHE_HOME": str(tmp_path)})
+
+    lethe("init")
+    done = read(lethe("rotate", "operator", "--json"))
+    rows = {row["key"]: row for row in read(lethe("list", "--json"))}
+    assert rows[done["old"]]["not_after"] == done["not_after"]
+    assert rows[done["old"]]["private_key"] is None
+    assert rows[done["new"]]["private_key"] == str(tmp_path / "keys/operator.pem")
+    assert "restart" in lethe("rotate", "publisher", "--overlap", "2").stdout
+    assert "no role 'admin'" in refused(lethe("rotate", "admin"))
+
+
 def test_keys_whose_private_half_is_elsewhere_are_listed_as_such(lethe: Lethe) -> None:
     assert lethe("keys", "list").stdout.count("not here") == 3
 
