@@ -1,12 +1,14 @@
 """The `lethe` commands that read and keep the registry's own files: no server, no torch.
 
-log, show, diff, audit, verify, fsck, gc, export, import, keys. They take `--registry` and `--trust`
+log, show, diff, audit, verify, fsck, gc, export, import, hold. They take `--registry` and `--trust`
 where a copy may be meant; otherwise the settings say where things are.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import uuid
 from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import timedelta
@@ -15,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
+from registry import publish
 from registry.archive import export_archive, import_archive
 from registry.audit import audit as audit_subject
 from registry.audit import audit_to_json
@@ -23,8 +26,7 @@ from registry.errors import CheckError, NotFoundError, StoreError
 from registry.figures import report_figures
 from registry.highwater import HIGHWATER_FILE, Mark, raise_mark, read_mark
 from registry.history import difference, release_history
-from registry.key_rotation import OVERLAP, rotate_key
-from registry.keys import ROLES, TRUST_FILE, Signer, Trust, init_keys
+from registry.keys import TRUST_FILE, Trust
 from registry.ledger import FORMAT_KEY, LOG_PREFIX, Ledger, utc_now
 from registry.record import Entry
 from registry.schema import encode_time
@@ -34,7 +36,7 @@ from registry.summary import entry_to_json
 from registry.upkeep import GRACE, collect
 from registry.verification import Verification
 from registry.verification import verify as verify_registry
-from serving import registry_show
+from serving import keys_cli, registry_show
 from serving.home import home_of, signer
 from serving.settings import load_settings
 from serving.terminal import Config, Json, err, fail, out, plain_errors, print_json
@@ -46,18 +48,14 @@ TrustPath = Annotated[Path | None, typer.Option("--trust", help="trust file [HOM
 AtLeast = Annotated[
     int, typer.Option("--at-least", min=0, help="a record number that was seen before")
 ]
-keys_app = typer.Typer(no_args_is_help=True, help="The signing keys and who may sign what.")
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    for command in (log, show, diff, audit, verify, fsck, gc, export):
+    for command in (log, show, diff, audit, verify, fsck, gc, export, hold):
         app.command()(command)
     app.command("import")(import_)
-    keys_app.command("init")(keys_init)
-    keys_app.command("list")(keys_list)
-    keys_app.command("rotate")(keys_rotate)
-    app.add_typer(keys_app, name="keys")
+    keys_cli.add_to(app)
 
 
 def log(
@@ -263,8 +261,36 @@ def export(
         except OSError as error:
             fail(f"{file} can't be written: {error.strerror}")
         finally:
-            aside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                aside.unlink()
         _tell_state(f"{file}", state.seq, state.head, as_json=as_json)
+
+
+def hold(
+    subject: Annotated[str, typer.Argument(help="class, or the id of a subject")],
+    reason: Annotated[str, typer.Option("--reason", help="stands in the ledger; name nobody")],
+    actor: Annotated[str, typer.Option("--actor", help="who orders it")],
+    lift: Annotated[bool, typer.Option("--lift", help="end the hold")] = False,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Place a legal hold on a subject: nothing of it may be deleted. Needs the operator's key."""
+    with plain_errors():
+        store, trusted = _opened(config, None, None)
+        ledger = Ledger(store, trusted)
+        known = subject in ledger.refresh().subjects
+        subject_id = subject if known else _subject_of(subject, store)
+        publish.hold(
+            ledger,
+            signer(home_of(load_settings(config)), "operator"),
+            subjects=[subject_id],
+            act="lifted" if lift else "placed",
+            actor=actor,
+            reason=reason,
+            request_id=str(uuid.uuid4()),
+        )
+        (entry,) = ledger.records(ledger.state.seq)
+        print_json(entry_to_json(entry)) if as_json else registry_show.log(out, [entry])
 
 
 def import_(
@@ -283,55 +309,6 @@ def import_(
         except OSError as error:
             fail(f"{file} can't be read: {error.strerror}")
         _tell_state(f"{registry}", state.seq, state.head, as_json=as_json)
-
-
-def keys_init(config: Config = None, as_json: Json = False) -> None:
-    """Make one key a role and the trust file, where there is none yet."""
-    with plain_errors():
-        directory = home_of(load_settings(config)).keys
-        init_keys(directory)
-        _tell_keys(directory, as_json=as_json)
-
-
-def keys_list(config: Config = None, as_json: Json = False) -> None:
-    """Every trusted key, its roles, whether it is retired, and whether its private half is here."""
-    with plain_errors():
-        _tell_keys(home_of(load_settings(config)).keys, as_json=as_json)
-
-
-def keys_rotate(
-    role: Annotated[str, typer.Argument(help=f"one of {', '.join(ROLES)}")],
-    overlap: Annotated[
-        float, typer.Option("--overlap", min=0, help="hours that the old key is still good for")
-    ] = OVERLAP.total_seconds() / 3600,
-    config: Config = None,
-    as_json: Json = False,
-) -> None:
-    """Give a role a new key; the old one is retired after the overlap."""
-    with plain_errors():
-        chosen = next((known for known in ROLES if known == role), None)
-        if chosen is None:
-            fail(f"there is no role {role!r}; expected one of {', '.join(ROLES)}")
-        directory = home_of(load_settings(config)).keys
-        done = rotate_key(directory, chosen, now=utc_now(), overlap=timedelta(hours=overlap))
-        view = {**asdict(done), "not_after": encode_time(done.not_after)}
-        print_json(view) if as_json else registry_show.rotation(out, view)
-
-
-def _tell_keys(directory: Path, *, as_json: bool) -> None:
-    trusted = Trust.load(directory / TRUST_FILE)
-    paths = [path for role in ROLES if (path := directory / f"{role}.pem").exists()]
-    here = {Signer.load(path).key_id: str(path) for path in paths}
-    rows = [
-        {
-            "key": key_id,
-            "roles": sorted(key.roles),
-            "not_after": encode_time(key.not_after) if key.not_after else None,
-            "private_key": here.get(key_id),
-        }
-        for key_id, key in trusted.keys.items()
-    ]
-    print_json(rows) if as_json else registry_show.keys(out, rows)
 
 
 def _opened(

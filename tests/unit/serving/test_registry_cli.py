@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from registry import publish
 from registry.keys import Signer
 from serving.cli import app
-from serving.home import Home, open_ledger
+from serving.home import Home, open_ledger, open_subjects
 
 HEAD = "sha256:cdbea07abc166d36de79eeada59cbc382f4cd34f84ef2503da469bcaaf527dc6"
 ORPHAN = "blobs/sha256/00/" + "0" * 64
@@ -162,6 +162,37 @@ def test_verify_remembers_the_newest_record_and_notices_when_it_is_gone(tmp_path
     mark = home / "highwater.json"
     mark.write_text(mark.read_text().replace('"seq":3', '"seq":2'))
     assert "check: signature" in refused(lethe("verify"))
+
+
+def test_a_hold_is_placed_and_lifted_by_class_and_stands_in_the_audit(tmp_path: Path) -> None:
+    environment = {"LETHE_HOME": str(tmp_path)}
+
+    def lethe(*arguments: str) -> Result:
+        return CliRunner().invoke(app, arguments, env=environment)
+
+    lethe("keys", "init")
+    home = Home(tmp_path, tmp_path / "registry")
+    subject = open_subjects(home).assign("alice")
+    publish.request_forget(
+        open_ledger(home),
+        Signer.load(tmp_path / "keys/operator.pem"),
+        subjects=[subject],
+        backbone=f"sha256:{'b' * 64}",
+        actor="ops",
+        reason="",
+        request_id="r",
+    )
+    order = ("--reason", "case 7", "--actor", "counsel")
+    placed = read(lethe("hold", "alice", *order, "--json"))
+    assert (placed["type"], placed["body"]["act"], placed["actor"]) == (
+        "legal_hold",
+        "placed",
+        "counsel",
+    )
+    assert "already under a legal hold" in refused(lethe("hold", subject, *order))
+    assert "legal hold lifted" in lethe("hold", subject, "--lift", *order).stdout
+    assert lethe("audit", "alice").stdout.count("legal_hold") == 2
+    assert "neither a class" in refused(lethe("hold", "bob", *order))
 
 
 def test_a_folder_that_is_no_registry_is_refused(lethe: Lethe, home: Path) -> None:
