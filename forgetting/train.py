@@ -33,7 +33,7 @@ from forgetting.losses import (
     retain_loss,
     shrink,
 )
-from forgetting.measure import predict, right
+from forgetting.measure import right
 from forgetting.prefix import PIXELS, advance, logits_from, lowest_cut
 from forgetting.targets import Group, find_groups
 
@@ -65,7 +65,7 @@ class TrainConfig:
 
     rank: int = 8
     select_steps: int = 30
-    refit_steps: int = 40
+    refit_steps: int = 80
     forget_batch: int = 16
     retain_batch: int = 40
     earlier_batch: int = 8
@@ -79,7 +79,7 @@ class TrainConfig:
     copies: int = 3
     replay_per_class: int = 20
     check_every: int = 10
-    patience: int = 2
+    patience: int = 3
 
 
 @dataclass(frozen=True)
@@ -196,16 +196,14 @@ class _Pools:
     val_target: Tensor
 
     def advanced(self, model: nn.Module, *, start: int, stop: int) -> _Pools:
-        forget = replace(self.forget, x=advance(model, self.forget.x, start=start, stop=stop))
-
         def moved(samples: Samples) -> Samples:
             if len(samples) == 0:
-                return replace(samples, x=forget.x[:0])
+                return samples
             return replace(samples, x=advance(model, samples.x, start=start, stop=stop))
 
         return replace(
             self,
-            forget=forget,
+            forget=moved(self.forget),
             earlier=moved(self.earlier),
             retain=moved(self.retain),
             val_forget=moved(self.val_forget),
@@ -216,34 +214,47 @@ class _Pools:
 def _pools(
     model: nn.Module, data: ForgetData, *, config: TrainConfig, generator: torch.Generator
 ) -> _Pools:
+    """The samples and their augmented copies at the lowest cut, with their targets."""
     for name, samples in (("forget", data.forget), ("retain", data.retain)):
         if len(samples) == 0:
             raise TrainingError(f"the task has no {name} images to learn from")
+    cut = lowest_cut(model)
 
-    def widened(samples: Samples) -> Samples:
-        extra = [
-            augmented(samples.x, Augmentation(), generator=generator) for _ in range(config.copies)
-        ]
-        return Samples(torch.cat([samples.x, *extra]), samples.y.repeat(1 + config.copies))
+    def widened(samples: Samples, *, copies: int = config.copies) -> Samples:
+        if len(samples) == 0:
+            return samples
+        extra = [augmented(samples.x, Augmentation(), generator=generator) for _ in range(copies)]
+        x = advance(model, torch.cat([samples.x, *extra]), start=PIXELS, stop=cut)
+        return Samples(x, samples.y.repeat(1 + copies))
 
-    retain = widened(data.retain)
-    forget = widened(data.forget)
-    answers = predict(model, forget.x)
-    if not _above_chance(answers, forget.y):
+    def target(samples: Samples) -> Tensor:
+        return own_distribution(_answers(model, samples, cut=cut), forgotten=data.forgotten)
+
+    forget, retain = widened(data.forget), widened(data.retain)
+    val_retain = widened(data.val_retain, copies=0)
+    if not _above_chance(_answers(model, forget, cut=cut), forget.y):
         raise TrainingError(
             "the model gives no forget image more than chance probability of its class: there is "
             "nothing to forget"
         )
     return _Pools(
         forget=forget,
-        forget_target=own_distribution(answers, forgotten=data.forgotten),
-        earlier=widened(data.earlier) if len(data.earlier) else data.earlier,
+        forget_target=target(forget),
+        earlier=widened(data.earlier),
         retain=retain,
-        retain_target=own_distribution(predict(model, retain.x), forgotten=data.forgotten),
-        val_forget=widened(data.val_forget) if len(data.val_forget) else data.val_forget,
-        val_retain=data.val_retain,
-        val_target=own_distribution(predict(model, data.val_retain.x), forgotten=data.forgotten),
+        retain_target=target(retain),
+        val_forget=widened(data.val_forget),
+        val_retain=val_retain,
+        val_target=target(val_retain),
     )
+
+
+def _answers(model: nn.Module, samples: Samples, *, cut: int, batch: int = 256) -> Tensor:
+    """Logits (n, classes), without gradients."""
+    with torch.no_grad():
+        starts = range(0, len(samples), batch)
+        parts = [logits_from(model, samples.x[i : i + batch], cut=cut) for i in starts]
+    return torch.cat(parts)
 
 
 def _above_chance(logits: Tensor, y: Tensor) -> int:
@@ -287,7 +298,7 @@ class _Run:
         self.model, self.config, self.live = model, config, attached
         self.total = len(attached)
         self.cut = lowest_cut(model)
-        self.pools = pools.advanced(model, start=PIXELS, stop=self.cut)
+        self.pools = pools
         self.best: dict[str, Pair] = {}
         self.step = 0
         self.history: list[Progress] = []
@@ -338,7 +349,8 @@ class _Run:
         f = self._forget.next(config.forget_batch)
         e = self._earlier.next(config.earlier_batch)
         r = self._retain.next(config.retain_batch)
-        x = torch.cat([pools.forget.x[f], pools.earlier.x[e], pools.retain.x[r]])
+        parts = [pools.forget.x[f], pools.earlier.x[e], pools.retain.x[r]]
+        x = torch.cat([part for part in parts if len(part)])
         gone = torch.cat([pools.forget.y[f], pools.earlier.y[e]])
         logits = logits_from(self.model, x, cut=cut)
         bound = chance_bound(logits.shape[1], margin=config.margin)
@@ -402,9 +414,8 @@ class _Run:
             (forget images above chance, retain loss), to be compared in that order.
         """
         pools = self.pools
-        with torch.no_grad():
-            forget = logits_from(self.model, pools.val_forget.x, cut=self.cut)
-            retain = logits_from(self.model, pools.val_retain.x, cut=self.cut)
+        forget = _answers(self.model, pools.val_forget, cut=self.cut)
+        retain = _answers(self.model, pools.val_retain, cut=self.cut)
         look = Progress(
             phase=phase,
             step=self.step,
