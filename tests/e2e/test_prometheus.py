@@ -1,0 +1,186 @@
+"""A real Prometheus over a real server: silent while forgetting holds, loud when it doesn't."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from forgetting.adapter import from_files, to_files
+from forgetting.data import open_image_set
+from registry import publish
+from registry.adapters import adapter_files
+from serving.backbones import open_backbone
+from serving.home import home_of, open_ledger, open_subjects, signer
+from serving.settings import load_settings
+from serving.traffic import audit, held_out
+from tests.e2e.conftest import Server, free_port
+
+ALERT = "ForgottenClassRecognised"
+WAIT_S = 90.0
+
+
+class Prometheus:
+    """One that scrapes and evaluates every second, with our rules."""
+
+    def __init__(self, binary: str, folder: Path, *, deploy: Path, target: str) -> None:
+        config = yaml.safe_load((deploy / "prometheus" / "prometheus.yml").read_text())
+        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+        config["rule_files"] = [str(deploy / "prometheus" / "rules" / "*.yml")]
+        config["scrape_configs"][0]["static_configs"] = [{"targets": [target]}]
+        (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+        port = free_port()
+        self._api = httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", trust_env=False)
+        self.log = folder / "prometheus.log"
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [
+                    binary,
+                    f"--config.file={folder / 'prometheus.yml'}",
+                    f"--storage.tsdb.path={folder / 'data'}",
+                    f"--web.listen-address=127.0.0.1:{port}",
+                ],
+                stdout=log,
+                stderr=log,
+            )
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        response = self._api.get("/query", params={"query": expression})
+        assert response.status_code == 200, response.text
+        found: list[dict[str, Any]] = response.json()["data"]["result"]
+        return found
+
+    def value(self, expression: str) -> float:
+        (sample,) = self.query(expression)
+        return float(sample["value"][1])
+
+    def wait_until(self, expression: str) -> None:
+        """Until `expression` has a result; it fails with the server's log after a while."""
+        deadline = time.monotonic() + WAIT_S
+        while time.monotonic() < deadline:
+            try:
+                if self.query(expression):
+                    return
+            except httpx.TransportError:
+                pass  # it starts
+            time.sleep(0.5)
+        raise AssertionError(f"{expression} never had a result:\n{self.log.read_text()[-3000:]}")
+
+    def firing(self) -> set[str]:
+        return {
+            sample["metric"]["alertname"] for sample in self.query('ALERTS{alertstate="firing"}')
+        }
+
+    def stop(self) -> None:
+        self._api.close()
+        self._process.terminate()
+        self._process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def prometheus_binary(project_root: Path) -> str:
+    unpacked = project_root / ".venv" / "prometheus" / "usr" / "bin" / "prometheus"
+    found = shutil.which("prometheus") or (str(unpacked) if unpacked.exists() else None)
+    if found is None:
+        reason = "prometheus is neither on the PATH nor unpacked by `make promtool`"
+        if os.environ.get("LETHE_REQUIRE_PROMTOOL") == "1":
+            pytest.fail(f"{reason}, and LETHE_REQUIRE_PROMTOOL=1")
+        pytest.skip(reason)
+    return found
+
+
+@pytest.fixture
+def running(make_server: Callable[..., Server]) -> Server:
+    return make_server("[monitor]\nshare = 1.0\n").start()
+
+
+@pytest.fixture
+def prometheus(
+    prometheus_binary: str, project_root: Path, running: Server, tmp_path: Path
+) -> Iterator[Prometheus]:
+    started = Prometheus(
+        prometheus_binary,
+        tmp_path,
+        deploy=project_root / "deploy",
+        target=f"127.0.0.1:{running.port}",
+    )
+    yield started
+    started.stop()
+
+
+def record_an_adapter_that_forgets_nothing(server: Server, name: str) -> None:
+    """Behind the stopped server's back, with its own keys: the class `name` is put under erasure,
+    and what is recorded as having forgotten it is a copy of the active adapter, of another class,
+    too faint to change anything. Every signature and digest is right; only the weights are not."""
+    settings = load_settings(server.config)
+    home = home_of(settings)
+    ledger, backbone = open_ledger(home), open_backbone(settings)
+    operator, publisher = signer(home, "operator"), signer(home, "publisher")
+    said = {"actor": "test", "reason": "", "request_id": "behind-the-back"}
+    subject = open_subjects(home).assign(name)
+    stack = ledger.refresh().active_release.adapters
+    job = publish.request_forget(
+        ledger, operator, subjects=[subject], backbone=backbone.fingerprint, **said
+    )
+    real = from_files(adapter_files(ledger, stack[-1]), backbone)
+    faint = replace(
+        real,
+        pairs={path: (a, b * 1e-6) for path, (a, b) in real.pairs.items()},
+        facts=replace(real.facts, stack=stack, subjects=(subject,)),
+    )
+    publish.record_trained(
+        ledger,
+        publisher,
+        job=job.id,
+        files=to_files(faint),
+        stack=stack,
+        report=b'{"acc_f_after": {"value": 0.0, "n": 36}}',
+        **said,
+    )
+    release = publish.publish_release(ledger, publisher, kind="adapter", job=job.id, **said)
+    publish.activate(ledger, operator, release=release.number, **said)
+
+
+def test_the_alert_is_silent_while_forgetting_holds_and_fires_when_the_weights_still_know(
+    running: Server, prometheus: Prometheus
+) -> None:
+    images = open_image_set("digits")
+    with running.client() as client:
+        done = client.wait(client.forget(["8"])["job"])
+        assert done["state"] == "done", done["refused"]
+        for _ in range(2):
+            audit(running.url, running.auditor_token, held_out(images))
+        matched = "sum(lethe_shadow_matches_total)"
+        prometheus.wait_until(f"{matched} >= 50")
+        prometheus.wait_until(f"lethe_active_release == {done['release']}")
+        time.sleep(3)  # three more evaluations
+        assert prometheus.value("max(lethe_leak_evidence_log10)") < 1
+        assert prometheus.value("max(lethe_leak_upper_bound_ratio)") < 0.15
+        assert prometheus.query(f'max_over_time(ALERTS{{alertname="{ALERT}"}}[10m])') == []
+        assert not prometheus.firing()
+
+    assert running.stop() == 0
+    record_an_adapter_that_forgets_nothing(running, "3")
+    running.start()
+    answers = audit(running.url, running.auditor_token, held_out(images, ["3"]))
+    assert all(answer.ok and answer.named != "3" for answer in answers), "masked all the same"
+    prometheus.wait_until(f'ALERTS{{alertname="{ALERT}", alertstate="firing"}}')
+    assert prometheus.firing() <= {ALERT, "LeakSuspected"}
+
+    # Other replicas, another monitor, no request: what was proven stays proven, and is shown.
+    assert running.stop() == 0
+    running.start()
+    shown = running.lethe("top", "--once")
+    assert shown.returncode == 0, shown.stderr
+    (line,) = [line for line in shown.stdout.splitlines() if line.startswith("leak, evidence")]
+    assert "alert" in line
+    assert running.stop() == 0
