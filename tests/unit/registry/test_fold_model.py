@@ -315,6 +315,8 @@ def proposals(draw: st.DrawFn, model: Model) -> Body:
                     Restored(mine),
                     Restored(some),
                     Tombstone(some, objects),
+                    Tombstone(mine, objects),
+                    Tombstone(tuple(sorted(model.named))[-1:] or some, objects),
                     LegalHold(some, draw(st.sampled_from(("placed", "lifted")))),
                     LegalHold(mine, "placed"),
                     Suspended(draw(st.sampled_from(("suspended", "resumed")))),
