@@ -33,7 +33,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 def main(swaps: int) -> None:
     with tempfile.TemporaryDirectory(prefix="lethe-bench-") as registry:
-        settings = load_settings(registry=Path(registry), port=8765)
+        settings = load_settings(registry=Path(registry) / "registry", port=8765)
         prepare(settings)
         home = Home(settings.home_path, settings.registry_path)
         with (

@@ -60,7 +60,7 @@ def run_demo(settings: Settings, console: Console, *, keep: bool) -> dict[str, A
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="lethe-demo-"))
         chosen = settings.model_copy(
-            update={"registry": Path(scratch), "port": _free_port(settings)}
+            update={"registry": Path(scratch) / "registry", "port": _free_port(settings)}
         )
         with show.pretraining(console) as note:
             prepare(chosen, note)

@@ -4,7 +4,7 @@ keys/         signing keys, one a role, and trust.json        (0600)
 tokens/       bearer tokens: operator, auditor                (0600)
 backbones/    what was trained here, by recipe
 registry/     the ledger and its blobs (or elsewhere: `registry` in the settings)
-evidence.json what live traffic has shown, per stack of adapters
+registry-evidence.json  what live traffic has shown, per stack of adapters
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class Home:
 
     @property
     def evidence(self) -> Path:
-        return self.path / "evidence.json"
+        # Beside the registry that it is about: several may share one home.
+        return self.registry.with_name(f"{self.registry.name}-evidence.json")
 
 
 def home_of(settings: Settings) -> Home:
