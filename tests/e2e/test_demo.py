@@ -31,7 +31,7 @@ def demo(
         cwd=home,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=900,
         check=False,
     )
 

@@ -22,7 +22,7 @@ def test_a_face_is_forgotten_by_a_backbone_trained_on_a_folder(
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=900,
         check=False,
     )
     assert trained.returncode == 0, trained.stderr
