@@ -18,7 +18,7 @@ from ray.exceptions import RayActorError
 
 from registry import publish
 from registry.adapters import adapter_files
-from registry.errors import RegistryError
+from registry.errors import ConflictError, FormatError, RegistryError
 from registry.keys import Signer
 from registry.ledger import Ledger
 from registry.state import Job
@@ -85,17 +85,17 @@ class ForgetWorker:
             except Exception as error:
                 # Whatever it is, the worker must outlive it: every later job waits for it.
                 rounds += 1
-                lasting = isinstance(error, HeldUpError) and error.lasting
                 # Without the error's words in the log: they may name a class.
                 log.error("held up, round %d (%s)", rounds, type(error).__name__)
-                if job is not None and lasting and rounds >= self._attempts:
-                    self._give_up(job, error)
+                stage = _failed_at(error)
+                if job and stage and rounds >= self._attempts:
+                    self._give_up(job, stage, str(error))
                     rounds = 0
                 time.sleep(min(RETRY_S * 2**rounds, LONGEST_RETRY_S))
 
-    def _give_up(self, job: Job, error: Exception) -> None:
+    def _give_up(self, job: Job, stage: str, detail: str) -> None:
         try:
-            self._refuse(job, "training", str(error))
+            self._refuse(job, stage, detail)
         except RegistryError as failure:
             log.error("the refusal of %s can't be recorded: %s", job.id, failure)
 
@@ -104,7 +104,7 @@ class ForgetWorker:
         if not job.guarded:
             outcome = self._activation.guard(job)
             if isinstance(outcome, Refusal):
-                raise HeldUpError(outcome.detail, lasting=False)
+                raise HeldUpError(outcome.detail)
         stack = self._stack()
         if job.adapter is None or self._ledger.state.adapters[job.adapter].stack != stack:
             trained = self._train(job, stack)
@@ -127,7 +127,8 @@ class ForgetWorker:
         if isinstance(outcome, Refusal) and outcome.stage == "stack":
             log.info("%s: another stack is active by now; training again on it", job.id)
         elif isinstance(outcome, Refusal):
-            raise HeldUpError(outcome.detail, lasting=outcome.stage == "prepare")
+            stage = outcome.stage if outcome.stage == "prepare" else None
+            raise HeldUpError(outcome.detail, stage=stage)
 
     def _stack(self) -> tuple[str, ...]:
         state = self._ledger.refresh()
@@ -154,12 +155,12 @@ class ForgetWorker:
         except RayActorError as error:
             log.warning("the trainer died (%s)", type(error).__name__)
             self._wait_for_trainer()
-            raise HeldUpError("the trainer died while it trained", lasting=True) from None
+            raise HeldUpError("the trainer died while it trained", stage="training") from None
         finally:
             self.training.pop(job.id, None)
         if isinstance(result, NotTrained):
             self.problems[job.id] = result.detail
-            raise HeldUpError(result.kind, lasting=True)
+            raise HeldUpError(result.kind, stage="training")
         self.problems.pop(job.id, None)
         return result
 
@@ -201,9 +202,16 @@ class ForgetWorker:
 
 
 class HeldUpError(Exception):
-    """A job can't go on now. `lasting`: trying a few times more and then giving up is right; else
-    the cause lies outside the job, and it waits for as long as that takes."""
+    """A job can't go on now. `stage`: where it failed, if a job that keeps failing there is to be
+    given up; None: the cause lies outside the job, and it waits for as long as that takes."""
 
-    def __init__(self, detail: str, *, lasting: bool) -> None:
+    def __init__(self, detail: str, *, stage: str | None = None) -> None:
         super().__init__(detail)
-        self.lasting = lasting
+        self.stage = stage
+
+
+def _failed_at(error: Exception) -> str | None:
+    """The stage to refuse a job at, should it keep failing like this."""
+    if isinstance(error, HeldUpError):
+        return error.stage
+    return "registry" if isinstance(error, ConflictError | FormatError) else None
