@@ -121,7 +121,7 @@ def record_an_adapter_that_forgets_nothing(server: Server, name: str) -> None:
     """Behind the stopped server's back, with its own keys: the class `name` is put under erasure,
     and what is recorded as having forgotten it is a copy of the active adapter, of another class,
     too faint to change anything. Every signature and digest is right; only the weights are not."""
-    settings = load_settings(server.config)
+    settings = load_settings(server.config, home=server.home)  # whatever LETHE_HOME says
     home = home_of(settings)
     ledger, backbone = open_ledger(home), open_backbone(settings)
     operator, publisher = signer(home, "operator"), signer(home, "publisher")
@@ -150,6 +150,7 @@ def record_an_adapter_that_forgets_nothing(server: Server, name: str) -> None:
     publish.activate(ledger, operator, release=release.number, **said)
 
 
+@pytest.mark.slow
 def test_the_alert_is_silent_while_forgetting_holds_and_fires_when_the_weights_still_know(
     running: Server, prometheus: Prometheus
 ) -> None:
