@@ -12,6 +12,10 @@ from forgetting.pretrain import PretrainConfig, Pretrained, pretrain
 from forgetting.task import run_task
 
 
+# tests/e2e/test_faces.py is the short form, through the server.
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def images(data_root: Path) -> ImageSet:
     folder = data_root / "faces_orl40"
