@@ -11,7 +11,6 @@ from forgetting.data import ImageSet, image_folder
 from forgetting.pretrain import PretrainConfig, Pretrained, pretrain
 from forgetting.task import run_task
 
-
 # tests/e2e/test_faces.py is the short form, through the server.
 pytestmark = pytest.mark.slow
 
