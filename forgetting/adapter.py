@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from forgetting.backbone import Backbone
 from forgetting.errors import AdapterError
+from forgetting.method import Pair
 
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
@@ -35,7 +36,7 @@ _KIND = "lora"
 _PREFIX = "base_model.model."
 _METADATA = {"format": "pt"}
 
-Pair = tuple[Tensor, Tensor]
+
 Scalar = str | int | float | bool | None
 
 

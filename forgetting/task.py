@@ -25,8 +25,9 @@ from forgetting.data import ImageSet, class_index, for_classes, indices, replay,
 from forgetting.errors import DataError
 from forgetting.losses import own_distribution
 from forgetting.measure import by_class, most_hit, predict, right, share_right
+from forgetting.method import ForgetData, Progress, Samples
 from forgetting.report import GateConfig, GateResult, Report, judge
-from forgetting.train import ForgetData, Progress, Samples, TrainConfig, train
+from forgetting.train import TrainConfig, train
 
 METHOD = "gs_lora"
 # A person can follow four looks a second; a training step is faster.

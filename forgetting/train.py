@@ -14,13 +14,12 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from forgetting.adapter import Pair
 from forgetting.augment import Augmentation, augmented
 from forgetting.errors import TrainingError
 from forgetting.lora import LowRank, attach, detach, update_norm, update_parts
@@ -34,6 +33,7 @@ from forgetting.losses import (
     shrink,
 )
 from forgetting.measure import right
+from forgetting.method import ForgetData, Pair, Progress, Samples, Tell
 from forgetting.prefix import PIXELS, advance, logits_from, lowest_cut
 from forgetting.targets import Group, find_groups
 
@@ -83,52 +83,6 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class Samples:
-    """Images x (n, c, h, w), or their activations at a cut, and labels y (n,)."""
-
-    x: Tensor = field(repr=False)
-    y: Tensor = field(repr=False)
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-
-@dataclass(frozen=True)
-class ForgetData:
-    """What a method may see of a task: training and validation images, never test images.
-
-    Attributes:
-        forget: Images of the classes to forget.
-        retain: A few-shot replay of the classes to keep.
-        earlier: Images of classes that were forgotten before; may be empty.
-        val_forget: For selection.
-        val_retain: For selection.
-        forgotten: Labels under erasure, this task's and all earlier ones (k,).
-    """
-
-    forget: Samples
-    retain: Samples
-    earlier: Samples
-    val_forget: Samples
-    val_retain: Samples
-    forgotten: Tensor
-
-
-@dataclass(frozen=True)
-class Progress:
-    """One look at the validation images; `phase` is `select` or `refit`."""
-
-    phase: str
-    step: int
-    steps: int
-    forget_loss: float
-    retain_loss: float
-    val_acc_f: float
-    val_acc_r: float
-    groups: int
-
-
-@dataclass(frozen=True)
 class TrainResult:
     """Pairs of the surviving groups by module path, and how they came about."""
 
@@ -146,7 +100,7 @@ def train(
     *,
     config: TrainConfig,
     generator: torch.Generator,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Tell | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> TrainResult:
     """Learn the pairs of one task.
@@ -293,7 +247,7 @@ class _Run:
         *,
         config: TrainConfig,
         generator: torch.Generator,
-        progress: Callable[[Progress], None] | None,
+        progress: Tell | None,
     ) -> None:
         self.model, self.config, self.live = model, config, attached
         self.total = len(attached)

@@ -17,9 +17,10 @@ from forgetting.errors import (
     TargetError,
     TrainingError,
 )
+from forgetting.method import Progress
 from forgetting.report import GateConfig, dumps
 from forgetting.task import run_task
-from forgetting.train import Progress, TrainConfig
+from forgetting.train import TrainConfig
 from serving.backbones import open_backbone
 from serving.settings import Settings
 from serving.train_job import NotTrained, Trained, TrainJob

@@ -11,9 +11,10 @@ from forgetting.backbone import Backbone
 from forgetting.data import ImageSet, indices, to_tensors
 from forgetting.errors import DataError
 from forgetting.measure import share_right
+from forgetting.method import Progress
 from forgetting.report import dumps, to_markdown
 from forgetting.task import TaskResult, adapted_model, run_task
-from forgetting.train import Progress, TrainConfig
+from forgetting.train import TrainConfig
 
 QUICK = TrainConfig(select_steps=25, refit_steps=20, copies=0, replay_per_class=10)
 SUBJECTS = {"0": "subject-a", "1": "subject-b"}

@@ -11,7 +11,8 @@ import torch
 from forgetting.backbone import Backbone
 from forgetting.data import ImageSet, class_index, indices, replay, to_tensors
 from forgetting.errors import TargetError, TrainingError
-from forgetting.train import ForgetData, Progress, Samples, TrainConfig, TrainResult, train
+from forgetting.method import ForgetData, Progress, Samples
+from forgetting.train import TrainConfig, TrainResult, train
 
 QUICK = TrainConfig(select_steps=25, refit_steps=20, copies=0, replay_per_class=10)
 

@@ -1,0 +1,1 @@
+"""Ways to forget, behind the one protocol of `forgetting.method`."""
