@@ -7,9 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from forgetting.adapter import (
@@ -20,13 +18,14 @@ from forgetting.adapter import (
     from_files,
     to_files,
 )
-from forgetting.backbone import Backbone, Preprocess
-from forgetting.data import ImageSet, class_index, for_classes, indices, replay, to_tensors
+from forgetting.backbone import Backbone
+from forgetting.data import ImageSet, class_index, for_classes, indices, to_tensors
 from forgetting.errors import DataError
 from forgetting.losses import own_distribution
 from forgetting.measure import by_class, most_hit, predict, right, share_right
-from forgetting.method import ForgetData, Progress, Samples
+from forgetting.method import Progress, Samples
 from forgetting.report import GateConfig, GateResult, Report, judge
+from forgetting.task_data import TaskClasses, training_data
 from forgetting.train import TrainConfig, train
 
 METHOD = "gs_lora"
@@ -107,8 +106,12 @@ def run_task(
         raise DataError(f"expected one id for each of {len(stack)} adapters, got {len(stack_ids)}")
     generator = torch.Generator().manual_seed(seed)
     previous = adapted_model(backbone, stack)
-    data = _training_data(
-        images, classes, preprocess=backbone.spec.preprocess, config=config, generator=generator
+    data = training_data(
+        images,
+        classes,
+        samples=lambda rows: Samples(*to_tensors(images, rows, backbone.spec.preprocess)),
+        replay_per_class=config.replay_per_class,
+        generator=generator,
     )
     result = train(
         previous,
@@ -144,26 +147,12 @@ def run_task(
         adapter,
         images=images,
         classes=classes,
+        subjects=subjects,
         used={**used, "retain_val": len(data.val_retain)},
         adapter_bytes=sum(len(content) for content in files.values()),
         seconds=result.seconds,
     )
     return TaskResult(adapter, files, report, judge(report, gates))
-
-
-@dataclass(frozen=True)
-class _Classes:
-    """Class names of a task by role, and the subjects of those under erasure."""
-
-    retained: tuple[str, ...]
-    forget: tuple[str, ...]
-    earlier: tuple[str, ...]
-    withheld: tuple[str, ...]
-    subjects: Mapping[str, str]
-
-    @property
-    def under_erasure(self) -> tuple[str, ...]:
-        return (*self.forget, *self.earlier, *self.withheld)
 
 
 @dataclass(frozen=True)
@@ -182,7 +171,7 @@ def _classes(
     earlier: Sequence[str],
     withheld: Sequence[str],
     subjects: Mapping[str, str],
-) -> _Classes:
+) -> TaskClasses:
     gone = [*forget, *earlier, *withheld]
     if not forget:
         raise DataError("no class to forget was given")
@@ -204,44 +193,7 @@ def _classes(
             f"forgetting {', '.join(forget)} would leave {len(retained)} classes with images; at "
             "least 2 must remain"
         )
-    return _Classes(retained, tuple(forget), tuple(earlier), tuple(withheld), dict(subjects))
-
-
-def _training_data(
-    images: ImageSet,
-    classes: _Classes,
-    *,
-    preprocess: Preprocess,
-    config: TrainConfig,
-    generator: torch.Generator,
-) -> ForgetData:
-    """Forget images in full, a few-shot replay of the others, and what selection may look at.
-
-    A class too small for validation images is selected on its training images instead.
-    """
-
-    def samples(rows: NDArray[np.int64]) -> Samples:
-        return Samples(*to_tensors(images, rows, preprocess))
-
-    def few(names: Sequence[str], split: str) -> Samples:
-        count = config.replay_per_class
-        return samples(
-            replay(images, per_class=count, generator=generator, classes=names, split=split)
-        )
-
-    forget = samples(indices(images, "train", classes=classes.forget))
-    retain = few(classes.retained, "train")
-    val_forget = samples(indices(images, "val", classes=classes.forget))
-    val_retain = few(classes.retained, "val")
-    gone = [class_index(images, name) for name in classes.under_erasure]
-    return ForgetData(
-        forget=forget,
-        retain=retain,
-        earlier=few(classes.earlier, "train"),
-        val_forget=val_forget if len(val_forget) else forget,
-        val_retain=val_retain if len(val_retain) else retain,
-        forgotten=torch.tensor(gone),
-    )
+    return TaskClasses(retained, tuple(forget), tuple(earlier), tuple(withheld))
 
 
 def _report(
@@ -249,7 +201,8 @@ def _report(
     adapter: Adapter,
     *,
     images: ImageSet,
-    classes: _Classes,
+    classes: TaskClasses,
+    subjects: Mapping[str, str],
     used: Mapping[str, int],
     adapter_bytes: int,
     seconds: float,
@@ -265,7 +218,7 @@ def _report(
     earlier_after = predict(models.after, earlier.x)
     gone = torch.tensor(sorted(images.classes.index(name) for name in classes.under_erasure))
     masked = own_distribution(forget_before, forgotten=gone) if len(forget) else forget_before
-    subject = {images.classes.index(name): s for name, s in classes.subjects.items()}
+    subject = {images.classes.index(name): s for name, s in subjects.items()}
     shares = {**by_class(forget_after, forget.y), **by_class(earlier_after, earlier.y)}
     return Report(
         method=adapter.facts.method,
