@@ -1,8 +1,7 @@
-"""Image sets: classes, labels, a train/val/test split, and the way from an image to a tensor.
+"""Where image sets come from, and the way from an image to a tensor.
 
-Two sources: scikit-learn's bundled digits, and a folder with one sub-folder per class. Whatever
-is selected (strength, early stop) sees `val`, which is cut from the training images, seeded and
-stratified; `test` is read once, for the report.
+Three sources: scikit-learn's bundled digits, a folder with one sub-folder per class, and a pack
+(`packs`). The set itself and its split are in `image_set`.
 """
 
 from __future__ import annotations
@@ -10,8 +9,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,44 +21,49 @@ from torch import Tensor
 
 from forgetting.backbone import Preprocess, transform
 from forgetting.errors import DataError
+from forgetting.image_set import (
+    KEEP_BYTES,
+    SPLITS,
+    ImageSet,
+    Pixels,
+    check_counts,
+    decoded,
+    digest_of,
+    drawn_split,
+)
+from forgetting.packs import image_pack, pack_in
 
-SPLITS = ("train", "val", "test")
+__all__ = [
+    "SPLITS",
+    "ImageSet",
+    "Pixels",
+    "class_index",
+    "digits",
+    "for_classes",
+    "image",
+    "image_folder",
+    "indices",
+    "open_image_set",
+    "png_bytes",
+    "replay",
+    "to_tensors",
+]
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".pgm", ".ppm", ".tif", ".tiff")
 INDEX_FILE = "index.csv"
-# Sets below this many decoded bytes are decoded once, when they are opened.
-KEEP_BYTES = 512 * 2**20
-
-Pixels = NDArray[np.uint8]
-
-
-@dataclass(frozen=True, eq=False)
-class ImageSet:
-    """Images with labels and a split.
-
-    Attributes:
-        name: Short name for logs and reports.
-        classes: Class names; a label is an index into them.
-        labels: Int64 (n,).
-        split: One of `SPLITS` per image.
-        sources: Per image either decoded pixels, uint8 (h, w) or (h, w, 3), or its file.
-        manifest_digest: `sha256:<hex>` over every image's bytes, label and split.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    labels: NDArray[np.int64] = field(repr=False)
-    split: tuple[str, ...] = field(repr=False)
-    sources: tuple[Pixels | Path, ...] = field(repr=False)
-    manifest_digest: str
-
-    def __len__(self) -> int:
-        return len(self.sources)
 
 
 def open_image_set(source: str | Path, *, seed: int = 0) -> ImageSet:
-    """`digits`, or the path of an image folder."""
+    """`digits`, an image folder, or a pack (its file, or a folder that holds nothing else).
+
+    Raises:
+        DataError: There is nothing of the kind there, or it is damaged.
+    """
     if source == "digits":
         return digits(seed=seed)
+    pack = pack_in(Path(source))
+    if pack is not None:
+        return image_pack(pack, seed=seed)
     return image_folder(source, seed=seed)
 
 
@@ -73,9 +77,9 @@ def digits(*, seed: int = 0, test_share: float = 0.2, val_share: float = 0.15) -
     raw = load_digits()
     scans = np.rint(raw.images * (255.0 / 16.0)).astype(np.uint8)  # (n, 8, 8), values 0..16
     labels = raw.target.astype(np.int64)
-    split = _split(labels, given=None, seed=seed, test_share=test_share, val_share=val_share)
+    split = drawn_split(labels, given=None, seed=seed, test_share=test_share, val_share=val_share)
     sources = tuple(scans)
-    digest = _digest(
+    digest = digest_of(
         (scan.tobytes(), int(y), s) for scan, y, s in zip(scans, labels, split, strict=True)
     )
     names = tuple(str(d) for d in range(10))
@@ -113,8 +117,8 @@ def image_folder(
     number = {name: i for i, name in enumerate(names)}
     labels = np.array([number[name] for _, name, _ in rows], dtype=np.int64)
     given = [s for _, _, s in rows] if index.is_file() else None
-    split = _split(labels, given=given, seed=seed, test_share=test_share, val_share=val_share)
-    _check_counts(root, names, labels, split)
+    split = drawn_split(labels, given=given, seed=seed, test_share=test_share, val_share=val_share)
+    check_counts(str(root), names, labels, split)
     paths = [root / path for path, _, _ in rows]
     sources, digest = _open_files(paths, labels, split)
     return ImageSet(root.name, names, labels, split, sources, digest)
@@ -194,7 +198,11 @@ def image(images: ImageSet, index: int) -> Image.Image:
         DataError: Its file can't be decoded.
     """
     source = images.sources[index]
-    return Image.fromarray(source if isinstance(source, np.ndarray) else _decode(source))
+    if isinstance(source, bytes):
+        source = decoded(source, f"image {index} of {images.name}")
+    elif isinstance(source, Path):
+        source = decoded(_content(source), f"image {source}")
+    return Image.fromarray(source)
 
 
 def png_bytes(picture: Image.Image) -> bytes:
@@ -247,44 +255,6 @@ def _read_index(path: Path) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _split(
-    labels: NDArray[np.int64],
-    *,
-    given: Sequence[str] | None,
-    seed: int,
-    test_share: float,
-    val_share: float,
-) -> tuple[str, ...]:
-    """Per class: test where not given, then val from the rest (at least one of three images)."""
-    rng = np.random.default_rng(seed)
-    split = np.array(given if given is not None else ["train"] * len(labels), dtype=object)
-    for label in np.unique(labels):
-        if given is None:
-            own = rng.permutation(np.flatnonzero(labels == label))
-            split[own[: max(1, round(test_share * len(own)))]] = "test"
-        own = rng.permutation(np.flatnonzero((labels == label) & (split == "train")))
-        has_val = bool(((labels == label) & (split == "val")).any())
-        if not has_val and len(own) >= 3:
-            split[own[: max(1, round(val_share * len(own)))]] = "val"
-    return tuple(str(s) for s in split)
-
-
-def _check_counts(
-    root: Path, names: Sequence[str], labels: NDArray[np.int64], split: Sequence[str]
-) -> None:
-    kinds = np.array(split)
-    for label, name in enumerate(names):
-        own = kinds[labels == label]
-        if len(own) == 1:
-            raise DataError(
-                f"class {name!r} in {root} has 1 image; at least 2 are needed, one to learn from "
-                "and one to report on"
-            )
-        for needed in ("train", "test"):
-            if needed not in own:
-                raise DataError(f"class {name!r} in {root} has no {needed} image")
-
-
 def _open_files(
     paths: Sequence[Path], labels: NDArray[np.int64], split: Sequence[str]
 ) -> tuple[tuple[Pixels | Path, ...], str]:
@@ -292,30 +262,18 @@ def _open_files(
     sources: list[Pixels | Path] = []
     entries, held = [], 0
     for path, label, part in zip(paths, labels, split, strict=True):
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise DataError(f"image {path} can't be read: {error.strerror}") from error
-        pixels = _decode(path, content)
+        content = _content(path)
+        pixels = decoded(content, f"image {path}")
         held += pixels.nbytes
         sources.append(pixels if held <= KEEP_BYTES else path)
         entries.append((hashlib.sha256(content).digest(), int(label), part))
     if held > KEEP_BYTES:
         sources = list(paths)
-    return tuple(sources), _digest(entries)
+    return tuple(sources), digest_of(entries)
 
 
-def _decode(path: Path, content: bytes | None = None) -> Pixels:
+def _content(path: Path) -> bytes:
     try:
-        with Image.open(io.BytesIO(path.read_bytes() if content is None else content)) as picture:
-            grey = picture.mode in ("1", "L", "I;16", "I", "F")
-            return np.asarray(picture.convert("L" if grey else "RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"image {path} can't be decoded: {error}") from error
-
-
-def _digest(entries: Iterable[tuple[bytes, int, str]]) -> str:
-    digest = hashlib.sha256()
-    for content, label, part in entries:
-        digest.update(hashlib.sha256(content).digest() + f"|{label}|{part}\n".encode())
-    return f"sha256:{digest.hexdigest()}"
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"image {path} can't be read: {error.strerror}") from error
