@@ -1,0 +1,211 @@
+"""The front door: every attack on one model, and the same for the model that never saw the class.
+
+Absolute figures mislead: embeddings of identities generalise, so that even a model retrained
+without a person lets a probe find him. What a method leaks is the excess over that reference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from forgetting.attacks.head import bare_head, restarted, revived
+from forgetting.attacks.membership import Separation, membership, stranger_likeness
+from forgetting.attacks.probe import ProbeConfig, ProbePoint, probe
+from forgetting.attacks.prototypes import (
+    PrototypeConfig,
+    PrototypePoint,
+    nearest_mean,
+    relearn_by_prototype,
+)
+from forgetting.attacks.recovery import RecoveryConfig, RecoveryPoint, recovery
+from forgetting.attacks.relearn import RelearnConfig, RelearnCurve, relearn
+from forgetting.calibration import jensen_shannon
+from forgetting.errors import DataError
+from forgetting.features import Features, extract, split
+from forgetting.method import Samples
+
+
+@dataclass(frozen=True)
+class AttackConfig:
+    """The settings of all attacks; `relearn` is None where its minute is not to be spent."""
+
+    recovery: RecoveryConfig = RecoveryConfig()
+    probe: ProbeConfig = ProbeConfig()
+    prototypes: PrototypeConfig = PrototypeConfig()
+    relearn: RelearnConfig | None = RelearnConfig()
+
+
+@dataclass(frozen=True)
+class LeakFigures:
+    """What the attacks gave. Every accuracy is plain top-1 over all classes on test images.
+
+    Attributes:
+        recovery: Head re-training from the model's own head (masked rows revived).
+        recovery_restarted: The same, where the forgotten rows start at the mean retained row.
+        probe: A fresh head at each number of shots.
+        prototypes: A few-shot prototype in the forgotten rows, for each alpha.
+        nearest_mean: Nearest of all classes' few-shot means.
+        relearn: Fine-tuning of all weights; None where it wasn't run.
+        membership: Forget images trained on against those held out.
+        strangers: Forgotten classes' test images against those of classes that no model saw; None
+            where there are none.
+        js: To the reference on forget test images, bits in 0..1; None without a reference.
+    """
+
+    recovery: tuple[RecoveryPoint, ...]
+    recovery_restarted: tuple[RecoveryPoint, ...]
+    probe: tuple[ProbePoint, ...]
+    prototypes: tuple[PrototypePoint, ...]
+    nearest_mean: PrototypePoint
+    relearn: RelearnCurve | None
+    membership: tuple[Separation, ...]
+    strangers: tuple[Separation, ...] | None
+    js: float | None
+
+
+def attack(
+    model: nn.Module,
+    *,
+    train: Samples,
+    test: Samples,
+    forgotten: Tensor,
+    generator: torch.Generator,
+    before: float | None = None,
+    strangers: Samples | None = None,
+    reference: nn.Module | None = None,
+    config: AttackConfig = AttackConfig(),
+) -> LeakFigures:
+    """Run every attack on one model.
+
+    Models are compared on the same draws: give each a generator in the same state.
+
+    Args:
+        model: Eval mode; left as it is.
+        train: Training images of all classes, the forgotten ones included.
+        test: Test images of all classes.
+        forgotten: Labels under erasure (k,).
+        generator: Source of all randomness.
+        before: Acc_f of the backbone on the same test images, for the relearn curve; without it
+            there is none.
+        strangers: Images of classes that neither this model nor the backbone was trained on;
+            their labels mean nothing.
+        reference: The model retrained without the forgotten classes.
+        config: Settings.
+
+    Raises:
+        DataError: A set lacks images of forgotten or of retained classes, or embeddings are not
+            finite.
+        BackboneError: The model's head is neither linear nor cosine.
+    """
+    for name, samples in (("training", train), ("test", test)):
+        gone = int(torch.isin(samples.y, forgotten).sum())
+        if gone == 0 or gone == len(samples):
+            raise DataError(
+                f"the attacks need {name} images of forgotten and of retained classes, found "
+                f"{gone} and {len(samples) - gone}"
+            )
+    inside, outside = extract(model, train), extract(model, test)
+    head = revived(bare_head(model), forgotten=forgotten)
+    fresh = restarted(head, forgotten=forgotten)
+    recovered, recovered_fresh = (
+        recovery(
+            start, inside, outside, forgotten=forgotten, generator=generator, config=config.recovery
+        )
+        for start in (head, fresh)
+    )
+    probed = probe(inside, outside, forgotten=forgotten, generator=generator, config=config.probe)
+    written = relearn_by_prototype(
+        head, inside, outside, forgotten=forgotten, generator=generator, config=config.prototypes
+    )
+    nearest = nearest_mean(
+        inside,
+        outside,
+        forgotten=forgotten,
+        generator=generator,
+        shots=config.prototypes.shots,
+        draws=config.prototypes.draws,
+    )
+    curve = None
+    if config.relearn is not None and before is not None:
+        # The last to draw, since how much it draws depends on the model.
+        curve = relearn(
+            model,
+            train,
+            test,
+            forgotten=forgotten,
+            before=before,
+            generator=generator,
+            config=config.relearn,
+        )
+    deleted = split(outside, forgotten=forgotten)[0]
+    return LeakFigures(
+        recovery=recovered,
+        recovery_restarted=recovered_fresh,
+        probe=probed,
+        prototypes=written,
+        nearest_mean=nearest,
+        relearn=curve,
+        membership=membership(split(inside, forgotten=forgotten)[0], deleted),
+        strangers=_strangers(model, deleted, strangers),
+        js=_js(reference, test, deleted, forgotten=forgotten),
+    )
+
+
+def scalars(figures: LeakFigures) -> dict[str, float]:
+    """One number for each figure; what was not measured is left out.
+
+    Higher is leakier throughout, `relearn_steps` excepted, which is left out too where the cap
+    came first. Of several alphas or scores the attacker has the best.
+    """
+    last = figures.recovery[-1]
+    found: dict[str, float | None] = {
+        "recovery_f": last.acc_f,
+        "recovery_r": last.acc_r,
+        "recovery_margin_f": last.margin_f,
+        "recovery_margin_r": last.margin_r,
+        "recovery_restarted_f": figures.recovery_restarted[-1].acc_f,
+        **{f"probe_{point.shots or 'all'}_f": point.recall_f for point in figures.probe},
+        "prototype_f": max(point.recall_f for point in figures.prototypes),
+        "nearest_mean_f": figures.nearest_mean.recall_f,
+        "relearn_steps": figures.relearn.reached if figures.relearn else None,
+        "membership_advantage": max(s.advantage for s in figures.membership),
+        "membership_tpr": max(s.tpr for s in figures.membership),
+        "js": figures.js,
+    }
+    if figures.strangers is not None:
+        found["stranger_advantage"] = max(s.advantage for s in figures.strangers)
+        found["stranger_tpr"] = max(s.tpr for s in figures.strangers)
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def excess(figures: LeakFigures, reference: LeakFigures) -> dict[str, float]:
+    """figure - the same figure of the model that never saw the class, for each that both have."""
+    own, other = scalars(figures), scalars(reference)
+    return {name: value - other[name] for name, value in own.items() if name in other}
+
+
+def to_json(figures: LeakFigures) -> dict[str, Any]:
+    """Plain JSON values: all curves and points, and `scalars` beside them."""
+    return {**asdict(figures), "scalars": scalars(figures)}
+
+
+def _strangers(
+    model: nn.Module, deleted: Features, strangers: Samples | None
+) -> tuple[Separation, ...] | None:
+    if strangers is None or len(strangers) == 0:
+        return None
+    return stranger_likeness(deleted.logits, extract(model, strangers).logits)
+
+
+def _js(
+    reference: nn.Module | None, test: Samples, deleted: Features, *, forgotten: Tensor
+) -> float | None:
+    if reference is None:
+        return None
+    chosen = torch.isin(test.y, forgotten)
+    answers = extract(reference, Samples(test.x[chosen], test.y[chosen])).logits
+    return jensen_shannon(deleted.logits, answers)

@@ -1,0 +1,157 @@
+"""Prototypical relearning: a few images of a forgotten class, their mean, and its row is back.
+
+    w_c <- alpha * |w| * p_c / |p_c| + (1 - alpha) * w_c,    |w| = mean norm of the retained rows
+
+(*Unlearning's Blind Spots*, ICML 2026.) No gradient, one pass over k images a class. A cosine head
+takes p_c = mean of e / |e|. A plain head reads raw features, whose common part would let any such
+row win everywhere; there p_c = mean(e) - mu with mu the mean of the retained features, and the
+row's bias, which in these coordinates is b + w mu, becomes that of the mean retained row.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from forgetting.attacks.head import has_margin
+from forgetting.errors import DataError
+from forgetting.features import Features, draw_per_class, rows, split
+from forgetting.measure import right
+
+
+@dataclass(frozen=True)
+class PrototypeConfig:
+    """Images of each class, mixing weights and draws (what is reported is the mean over draws)."""
+
+    shots: int = 5
+    alphas: tuple[float, ...] = (0.5, 1.0)
+    draws: int = 5
+
+
+@dataclass(frozen=True)
+class PrototypePoint:
+    """Means over the draws: recall of forgotten test images, and accuracy on retained ones."""
+
+    alpha: float
+    recall_f: float
+    acc_r: float
+
+
+def relearn_by_prototype(
+    head: nn.Linear,
+    train: Features,
+    test: Features,
+    *,
+    forgotten: Tensor,
+    generator: torch.Generator,
+    config: PrototypeConfig = PrototypeConfig(),
+) -> tuple[PrototypePoint, ...]:
+    """Write prototypes into the forgotten rows of the head, for each alpha.
+
+    Args:
+        head: Plain or cosine; left as it is. With alpha = 1 its forgotten rows have no influence.
+        train: Of all classes; the prototypes are of the forgotten ones.
+        test: Of all classes.
+        forgotten: Labels (k,).
+        generator: Of the draws.
+        config: Shots, alphas and draws.
+
+    Raises:
+        DataError: There are no training images of forgotten or of retained classes.
+    """
+    forget, retain = split(train, forgotten=forgotten)
+    if len(forget) == 0 or len(retain) == 0:
+        raise DataError(
+            f"prototypical relearning needs images of forgotten and of retained classes, found "
+            f"{len(forget)} and {len(retain)}"
+        )
+    centre = torch.zeros_like(head.weight[0]) if has_margin(head) else retain.embedding.mean(dim=0)
+    parts = split(test, forgotten=forgotten)
+    found: dict[float, list[tuple[float, float]]] = {alpha: [] for alpha in config.alphas}
+    for _ in range(config.draws):
+        chosen = draw_per_class(forget.y, count=config.shots, generator=generator)
+        labels, prototypes = class_means(
+            _coordinates(head, forget.embedding[chosen], centre), forget.y[chosen]
+        )
+        for alpha in config.alphas:
+            written = _written(head, labels, prototypes, centre, forgotten=forgotten, alpha=alpha)
+            with torch.no_grad():
+                shares = [right(written(part.embedding), part.y).value for part in parts]
+            found[alpha].append((shares[0], shares[1]))
+    return tuple(
+        PrototypePoint(alpha, _mean([f for f, _ in pairs]), _mean([r for _, r in pairs]))
+        for alpha, pairs in found.items()
+    )
+
+
+def nearest_mean(
+    train: Features,
+    test: Features,
+    *,
+    forgotten: Tensor,
+    generator: torch.Generator,
+    shots: int = 5,
+    draws: int = 5,
+) -> PrototypePoint:
+    """The same without any head: the nearest of all classes' k-shot means, by cosine.
+
+    Features are centred on the mean of all means. Returned with alpha = 1.
+    """
+    parts = split(test, forgotten=forgotten)
+    shares: list[tuple[float, float]] = []
+    for _ in range(draws):
+        drawn = rows(train, draw_per_class(train.y, count=shots, generator=generator))
+        labels, means = class_means(drawn.embedding, drawn.y)
+        centre = means.mean(dim=0)
+        means = F.normalize(means - centre, dim=1)
+        recall, accuracy = (
+            # (n, d) @ (d, K) -> (n, K); the norm of e doesn't move the arg max
+            float((labels[((p.embedding - centre) @ means.T).argmax(dim=1)] == p.y).float().mean())
+            for p in parts
+        )
+        shares.append((recall, accuracy))
+    return PrototypePoint(1.0, _mean([f for f, _ in shares]), _mean([r for _, r in shares]))
+
+
+def class_means(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The labels that occur (K',), sorted, and the mean of each one's rows (K', d)."""
+    labels, place = torch.unique(y, return_inverse=True)
+    sums = x.new_zeros(len(labels), x.shape[1]).index_add_(0, place, x)
+    return labels, sums / place.bincount()[:, None]
+
+
+def _coordinates(head: nn.Linear, embedding: Tensor, centre: Tensor) -> Tensor:
+    return F.normalize(embedding, dim=1) if has_margin(head) else embedding - centre
+
+
+def _written(
+    head: nn.Linear,
+    labels: Tensor,
+    prototypes: Tensor,
+    centre: Tensor,
+    *,
+    forgotten: Tensor,
+    alpha: float,
+) -> nn.Linear:
+    written = copy.deepcopy(head)
+    kept = torch.ones(head.out_features, dtype=torch.bool)
+    kept[forgotten] = False
+    # A cosine head reads directions only, so there the old rows are brought to one norm first.
+    old = F.normalize(head.weight, dim=1) if has_margin(head) else head.weight
+    norm = old[kept].norm(dim=1).mean()
+    bias: Tensor | None = head.bias
+    with torch.no_grad():
+        new = norm * F.normalize(prototypes, dim=1)
+        written.weight[labels] = alpha * new + (1 - alpha) * old[labels]
+        if bias is not None:
+            typical = (bias[kept] + old[kept] @ centre).mean()  # (K', d) @ (d,) -> (K',)
+            written.bias[labels] = typical - written.weight[labels] @ centre
+    return written
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

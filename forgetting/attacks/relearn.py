@@ -1,0 +1,130 @@
+"""The relearn curve: how many steps of fine-tuning bring a forgotten class back.
+
+All weights are trained, the head included, since an attacker who holds the model is bound to
+nothing: Adam on a few images of each forgotten class beside a replay of the others, true labels.
+Forgotten is what needs as many steps as a class that the model never saw; the ratio of the two is
+the anamnesis index.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from forgetting.attacks.head import bare_head, margin_logits, revived, with_head
+from forgetting.errors import DataError
+from forgetting.features import draw_per_class
+from forgetting.measure import share_right
+from forgetting.method import Samples
+
+
+@dataclass(frozen=True)
+class RelearnConfig:
+    """How the attacker fine-tunes.
+
+    Attributes:
+        shots: Images of each forgotten class.
+        batch: Forget images a step, and as many retain images.
+        rate: Of Adam.
+        looks: Steps after which the test accuracy is measured; the last one is the cap.
+        share: Of the accuracy before forgetting that counts as relearnt.
+    """
+
+    shots: int = 5
+    batch: int = 16
+    rate: float = 5e-4
+    looks: tuple[int, ...] = (0, 1, 2, 5, 10, 15, 20, 30, 40, 60)
+    share: float = 0.9
+
+
+@dataclass(frozen=True)
+class RelearnCurve:
+    """Steps and plain Acc_f at each look, up to the first that reaches the target.
+
+    `reached` is its number of steps, None where the cap came first.
+    """
+
+    steps: tuple[int, ...]
+    acc_f: tuple[float, ...]
+    target: float
+    reached: int | None
+
+
+def relearn(
+    model: nn.Module,
+    train: Samples,
+    test: Samples,
+    *,
+    forgotten: Tensor,
+    before: float,
+    generator: torch.Generator,
+    config: RelearnConfig = RelearnConfig(),
+) -> RelearnCurve:
+    """Fine-tune a copy of the model.
+
+    Args:
+        model: As `load_backbone` gives it; left as it is.
+        train: Images of all classes.
+        test: Of which those of the forgotten classes are measured.
+        forgotten: Labels (k,).
+        before: Acc_f of the backbone on the same test images.
+        generator: Of the draws.
+        config: Hyper-parameters.
+
+    Raises:
+        DataError: Training images of the forgotten or of the retained classes, or test images of
+            the forgotten ones, are missing.
+    """
+    gone = torch.isin(train.y, forgotten)
+    tested = torch.isin(test.y, forgotten)
+    if not bool(gone.any()) or bool(gone.all()) or not bool(tested.any()):
+        raise DataError(
+            "relearning needs training images of forgotten and of retained classes and test images "
+            f"of forgotten ones, found {int(gone.sum())}, {int((~gone).sum())}, {int(tested.sum())}"
+        )
+    shots = draw_per_class(train.y[gone], count=config.shots, generator=generator)
+    forget = Samples(train.x[gone][shots], train.y[gone][shots])
+    retain = Samples(train.x[~gone], train.y[~gone])
+    x, y = test.x[tested], test.y[tested]
+    trained, head = _trainable(model, forgotten=forgotten)
+    optimizer = torch.optim.Adam(trained.parameters(), lr=config.rate)
+    target = config.share * before
+    steps: list[int] = []
+    accuracies: list[float] = []
+    for step in range(config.looks[-1] + 1):
+        if step > 0:
+            _descend(trained, head, forget, retain, optimizer, config.batch, generator)
+        if step not in config.looks:
+            continue
+        steps.append(step)
+        accuracies.append(share_right(trained, x, y).value)
+        if accuracies[-1] >= target:
+            return RelearnCurve(tuple(steps), tuple(accuracies), target, reached=step)
+    return RelearnCurve(tuple(steps), tuple(accuracies), target, reached=None)
+
+
+def _trainable(model: nn.Module, *, forgotten: Tensor) -> tuple[nn.Module, nn.Linear]:
+    head = revived(bare_head(model), forgotten=forgotten)
+    trained = with_head(model, head).eval().requires_grad_(True)
+    return trained, head
+
+
+def _descend(
+    model: nn.Module,
+    head: nn.Linear,
+    forget: Samples,
+    retain: Samples,
+    optimizer: torch.optim.Optimizer,
+    batch: int,
+    generator: torch.Generator,
+) -> None:
+    f = torch.randperm(len(forget), generator=generator)[:batch]
+    r = torch.randperm(len(retain), generator=generator)[:batch]
+    y = torch.cat([forget.y[f], retain.y[r]])
+    logits = margin_logits(head, model(torch.cat([forget.x[f], retain.x[r]])), y)
+    optimizer.zero_grad()
+    F.cross_entropy(logits, y).backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
