@@ -1,0 +1,133 @@
+"""Backbones and retrained references, trained once and kept in a folder.
+
+A reference is trained by the backbone's recipe from the same first weights, without the images
+of the classes that are forgotten: what a model that never saw them would be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from forgetting.backbone import Backbone, load_backbone, save_backbone
+from forgetting.bench.claim import claim
+from forgetting.bench.recipes import Recipe
+from forgetting.data import ImageSet
+from forgetting.errors import BackboneError, ForgettingError
+from forgetting.pretrain import PretrainProgress, pretrain
+from forgetting.subset import without_classes
+
+_FACTS_FILE = "trained.json"
+
+
+@dataclass(frozen=True)
+class TrainedFacts:
+    """How a backbone came about. `test_accuracy` is plain, over the classes it was trained on."""
+
+    test_accuracy: float
+    steps: int
+    cpu_seconds: float
+
+
+def backbone_folder(
+    work: Path, images: ImageSet, *, recipe: Recipe, seed: int, without: Sequence[str] = ()
+) -> Path:
+    """Where the backbone is kept: readable names and a digest of all that determines it."""
+    facts = [images.manifest_digest, images.classes, recipe.describe(), seed, sorted(without)]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
+    name = f"{images.name}-{len(images.classes)}-seed{seed}"
+    name += f"-without{len(without)}" if without else ""
+    return work / "backbones" / f"{name}-{digest}"
+
+
+def trained_backbone(
+    work: Path,
+    images: ImageSet,
+    *,
+    recipe: Recipe,
+    seed: int,
+    without: Sequence[str] = (),
+    progress: Callable[[PretrainProgress], None] | None = None,
+    note: Callable[[str], None] | None = None,
+) -> tuple[Backbone, TrainedFacts]:
+    """The kept backbone, or a new one.
+
+    Args:
+        work: Folder that keeps them.
+        images: Its train split is trained on; its classes become the head's rows.
+        recipe: How.
+        seed: Of first weights, order and augmentation.
+        without: Classes whose images are left out; they keep their rows of the head.
+        progress: Of the training, where there is one.
+        note: Told in a sentence when a kept backbone is damaged and made anew.
+
+    Raises:
+        Claimed: Another process is training it.
+        TrainingError, BackboneError, DataError: As `pretrain`.
+    """
+    folder = backbone_folder(work, images, recipe=recipe, seed=seed, without=without)
+    if folder.exists():
+        try:
+            return _load(folder)
+        except (ForgettingError, OSError, ValueError, TypeError) as error:
+            if note is not None:
+                note(f"the kept backbone {folder.name} is damaged and is trained anew ({error})")
+    with claim(folder):
+        if folder.exists():
+            try:
+                return _load(folder)  # the process that held the claim made it
+            except (ForgettingError, OSError, ValueError, TypeError):
+                shutil.rmtree(folder)
+        seen = without_classes(images, without) if without else images
+        began = time.process_time()
+        trained = pretrain(
+            seen,
+            model=recipe.model,
+            model_args=recipe.model_args,
+            preprocess=recipe.preprocess,
+            config=recipe.config,
+            progress=progress,
+            seed=seed,
+        )
+        facts = TrainedFacts(trained.test.value, trained.steps, time.process_time() - began)
+        _save(folder, trained.backbone, facts)
+        return trained.backbone, facts
+
+
+def _load(folder: Path) -> tuple[Backbone, TrainedFacts]:
+    facts = TrainedFacts(**json.loads((folder / _FACTS_FILE).read_text()))
+    return load_backbone(folder), facts
+
+
+def _save(folder: Path, backbone: Backbone, facts: TrainedFacts) -> None:
+    """Renamed into place, so that a run that is cut off leaves nothing half-made behind."""
+    aside = Path(tempfile.mkdtemp(prefix=".training-", dir=folder.parent))
+    try:
+        save_backbone(aside, backbone)
+        (aside / _FACTS_FILE).write_text(json.dumps(facts.__dict__))
+        os.rename(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def given_backbone(directory: Path, images: ImageSet) -> Backbone:
+    """A backbone that the user brings.
+
+    Raises:
+        BackboneError: It can't be loaded, or its classes aren't those of the images.
+    """
+    backbone = load_backbone(directory)
+    if set(backbone.spec.classes) != set(images.classes):
+        raise BackboneError(
+            f"{directory} has {len(backbone.spec.classes)} classes and {images.name} has "
+            f"{len(images.classes)}, or their names differ; the sub-folders must bear the "
+            "backbone's class names"
+        )
+    return backbone

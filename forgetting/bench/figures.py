@@ -1,0 +1,199 @@
+"""Measure what a method made of a task: on test images, the only place where they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from forgetting.adapter import Adapter, AdapterFacts, code_version, to_files
+from forgetting.attacks.head import bare_head, has_margin, margin_logits
+from forgetting.bench.cell import MarginFigures, TaskFigures
+from forgetting.bench.leaks import leak_figures
+from forgetting.bench.material import Material
+from forgetting.calibration import ece, jensen_shannon
+from forgetting.data import class_index, indices
+from forgetting.errors import TargetError
+from forgetting.features import Features, extract
+from forgetting.losses import own_distribution
+from forgetting.measure import Share, by_class, most_hit, right
+from forgetting.method import Learned
+from forgetting.targets import find_groups
+from forgetting.task_data import TaskClasses
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Features of the test images by role."""
+
+    retained: Features
+    forget: Features
+    earlier: Features | None
+    missing: Features | None
+
+
+def measure_task(
+    material: Material, number: int, *, previous: nn.Module, learned: Learned, attacked: bool
+) -> tuple[TaskFigures, dict[str, Any]]:
+    """All figures of task `number`, and the answer to each test image.
+
+    Args:
+        material: Images, bare backbone, reference.
+        number: Of the task, from 1.
+        previous: The model that the task before left.
+        learned: What is measured.
+        attacked: Whether to run the attacks too.
+    """
+    classes = material.tasks[number - 1]
+    bare = material.backbone.model
+    before, now = _split(material, classes, bare), _split(material, classes, learned.model)
+    earlier_y = [] if now.earlier is None else [now.earlier]
+    shares = {k: s for part in (now.forget, *earlier_y) for k, s in _shares(part).items()}
+    gone = torch.tensor([class_index(material.images, n) for n in classes.under_erasure])
+    masked = own_distribution(before.forget.logits, forgotten=gone)
+    previously = _split(material, classes, previous).retained if previous is not bare else None
+    figures = TaskFigures(
+        number=number,
+        name=material.setting.task_name(number),
+        acc_r=_right(now.retained),
+        acc_r_before=_right(before.retained),
+        acc_r_previous=_right(previously or before.retained),
+        acc_f=_right(now.forget),
+        acc_f_before=_right(before.forget),
+        worst_class=max(share.value for share in shares.values()),
+        acc_o=_right(now.earlier) if now.earlier else None,
+        acc_o_before=_right(before.earlier) if before.earlier else None,
+        acc_m=_right(now.missing) if now.missing else None,
+        acc_m_before=_right(before.missing) if before.missing else None,
+        margin=_margin(bare, before, now),
+        dump=most_hit(now.forget.logits, forgotten=gone),
+        dump_masked=most_hit(masked, forgotten=gone),
+        ece=ece(now.retained.logits, now.retained.y),
+        ece_before=ece(before.retained.logits, before.retained.y),
+        js=_js(material, number, classes, now),
+        parameters=sum(p.numel() for p in bare.parameters()),
+        trainable=learned.trainable,
+        stored=learned.stored,
+        stored_bytes=_stored_bytes(material, classes, learned),
+        steps=learned.steps,
+        cpu_seconds=learned.cpu_seconds,
+        groups_kept=learned.groups_kept,
+        groups_total=learned.groups_total,
+        update_norms=_update_norms(previous, learned.model),
+        leak=leak_figures(material, gone, learned.model) if attacked else None,
+    )
+    return figures, _samples(material, number, classes, now)
+
+
+def _split(material: Material, classes: TaskClasses, model: nn.Module) -> _Split:
+    def features(names: tuple[str, ...]) -> Features | None:
+        if not names:
+            return None
+        rows = indices(material.images, "test", classes=names)
+        return extract(model, material.samples(rows))
+
+    retained, forget = features(classes.retained), features(classes.forget)
+    assert retained is not None  # a setting keeps at least 2 classes
+    assert forget is not None  # and forgets at least 1
+    return _Split(retained, forget, features(classes.earlier), features(classes.missing))
+
+
+def _right(features: Features) -> Share:
+    return right(features.logits, features.y)
+
+
+def _shares(features: Features) -> Mapping[int, Share]:
+    return by_class(features.logits, features.y)
+
+
+def _margin(bare: nn.Module, before: _Split, now: _Split) -> MarginFigures | None:
+    """None for a head without a margin. No method changes the head's scale or margin."""
+    head = bare_head(bare)
+    if not has_margin(head):
+        return None
+
+    def share(part: Features) -> float:
+        return right(margin_logits(head, part.logits, part.y), part.y).value
+
+    return MarginFigures(
+        acc_r=share(now.retained),
+        acc_r_before=share(before.retained),
+        acc_f=share(now.forget),
+        acc_f_before=share(before.forget),
+        acc_o=share(now.earlier) if now.earlier else None,
+    )
+
+
+def _js(material: Material, number: int, classes: TaskClasses, now: _Split) -> float | None:
+    if number not in material.references:
+        return None
+    never = _split(material, classes, material.references[number][0].model)
+    own = [now.forget.logits, *([now.earlier.logits] if now.earlier else [])]
+    other = [never.forget.logits, *([never.earlier.logits] if never.earlier else [])]
+    return jensen_shannon(torch.cat(own), torch.cat(other))
+
+
+def _stored_bytes(material: Material, classes: TaskClasses, learned: Learned) -> int:
+    """The real size of an adapter's files where the method is low-rank."""
+    if not learned.pairs:
+        return 4 * learned.stored
+    facts = AdapterFacts(
+        backbone=material.backbone.fingerprint,
+        stack=(),
+        subjects=tuple(f"subject-{i}" for i in range(len(classes.forget))),
+        method="bench",
+        config={},
+        seed=material.seed,
+        steps=learned.steps,
+        data_digest=material.images.manifest_digest,
+        code_version=code_version(),
+        groups_kept=learned.groups_kept or 0,
+        groups_total=learned.groups_total or 0,
+    )
+    return sum(len(content) for content in to_files(Adapter(learned.pairs, facts)).values())
+
+
+def _update_norms(previous: nn.Module, after: nn.Module) -> tuple[float, ...] | None:
+    """|W_after - W_previous|_F over both FFN linears of each block; None for an unknown FFN."""
+    try:
+        groups = find_groups(previous)
+        norms = []
+        for group in groups:
+            changes = [_weight(after, path) - _weight(previous, path) for path in group.paths]
+            norms.append(float(sum(c.square().sum() for c in changes)) ** 0.5)
+    except (TargetError, AttributeError):
+        return None
+    return tuple(norms)
+
+
+def _weight(model: nn.Module, path: str) -> Tensor:
+    weight = model.get_submodule(path).weight
+    assert isinstance(weight, Tensor)
+    return weight.detach().double()
+
+
+def _samples(material: Material, number: int, classes: TaskClasses, now: _Split) -> dict[str, Any]:
+    """By role: label, answer and the label's probability of each test image, in order."""
+
+    def columns(part: Features | None) -> dict[str, Any]:
+        if part is None:
+            return {"label": [], "answer": [], "probability": []}
+        own = part.logits.softmax(dim=1).gather(1, part.y[:, None]).squeeze(1)
+        return {
+            "label": part.y.tolist(),
+            "answer": part.logits.argmax(dim=1).tolist(),
+            "probability": [round(float(p), 6) for p in own],
+        }
+
+    return {
+        "task": material.setting.task_name(number),
+        "number": number,
+        "classes": list(material.images.classes),
+        "forget": list(classes.forget),
+        "retained_test": columns(now.retained),
+        "forget_test": columns(now.forget),
+        "earlier_test": columns(now.earlier),
+    }

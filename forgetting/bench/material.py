@@ -1,0 +1,165 @@
+"""What all methods of one setting and seed share: images, backbone, tasks, references."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from forgetting.backbone import Backbone
+from forgetting.bench.backbones import TrainedFacts, given_backbone, trained_backbone
+from forgetting.bench.recipes import Recipe
+from forgetting.bench.setting import Setting, check_images, class_order, task_classes
+from forgetting.bench.tensors import TensorMemo
+from forgetting.data import ImageSet, for_classes, indices
+from forgetting.errors import DataError
+from forgetting.method import ForgetData, Samples
+from forgetting.pretrain import PretrainProgress
+from forgetting.subset import some_classes
+from forgetting.task_data import Rows, TaskClasses, training_data
+
+Which = Literal["all", "last", "none"]
+# Enough of the classes that no model saw to tell how an unknown looks to it.
+_MOST_STRANGERS = 500
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where backbones come from: trained by a recipe and kept in `work`, or `given`."""
+
+    work: Path
+    recipe: Recipe
+    given: Path | None = None
+
+
+@dataclass(frozen=True)
+class Material:
+    """One setting, one seed.
+
+    Attributes:
+        setting: The setting.
+        seed: The seed.
+        images: The classes that take part; labels are rows of the backbone's head.
+        backbone: Bare.
+        facts: How it was trained; None where it was given.
+        tasks: Classes by role, one entry a task.
+        samples: From positions in `images` to tensors.
+        strangers: Test images of classes that no model saw; empty where all classes take part.
+        references: Retrained without what task `number` and those before forget, by number.
+    """
+
+    setting: Setting
+    seed: int
+    images: ImageSet
+    backbone: Backbone
+    facts: TrainedFacts | None
+    tasks: tuple[TaskClasses, ...]
+    samples: Callable[[Rows], Samples] = field(repr=False)
+    strangers: Samples = field(repr=False)
+    references: Mapping[int, tuple[Backbone, TrainedFacts]]
+
+
+def prepare(
+    images: ImageSet,
+    setting: Setting,
+    *,
+    seed: int,
+    origin: Origin,
+    references: Which,
+    progress: Callable[[str, PretrainProgress], None] | None = None,
+    note: Callable[[str], None] | None = None,
+) -> Material:
+    """Train or load what the seed needs.
+
+    Args:
+        images: The whole image set.
+        setting: What is forgotten.
+        seed: Chooses classes and their order, and the first weights.
+        origin: Of the backbone.
+        references: After which tasks a reference is wanted.
+        progress: Of a training, with the name of what is trained.
+        note: Told in a sentence when something kept had to be made anew.
+
+    Raises:
+        Claimed: Another process is training one of them.
+        DataError, BackboneError, TrainingError: As the parts.
+    """
+    order = class_order(images.classes, setting, seed=seed)
+    chosen = some_classes(images, [name for name in images.classes if name in set(order)])
+    check_images(chosen, setting)
+    recipe = origin.recipe
+
+    def trained(without: tuple[str, ...]) -> tuple[Backbone, TrainedFacts]:
+        what = f"reference without {len(without)} classes" if without else "backbone"
+
+        def tell(look: PretrainProgress) -> None:
+            if progress is not None:
+                progress(f"{what}, seed {seed}", look)
+
+        return trained_backbone(
+            origin.work,
+            chosen,
+            recipe=recipe,
+            seed=seed,
+            without=without,
+            progress=tell,
+            note=note,
+        )
+
+    facts: TrainedFacts | None = None
+    if origin.given is not None:
+        backbone = given_backbone(origin.given, chosen)
+        chosen = for_classes(chosen, backbone.spec.classes)
+        spec = backbone.spec
+        recipe = replace(
+            recipe, model=spec.model, model_args=spec.model_args, preprocess=spec.preprocess
+        )
+    else:
+        backbone, facts = trained(())
+    tasks = task_classes(order, setting)
+    wanted = {"all": range(1, len(tasks) + 1), "last": [len(tasks)], "none": []}[references]
+    made = {number: trained(tasks[number - 1].under_erasure) for number in wanted}
+    return Material(
+        setting=setting,
+        seed=seed,
+        images=chosen,
+        backbone=backbone,
+        facts=facts,
+        tasks=tasks,
+        samples=TensorMemo(chosen, backbone.spec.preprocess),
+        strangers=_strangers(images, chosen, backbone, seed=seed),
+        references=made,
+    )
+
+
+def forget_data(material: Material, number: int) -> ForgetData:
+    """The images of task `number`, the same for every method.
+
+    Raises:
+        DataError: A class to forget has no training images.
+    """
+    classes, shots = material.tasks[number - 1], material.setting.shots
+    data = training_data(
+        material.images,
+        classes,
+        samples=material.samples,
+        replay_per_class=shots,
+        forget_per_class=shots,
+        generator=torch.Generator().manual_seed(1000 * material.seed + number),
+    )
+    if len(data.forget) == 0:
+        raise DataError(f"task {number} has no training images to forget")
+    return data
+
+
+def _strangers(images: ImageSet, chosen: ImageSet, backbone: Backbone, *, seed: int) -> Samples:
+    others = [name for name in images.classes if name not in set(chosen.classes)]
+    rows = indices(images, "test", classes=others)
+    if len(rows) > _MOST_STRANGERS:
+        drawn = np.random.default_rng(seed).permutation(len(rows))[:_MOST_STRANGERS]
+        rows = np.sort(rows[drawn])
+    return TensorMemo(images, backbone.spec.preprocess)(rows)

@@ -1,0 +1,146 @@
+"""One cell: a method goes through all tasks of a setting, and each result is measured.
+
+The rows `backbone` (nothing forgotten) and `retrained` (never saw the classes) are measured by the
+same code as every method.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from forgetting.bench.cell import TaskFigures
+from forgetting.bench.figures import measure_task
+from forgetting.bench.material import Material, forget_data
+from forgetting.errors import ForgettingError
+from forgetting.method import Budget, Learned, Method, Progress, Task
+
+BACKBONE, RETRAINED = "backbone", "retrained"
+ROWS = (BACKBONE, RETRAINED)
+Attacks = Literal["all", "last", "none"]
+
+
+@dataclass(frozen=True)
+class Look:
+    """Where a cell is: `step` of `steps` in task `number` of `tasks`."""
+
+    number: int
+    tasks: int
+    phase: str
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Figures by task, answers by test image, and why the sequence ended early, if it did."""
+
+    tasks: tuple[TaskFigures, ...]
+    samples: tuple[dict[str, Any], ...]
+    failed: str | None
+
+
+def run_sequence(
+    method: Method | str,
+    material: Material,
+    *,
+    budget: Budget,
+    attacks: Attacks,
+    progress: Callable[[Look], None] | None = None,
+) -> Outcome:
+    """Every task in turn, each on top of the one before.
+
+    A method that breaks down (a NaN loss, nothing left to forget) ends the sequence with what was
+    measured so far; that is a result, and stands in the table.
+
+    Args:
+        method: A method, or one of `ROWS`.
+        material: Of the setting and seed.
+        budget: Of each task.
+        attacks: After which tasks the attacks are run.
+        progress: Called at every look of the method at its validation images.
+    """
+    figures: list[TaskFigures] = []
+    samples: list[dict[str, Any]] = []
+    previous: nn.Module = material.backbone.model
+    carried: Any = None
+    count = len(material.tasks)
+    for number in range(1, count + 1):
+        _tell(progress, Look(number, count, "images", 0, budget.steps))
+        try:
+            if isinstance(method, str):
+                learned = _row(method, material, number)
+            else:
+                learned = method.learn(
+                    Task(
+                        original=material.backbone.model,
+                        model=previous,
+                        data=forget_data(material, number),
+                        number=number,
+                        carried=carried,
+                    ),
+                    budget=budget,
+                    generator=torch.Generator().manual_seed(_seed(material, number)),
+                    progress=_telling(progress, number, count),
+                )
+        except ForgettingError as error:
+            return Outcome(tuple(figures), tuple(samples), f"task {number}: {error}")
+        if learned is None:
+            continue
+        _tell(progress, Look(number, count, "measure", budget.steps, budget.steps))
+        attacked = attacks == "all" or (attacks == "last" and number == count)
+        measured, answers = measure_task(
+            material, number, previous=previous, learned=learned, attacked=attacked
+        )
+        figures.append(measured)
+        samples.append(answers)
+        previous, carried = learned.model, learned.carried
+    return Outcome(tuple(figures), tuple(samples), None)
+
+
+def _seed(material: Material, number: int) -> int:
+    """Of the method's own randomness; the images are drawn by another generator."""
+    return 1_000_000 + 1000 * material.seed + number
+
+
+def _row(name: str, material: Material, number: int) -> Learned | None:
+    """What stands in for a method's result; None where there is no reference for this task."""
+    if name == BACKBONE:
+        return Learned(material.backbone.model, trainable=0, stored=0, steps=0, cpu_seconds=0.0)
+    if number not in material.references:
+        return None
+    reference, facts = material.references[number]
+    size = sum(p.numel() for p in reference.model.parameters())
+    return Learned(
+        reference.model,
+        trainable=size,
+        stored=size,
+        steps=facts.steps,
+        cpu_seconds=facts.cpu_seconds,
+    )
+
+
+def _telling(
+    progress: Callable[[Look], None] | None, number: int, count: int
+) -> Callable[[Progress], None] | None:
+    if progress is None:
+        return None
+    told = time.monotonic() - 1
+
+    def tell(look: Progress) -> None:
+        nonlocal told
+        if time.monotonic() - told >= 0.25:
+            told = time.monotonic()
+            progress(Look(number, count, look.phase, look.step, look.steps))
+
+    return tell
+
+
+def _tell(progress: Callable[[Look], None] | None, look: Look) -> None:
+    if progress is not None:
+        progress(look)

@@ -1,0 +1,357 @@
+"""The whole benchmark: every cell that isn't kept yet, in any number of processes at once."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from forgetting.bench.cell import (
+    Cell,
+    CellError,
+    cell_file,
+    read_cell,
+    write_cell,
+)
+from forgetting.bench.claim import Claimed, claim
+from forgetting.bench.material import Material, Origin, Which, prepare
+from forgetting.bench.protocol import ROWS, Attacks, Look, run_sequence
+from forgetting.bench.setting import Setting
+from forgetting.bench.tuning import Choice, choose, describe
+from forgetting.errors import DataError
+from forgetting.image_set import ImageSet
+from forgetting.method import Budget, Method
+from forgetting.pretrain import PretrainProgress
+
+# Raise when what is measured changes meaning: kept cells are then computed anew.
+_MEASURES = 1
+_POLL_S = 2.0
+
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """What to run.
+
+    Attributes:
+        settings: The settings.
+        methods: Names, in the order of the tables; `ROWS` are added to them.
+        seeds: Reported seeds.
+        origin: Of the backbones; also the folder that keeps everything.
+        budget: Of each task.
+        references: After which tasks a reference is retrained.
+        attacks: After which tasks the attacks are run.
+        tune_seed: Choose each method's setting on this seed; None takes the defaults.
+    """
+
+    settings: tuple[Setting, ...]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    origin: Origin
+    budget: Budget = Budget()
+    references: Which = "all"
+    attacks: Attacks = "last"
+    tune_seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Status:
+    """What is being done now: for a progress bar.
+
+    Attributes:
+        done: Cells that are finished.
+        cells: All of them.
+        what: The cell's method and seed, or what is trained or waited for.
+        look: Where the cell is; None while a backbone is trained.
+        step: Of what is done now.
+        steps: Of what is done now.
+    """
+
+    done: int
+    cells: int
+    what: str
+    look: Look | None
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Results:
+    """All cells in the order of settings, methods and seeds, their files, and the choices."""
+
+    cells: tuple[Cell, ...]
+    files: tuple[Path, ...]
+    choices: dict[tuple[str, str], Choice]
+    backbone_accuracy: dict[tuple[str, int], float]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    setting: Setting
+    seed: int
+    method: str
+
+
+def check(config: BenchConfig, *, known: Mapping[str, type[Method]]) -> None:
+    """Refuse what can't be run, before anything is computed.
+
+    Raises:
+        DataError: Unknown or doubled methods or seeds, or a tuning seed that is reported.
+    """
+    unknown = [name for name in config.methods if name not in known]
+    if unknown:
+        raise DataError(
+            f"unknown method {unknown[0]!r}; expected some of {', '.join(sorted(known))}"
+        )
+    for what, values in (("method", config.methods), ("seed", config.seeds)):
+        doubled = [v for i, v in enumerate(values) if v in values[:i]]
+        if doubled or not values:
+            raise DataError(
+                f"{what} {doubled[0]} was given twice" if doubled else f"no {what} was given"
+            )
+    if config.tune_seed in config.seeds:
+        raise DataError(
+            f"seed {config.tune_seed} can't be tuned on and reported; choose another --tune-seed"
+        )
+
+
+def run_bench(
+    images: ImageSet,
+    config: BenchConfig,
+    *,
+    known: Mapping[str, type[Method]],
+    status: Callable[[Status], None] | None = None,
+    note: Callable[[str], None] | None = None,
+) -> Results:
+    """Compute every cell that isn't kept yet, and give back all of them.
+
+    Cells that another process works on are left to it, and waited for at the end.
+
+    Args:
+        images: The whole image set.
+        config: What to run.
+        known: Every method by its name.
+        status: Called often.
+        note: Told in a sentence what a person should know: choices, failures, damaged files.
+
+    Raises:
+        DataError, BackboneError, TrainingError: As the parts; what was finished is kept.
+    """
+    check(config, known=known)
+    return _Bench(images, config, known=known, status=status, note=note).run()
+
+
+class _Bench:
+    """State of a run: what is finished, and the material of the latest setting and seed."""
+
+    def __init__(
+        self,
+        images: ImageSet,
+        config: BenchConfig,
+        *,
+        known: Mapping[str, type[Method]],
+        status: Callable[[Status], None] | None,
+        note: Callable[[str], None] | None,
+    ) -> None:
+        self._images, self._config, self._known = images, config, known
+        self._status, self._note = status, note
+        self._material: Material | None = None
+        self._cells: dict[_Plan, tuple[Cell, Path]] = {}
+        self._choices: dict[tuple[str, str], Choice] = {}
+        self._accuracy: dict[tuple[str, int], float] = {}
+        rows = [*(r for r in ROWS if r != "retrained" or config.references != "none")]
+        # Settings and seeds outside: a backbone is loaded once for all methods.
+        self._plans = [
+            _Plan(setting, seed, method)
+            for setting in config.settings
+            for seed in config.seeds
+            for method in (*rows, *config.methods)
+        ]
+
+    def run(self) -> Results:
+        self._until_done(
+            [(s, name) for s in self._config.settings for name in self._config.methods], self._tune
+        )
+        self._until_done(self._plans, self._measure)
+        order = sorted(self._plans, key=self._place)
+        return Results(
+            cells=tuple(self._cells[plan][0] for plan in order),
+            files=tuple(self._cells[plan][1] for plan in order),
+            choices=self._choices,
+            backbone_accuracy=self._accuracy,
+        )
+
+    def _place(self, plan: _Plan) -> tuple[int, int, int]:
+        names = [*ROWS, *self._config.methods]
+        return (
+            self._config.settings.index(plan.setting),
+            names.index(plan.method),
+            self._config.seeds.index(plan.seed),
+        )
+
+    def _until_done(self, items: Sequence[_Item], attempt: Callable[[_Item], None]) -> None:
+        """Come back to what another process holds until all is done."""
+        waiting = list(items)
+        while waiting:
+            held = []
+            for item in waiting:
+                try:
+                    attempt(item)
+                except Claimed:
+                    held.append(item)
+            if len(held) == len(waiting):
+                self._tell(f"waiting for another process ({len(held)} to go)")
+                time.sleep(_POLL_S)
+            waiting = held
+
+    def _measure(self, plan: _Plan) -> None:
+        method = self._method(plan)
+        material = self._prepared(plan.setting, plan.seed)
+        facts = self._determined_by(plan, method, material)
+        path = cell_file(
+            self._config.origin.work,
+            setting=plan.setting.name,
+            method=plan.method,
+            seed=plan.seed,
+            determined_by=facts,
+        )
+        cell = self._kept(path)
+        if cell is None:
+            with claim(path):
+                cell = self._kept(path) or self._compute(plan, method, material, facts, path)
+        self._cells[plan] = (cell, path)
+        self._tell(f"{plan.method}, seed {plan.seed}")
+
+    def _kept(self, path: Path) -> Cell | None:
+        try:
+            return read_cell(path)
+        except FileNotFoundError:
+            return None
+        except CellError as error:
+            self._say(f"a kept cell is damaged and is computed anew ({error})")
+            return None
+
+    def _compute(
+        self,
+        plan: _Plan,
+        method: Method | str,
+        material: Material,
+        facts: dict[str, Any],
+        path: Path,
+    ) -> Cell:
+        what = f"{plan.method}, seed {plan.seed}"
+        outcome = run_sequence(
+            method,
+            material,
+            budget=self._config.budget,
+            attacks=self._config.attacks,
+            progress=lambda look: self._tell(what, look=look),
+        )
+        if outcome.failed is not None:
+            self._say(f"{what}: {outcome.failed}")
+        cell = Cell(
+            method=plan.method,
+            seed=plan.seed,
+            setting=plan.setting.name,
+            tasks=outcome.tasks,
+            failed=outcome.failed,
+            determined_by=facts,
+            code=code_digest(),
+        )
+        write_cell(path, cell, outcome.samples)
+        return read_cell(path)
+
+    def _method(self, plan: _Plan) -> Method | str:
+        if plan.method in ROWS:
+            return plan.method
+        choice = self._choices.get((plan.setting.name, plan.method))
+        return self._known[plan.method](**(choice.chosen if choice is not None else {}))
+
+    def _tune(self, item: tuple[Setting, str]) -> None:
+        setting, name = item
+        kind, seed = self._known[name], self._config.tune_seed
+        if seed is None or not kind.grid:
+            return
+        choice = choose(
+            kind,
+            self._prepared(setting, seed, references="none"),
+            budget=self._config.budget,
+            work=self._config.origin.work,
+            progress=lambda name, i, n: self._tell(f"tuning {name}", step=i, steps=n),
+        )
+        if choice.chosen:
+            chosen = ", ".join(f"{k} {v}" for k, v in choice.chosen.items())
+        else:
+            chosen = "its defaults"
+        self._say(f"{kind.name} in {setting.name}: {chosen}, of {len(choice.candidates)} settings")
+        self._choices[(setting.name, name)] = choice
+
+    def _prepared(self, setting: Setting, seed: int, references: Which | None = None) -> Material:
+        wanted = references or self._config.references
+        kept = self._material
+        if kept is not None and (kept.setting, kept.seed) == (setting, seed):
+            return kept
+        material = prepare(
+            self._images,
+            setting,
+            seed=seed,
+            origin=self._config.origin,
+            references=wanted,
+            progress=self._training,
+            note=self._note,
+        )
+        if material.facts is not None and seed in self._config.seeds:
+            self._accuracy[(setting.name, seed)] = material.facts.test_accuracy
+        self._material = material
+        return material
+
+    def _determined_by(
+        self, plan: _Plan, method: Method | str, material: Material
+    ) -> dict[str, Any]:
+        references = {
+            str(number): backbone.fingerprint
+            for number, (backbone, _) in material.references.items()
+        }
+        return {
+            "measures": _MEASURES,
+            "method": plan.method if isinstance(method, str) else describe(method),
+            "setting": asdict(plan.setting),
+            "tasks": [task.forget for task in material.tasks],
+            "seed": plan.seed,
+            "images": material.images.manifest_digest,
+            "backbone": material.backbone.fingerprint,
+            "references": references,
+            "budget": None if isinstance(method, str) else asdict(self._config.budget),
+            "attacks": self._config.attacks,
+        }
+
+    def _training(self, what: str, look: PretrainProgress) -> None:
+        self._tell(what, step=look.step, steps=look.steps)
+
+    def _tell(self, what: str, *, look: Look | None = None, step: int = 0, steps: int = 0) -> None:
+        if self._status is None:
+            return
+        step, steps = (look.step, look.steps) if look is not None else (step, steps)
+        self._status(Status(len(self._cells), len(self._plans), what, look, step, steps))
+
+    def _say(self, sentence: str) -> None:
+        if self._note is not None:
+            self._note(sentence)
+
+
+def code_digest() -> str:
+    """Of this package's source: cells of different code in one table are pointed out."""
+    root = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        if path.parent.name != "bench" or path.name in _MEASURING:
+            digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+# Of this folder, what the figures depend on; tables and plots may change freely.
+_MEASURING = ("protocol.py", "figures.py", "leaks.py", "material.py", "setting.py", "tensors.py")

@@ -1,0 +1,148 @@
+"""The settings of the papers' tables: what is forgotten, in how many tasks, with how many images.
+
+`single 100-20` forgets 20 of 100 classes in one task; `continual 4x20` forgets 20 classes in each
+of 4 tasks. The order of the classes, and which ones take part, is drawn by the seed.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from forgetting.data import ImageSet, indices
+from forgetting.errors import DataError
+from forgetting.task_data import TaskClasses
+
+_SINGLE = re.compile(r"(\d+)-(\d+)")
+_CONTINUAL = re.compile(r"(\d+)x(\d+)")
+_EXAMPLES = "'single 100-20' (forget 20 of 100 classes) or '4x20' (4 tasks of 20 classes)"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One sequence of tasks.
+
+    Attributes:
+        classes: Classes that the backbone knows.
+        tasks: Number of tasks.
+        per_task: Classes forgotten by each.
+        shots: Most training images of a class, to forget and to keep alike; None is all.
+        missing: Classes to keep that have no training images.
+    """
+
+    classes: int
+    tasks: int
+    per_task: int
+    shots: int | None = None
+    missing: int = 0
+
+    @property
+    def name(self) -> str:
+        """For people and for files: `100-4x20`, `100-1x5-4shot`, `100-4x20-missing5`."""
+        name = f"{self.classes}-{self.tasks}x{self.per_task}"
+        name += "" if self.shots is None else f"-{self.shots}shot"
+        return name + (f"-missing{self.missing}" if self.missing else "")
+
+    def task_name(self, number: int) -> str:
+        """The papers' name of task `number` (from 1): classes before it - classes it forgets."""
+        return f"{self.classes - (number - 1) * self.per_task}-{self.per_task}"
+
+
+def parse_settings(
+    text: str,
+    *,
+    available: int,
+    classes: int | None = None,
+    shots: int | None = None,
+    missing: int = 0,
+) -> tuple[Setting, ...]:
+    """Read `--setting`.
+
+    Args:
+        text: One or more of `C-Y` and `KxY`, optionally after the word `single` or `continual`.
+        available: Classes of the image set.
+        classes: Classes that take part, where the text doesn't say; None is all.
+        shots: See `Setting`.
+        missing: See `Setting`.
+
+    Raises:
+        DataError: Not such a text, or a setting that the image set is too small for.
+    """
+    words = [word for word in text.replace(",", " ").split() if word not in ("single", "continual")]
+    if not words:
+        raise DataError(f"no setting in {text!r}; expected {_EXAMPLES}")
+    settings = []
+    for word in words:
+        if single := _SINGLE.fullmatch(word):
+            known, per_task = int(single[1]), int(single[2])
+            if classes not in (None, known):
+                raise DataError(f"setting {word!r} has {known} classes, --classes says {classes}")
+            setting = Setting(known, 1, per_task, shots, missing)
+        elif continual := _CONTINUAL.fullmatch(word):
+            tasks, per_task = int(continual[1]), int(continual[2])
+            setting = Setting(classes or available, tasks, per_task, shots, missing)
+        else:
+            raise DataError(f"unknown setting {word!r}; expected {_EXAMPLES}")
+        _check(setting, word, available=available)
+        settings.append(setting)
+    return tuple(dict.fromkeys(settings))
+
+
+def _check(setting: Setting, word: str, *, available: int) -> None:
+    if setting.tasks < 1 or setting.per_task < 1:
+        raise DataError(f"setting {word!r} forgets nothing; expected {_EXAMPLES}")
+    if setting.classes > available:
+        raise DataError(
+            f"setting {word!r} needs {setting.classes} classes, the image set has {available}"
+        )
+    if setting.shots is not None and setting.shots < 1:
+        raise DataError(f"expected at least 1 shot, found {setting.shots}")
+    if setting.missing < 0:
+        raise DataError(f"expected 0 or more missing classes, found {setting.missing}")
+    needed = setting.tasks * setting.per_task + setting.missing + 2
+    if needed > setting.classes:
+        missing = f", {setting.missing} without images" if setting.missing else ""
+        raise DataError(
+            f"setting {word!r} needs {needed} classes ({setting.tasks * setting.per_task} to "
+            f"forget{missing} and at least 2 to keep), {setting.classes} take part"
+        )
+
+
+def class_order(names: Sequence[str], setting: Setting, *, seed: int) -> tuple[str, ...]:
+    """The classes that take part, in the seed's order; tasks forget from the end, as the papers."""
+    return tuple(random.Random(seed).sample(list(names), setting.classes))
+
+
+def task_classes(order: Sequence[str], setting: Setting) -> tuple[TaskClasses, ...]:
+    """Who is who in each task; the missing classes are the first of the order."""
+    tasks = []
+    for number in range(setting.tasks):
+        first = len(order) - (number + 1) * setting.per_task
+        last = first + setting.per_task
+        tasks.append(
+            TaskClasses(
+                retained=tuple(order[:first]),
+                forget=tuple(order[first:last]),
+                earlier=tuple(order[last:]),
+                missing=tuple(order[: setting.missing]),
+            )
+        )
+    return tuple(tasks)
+
+
+def check_images(images: ImageSet, setting: Setting) -> None:
+    """Whether every class has images to learn from and to report on.
+
+    Raises:
+        DataError: Naming the first class that hasn't.
+    """
+    for split in ("train", "test"):
+        with_images = set(images.labels[indices(images, split)].tolist())
+        lacking = [n for i, n in enumerate(images.classes) if i not in with_images]
+        if lacking:
+            raise DataError(
+                f"{images.name}: class {lacking[0]!r} has no {split} image, so setting "
+                f"{setting.name} can't be measured"
+            )
