@@ -5,70 +5,64 @@
 On disk an adapter is three files: `adapter_config.json` and `adapter_model.safetensors` in the
 format of Hugging Face PEFT, and `forget.json` with our own facts. Loading is strict: a truncated
 or foreign adapter would silently forget nothing. PEFT itself is not needed here.
+
+An adapter of the other kind is a `Projection`; `to_files` and `from_files` know both.
 """
 
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from importlib import metadata
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-import safetensors
-import safetensors.torch
-import torch
 from torch import Tensor, nn
 
+from forgetting.adapter_files import (
+    FACTS_FILE,
+    MAX_RANK,
+    AdapterFacts,
+    check_backbone,
+    check_names,
+    check_tensor,
+    code_version,
+    facts_bytes,
+    json_bytes,
+    read_facts,
+    read_json,
+    read_kind,
+    read_tensors,
+    tensor_bytes,
+)
 from forgetting.backbone import Backbone
 from forgetting.errors import AdapterError
 from forgetting.method import Pair
+from forgetting.projection import KIND as PROJECTION_KIND
+from forgetting.projection import Projection, projection_files, projection_from_files
+
+__all__ = [
+    "CONFIG_FILE",
+    "FACTS_FILE",
+    "FILES",
+    "MAX_RANK",
+    "TENSORS_FILE",
+    "Adapter",
+    "AdapterFacts",
+    "AnyAdapter",
+    "Projection",
+    "code_version",
+    "delta",
+    "effective_weights",
+    "from_files",
+    "to_files",
+]
 
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
-FACTS_FILE = "forget.json"
 FILES = (CONFIG_FILE, TENSORS_FILE, FACTS_FILE)
-MAX_RANK = 128
-_FORMAT = 1
 _KIND = "lora"
 _PREFIX = "base_model.model."
-_METADATA = {"format": "pt"}
-
-
-Scalar = str | int | float | bool | None
-
-
-@dataclass(frozen=True)
-class AdapterFacts:
-    """What `forget.json` says about an adapter. No class names: subjects are opaque ids.
-
-    Attributes:
-        backbone: Fingerprint of the backbone that it was learned against.
-        stack: Ids of the adapters below it, bottom first.
-        subjects: Ids of the classes that it forgets.
-        method: Name of the method.
-        config: The method's hyper-parameters.
-        seed: Seed of the run.
-        steps: Optimizer steps taken.
-        data_digest: Digest of the image set's manifest.
-        code_version: Version of the code that learned it.
-        groups_kept: Groups with a non-zero update; only these are stored.
-        groups_total: Groups that the backbone has.
-    """
-
-    backbone: str
-    stack: tuple[str, ...]
-    subjects: tuple[str, ...]
-    method: str
-    config: Mapping[str, Scalar]
-    seed: int
-    steps: int
-    data_digest: str
-    code_version: str
-    groups_kept: int
-    groups_total: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,12 +85,8 @@ class Adapter:
         object.__setattr__(self, "pairs", MappingProxyType(ordered))
 
 
-def code_version() -> str:
-    """The installed version of this project."""
-    try:
-        return metadata.version("lethe")
-    except metadata.PackageNotFoundError:
-        return "unknown"
+AnyAdapter = Adapter | Projection
+"""What a stack is made of: trained pairs, or a closed-form edit of the feature."""
 
 
 def delta(adapter: Adapter, path: str) -> Tensor:
@@ -126,43 +116,53 @@ def effective_weights(model: nn.Module, adapters: Sequence[Adapter]) -> dict[str
     return {path: weight.float() for path, weight in sums.items()}
 
 
-def to_files(adapter: Adapter) -> dict[str, bytes]:
+def to_files(adapter: AnyAdapter) -> dict[str, bytes]:
     """The adapter's files, byte for byte the same for the same adapter."""
+    if isinstance(adapter, Projection):
+        return projection_files(adapter)
     tensors = {}
     for path, (a, b) in adapter.pairs.items():
-        tensors[f"{_PREFIX}{path}.lora_A.weight"] = a.contiguous()
-        tensors[f"{_PREFIX}{path}.lora_B.weight"] = b.contiguous()
-    facts = {"format": _FORMAT, "kind": _KIND, **asdict(adapter.facts)}
+        tensors[f"{_PREFIX}{path}.lora_A.weight"] = a
+        tensors[f"{_PREFIX}{path}.lora_B.weight"] = b
     return {
-        CONFIG_FILE: _json(_peft_config(adapter)),
-        TENSORS_FILE: safetensors.torch.save(tensors, _METADATA),
-        FACTS_FILE: _json(facts),
+        CONFIG_FILE: json_bytes(_peft_config(adapter)),
+        TENSORS_FILE: tensor_bytes(tensors),
+        FACTS_FILE: facts_bytes(_KIND, adapter.facts),
     }
 
 
-def from_files(files: Mapping[str, bytes], backbone: Backbone) -> Adapter:
-    """Read an adapter for this backbone, refusing whatever isn't exactly one.
+def from_files(files: Mapping[str, bytes], backbone: Backbone) -> AnyAdapter:
+    """Read an adapter of either kind for this backbone, refusing whatever isn't exactly one.
 
     Raises:
-        AdapterError: Naming the file or key: a file missing or too many, a tensor missing or too
-            many, a shape that doesn't fit the backbone, not float32, not finite, rank above
-            `MAX_RANK`, another backbone's fingerprint, or a PEFT config that contradicts the
-            tensors.
+        AdapterError: Naming the file or key: an unknown kind, a file missing or too many, a tensor
+            missing or too many, a shape that doesn't fit the backbone, not float32, not finite,
+            rank above `MAX_RANK`, another backbone's fingerprint, a PEFT config that contradicts
+            the tensors, or a backbone whose features can't be edited.
     """
-    _check_names("adapter files", expected=set(FILES), found=set(files))
-    facts = _read_facts(files[FACTS_FILE])
-    if facts.backbone != backbone.fingerprint:
-        raise AdapterError(
-            f"{FACTS_FILE}: the adapter was learned for backbone {facts.backbone}, this one is "
-            f"{backbone.fingerprint}"
-        )
-    config = _read_json(CONFIG_FILE, files[CONFIG_FILE])
+    if FACTS_FILE not in files:
+        raise AdapterError(f"adapter files: missing {FACTS_FILE}")
+    kind = read_kind(files[FACTS_FILE])
+    if kind == PROJECTION_KIND:
+        return projection_from_files(files, backbone)
+    if kind == _KIND:
+        return _pairs_from_files(files, backbone)
+    raise AdapterError(
+        f"{FACTS_FILE}: expected kind {_KIND!r} or {PROJECTION_KIND!r}, found {kind!r}"
+    )
+
+
+def _pairs_from_files(files: Mapping[str, bytes], backbone: Backbone) -> Adapter:
+    check_names("adapter files", expected=set(FILES), found=set(files))
+    facts = read_facts(files[FACTS_FILE])
+    check_backbone(facts, backbone.fingerprint)
+    config = read_json(CONFIG_FILE, files[CONFIG_FILE])
     paths = config.get("target_modules") if isinstance(config, dict) else None
     if not isinstance(paths, list) or not all(isinstance(p, str) for p in paths) or not paths:
         raise AdapterError(f"{CONFIG_FILE}: expected a list of module paths in `target_modules`")
-    tensors = _read_tensors(files[TENSORS_FILE])
+    tensors = read_tensors(TENSORS_FILE, files[TENSORS_FILE])
     keys = {f"{_PREFIX}{p}.lora_{m}.weight" for p in paths for m in "AB"}
-    _check_names(f"keys of {TENSORS_FILE}", expected=keys, found=set(tensors))
+    check_names(f"keys of {TENSORS_FILE}", expected=keys, found=set(tensors))
     pairs = {
         p: (tensors[f"{_PREFIX}{p}.lora_A.weight"], tensors[f"{_PREFIX}{p}.lora_B.weight"])
         for p in paths
@@ -206,10 +206,7 @@ def _check_pair(path: str, a: Tensor, b: Tensor) -> None:
     if not 1 <= a.shape[0] <= MAX_RANK:
         raise AdapterError(f"{path}: rank {a.shape[0]} is not in 1..{MAX_RANK}")
     for name, tensor in (("lora_A", a), ("lora_B", b)):
-        if tensor.dtype != torch.float32:
-            raise AdapterError(f"{path}.{name}: expected float32, found {tensor.dtype}")
-        if not bool(torch.isfinite(tensor).all()):
-            raise AdapterError(f"{path}.{name}: holds values that are not finite")
+        check_tensor(f"{path}.{name}", tensor)
 
 
 def _peft_config(adapter: Adapter) -> dict[str, Any]:
@@ -229,74 +226,3 @@ def _peft_config(adapter: Adapter) -> dict[str, Any]:
         "lora_dropout": 0.0,
         "inference_mode": True,
     }
-
-
-def _json(value: object) -> bytes:
-    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
-
-
-def _read_json(name: str, content: bytes) -> Any:
-    try:
-        return json.loads(content)
-    except ValueError as error:
-        raise AdapterError(f"{name} is not JSON: {error}") from error
-
-
-def _read_tensors(content: bytes) -> dict[str, Tensor]:
-    try:
-        tensors: dict[str, Tensor] = safetensors.torch.load(content)
-    except (safetensors.SafetensorError, struct.error, ValueError) as error:
-        raise AdapterError(f"{TENSORS_FILE} is not a whole safetensors file: {error}") from error
-    (length,) = struct.unpack("<Q", content[:8])
-    found = json.loads(content[8 : 8 + length]).get("__metadata__")
-    if found != _METADATA:
-        raise AdapterError(f"{TENSORS_FILE}: expected metadata {_METADATA}, found {found}")
-    return tensors
-
-
-def _read_facts(content: bytes) -> AdapterFacts:
-    raw = _read_json(FACTS_FILE, content)
-    names = {f.name for f in fields(AdapterFacts)}
-    if not isinstance(raw, dict):
-        raise AdapterError(f"{FACTS_FILE}: expected an object, found {type(raw).__name__}")
-    _check_names(f"fields of {FACTS_FILE}", expected=names | {"format", "kind"}, found=set(raw))
-    if raw["format"] != _FORMAT or raw["kind"] != _KIND:
-        raise AdapterError(
-            f"{FACTS_FILE}: expected format {_FORMAT} and kind {_KIND!r}, found "
-            f"{raw['format']!r} and {raw['kind']!r}"
-        )
-    text = ("backbone", "method", "data_digest", "code_version")
-    number = ("seed", "steps", "groups_kept", "groups_total")
-    lists = ("stack", "subjects")
-    wrong = [n for n in text if not isinstance(raw[n], str)]
-    wrong += [n for n in number if type(raw[n]) is not int]
-    wrong += [
-        n
-        for n in lists
-        if not isinstance(raw[n], list) or not all(isinstance(v, str) for v in raw[n])
-    ]
-    if not isinstance(raw["config"], dict):
-        wrong.append("config")
-    if wrong:
-        raise AdapterError(f"{FACTS_FILE}: fields of the wrong kind: {', '.join(sorted(wrong))}")
-    return AdapterFacts(
-        backbone=raw["backbone"],
-        stack=tuple(raw["stack"]),
-        subjects=tuple(raw["subjects"]),
-        method=raw["method"],
-        config=raw["config"],
-        seed=raw["seed"],
-        steps=raw["steps"],
-        data_digest=raw["data_digest"],
-        code_version=raw["code_version"],
-        groups_kept=raw["groups_kept"],
-        groups_total=raw["groups_total"],
-    )
-
-
-def _check_names(what: str, *, expected: set[str], found: set[str]) -> None:
-    missing, extra = sorted(expected - found), sorted(found - expected)
-    if missing or extra:
-        parts = [f"missing {', '.join(missing[:5])}"] if missing else []
-        parts += [f"unexpected {', '.join(extra[:5])}"] if extra else []
-        raise AdapterError(f"{what}: {'; '.join(parts)}")

@@ -13,8 +13,8 @@ from torch import nn
 from forgetting.adapter import (
     Adapter,
     AdapterFacts,
+    AnyAdapter,
     code_version,
-    effective_weights,
     from_files,
     to_files,
 )
@@ -25,6 +25,7 @@ from forgetting.losses import own_distribution
 from forgetting.measure import by_class, most_hit, predict, right, share_right
 from forgetting.method import Progress, Samples
 from forgetting.report import GateConfig, GateResult, Report, judge
+from forgetting.stack import effective_state, install
 from forgetting.task_data import TaskClasses, training_data
 from forgetting.train import TrainConfig, train
 
@@ -47,18 +48,16 @@ class TaskResult:
         return all(gate.passed for gate in self.gates)
 
 
-def adapted_model(backbone: Backbone, stack: Sequence[Adapter]) -> nn.Module:
-    """A copy of the backbone's model with the stack's weights in it."""
+def adapted_model(backbone: Backbone, stack: Sequence[AnyAdapter]) -> nn.Module:
+    """A copy of the backbone's model, sharing nothing with it, with the stack in force."""
     model = copy.deepcopy(backbone.model)
-    with torch.no_grad():
-        for path, weight in effective_weights(backbone.model, stack).items():
-            model.get_submodule(path).weight.copy_(weight)  # type: ignore[operator]
+    install(model, effective_state(backbone.model, stack))
     return model
 
 
 def run_task(
     backbone: Backbone,
-    stack: Sequence[Adapter],
+    stack: Sequence[AnyAdapter],
     *,
     images: ImageSet,
     forget: Sequence[str],

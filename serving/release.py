@@ -6,11 +6,10 @@ import hashlib
 import logging
 from collections.abc import Mapping
 
-from torch import Tensor
-
-from forgetting.adapter import Adapter, effective_weights, from_files
+from forgetting.adapter import Adapter, AnyAdapter, from_files
 from forgetting.backbone import Backbone
 from forgetting.errors import AdapterError
+from forgetting.stack import EffectiveState, effective_state
 from registry.adapters import adapter_files
 from registry.errors import IntegrityError, RegistryError
 from registry.figures import report_figures
@@ -30,7 +29,7 @@ class ReleaseReader:
         self._ledger = ledger
         self._subjects = subjects
         self._backbone = backbone
-        self._adapters: dict[str, Adapter] = {}
+        self._adapters: dict[str, AnyAdapter] = {}
         self._measured: dict[str, Measured] = {}
         self._indices: dict[str, int] = {}
         self._index_of = {name: index for index, name in enumerate(backbone.spec.classes)}
@@ -61,7 +60,7 @@ class ReleaseReader:
                 f"release {number} is for backbone {state.backbone}, "
                 f"this replica has {self._backbone.fingerprint}"
             )
-        forward = slot.forward_for(release.adapters, lambda: self._weights(release))
+        forward = slot.forward_for(release.adapters, lambda: self._state(release))
         erased = state.subjects_erased_by_weights(number)
         return ReadyRelease(
             number=number,
@@ -74,7 +73,7 @@ class ReleaseReader:
             measured=self._measured_by(release),
         )
 
-    def _adapter(self, adapter_id: str) -> Adapter:
+    def _adapter(self, adapter_id: str) -> AnyAdapter:
         if adapter_id not in self._adapters:
             files = adapter_files(self._ledger, adapter_id)
             try:
@@ -83,12 +82,13 @@ class ReleaseReader:
                 raise BuildError(f"adapter {adapter_id}: {error}") from None
         return self._adapters[adapter_id]
 
-    def _weights(self, release: Release) -> Mapping[str, Tensor]:
+    def _state(self, release: Release) -> EffectiveState:
         adapters = [self._adapter(adapter_id) for adapter_id in release.adapters]
-        return effective_weights(self._backbone.model, adapters)
+        return effective_state(self._backbone.model, adapters)
 
     def _groups(self, release: Release) -> int:
-        paths = {path for a in release.adapters for path in self._adapter(a).pairs}
+        adapters = [self._adapter(adapter_id) for adapter_id in release.adapters]
+        paths = {p for adapter in adapters if isinstance(adapter, Adapter) for p in adapter.pairs}
         return len({path.split(".mlp.")[0] for path in paths})
 
     def _measured_by(self, release: Release) -> Measured:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from forgetting.stack import EffectiveState
 from serving.engines import Engine, Forward
 
 
@@ -83,15 +84,13 @@ class Slot:
         self._changed = threading.Condition()
         self._building = threading.Lock()
         self._books = threading.Lock()
-        self.bare = self.forward_for((), dict)
+        self.bare = self.forward_for((), EffectiveState)
 
     @property
     def active(self) -> ReadyRelease | None:
         return self._active
 
-    def forward_for(
-        self, stack: tuple[str, ...], weights: Callable[[], Mapping[str, Tensor]]
-    ) -> Forward:
+    def forward_for(self, stack: tuple[str, ...], state: Callable[[], EffectiveState]) -> Forward:
         """The forward pass of the backbone under `stack` (adapter ids), built unless resident.
 
         Raises `BuildError` when the check that it computes finite numbers fails.
@@ -103,7 +102,7 @@ class Slot:
             forward = self._find(stack)
             if forward is not None:
                 return forward
-            forward = self._engine.build(weights())
+            forward = self._engine.build(state())
             if not bool(torch.isfinite(forward(self._probe)).all()):
                 raise BuildError("self-check failed: the release's logits are not finite")
             self._keep(stack, forward)

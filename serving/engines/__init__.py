@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
+
+from forgetting.stack import EffectiveState
 
 Forward = Callable[[Tensor], Tensor]
 """Images (B, C, H, W) float32 -> logits (B, K) float32, before any mask."""
 
 
 class Engine(Protocol):
-    def build(self, weights: Mapping[str, Tensor]) -> Forward:
-        """A forward pass of the backbone with `weights` in place of the named linears' own.
+    def build(self, state: EffectiveState) -> Forward:
+        """A forward pass of the backbone with the merged weights and the feature edit of `state`.
 
-        `weights` maps module paths to merged weights (out, in). What is built is independent of
-        every other: nothing that already serves changes.
+        What is built is independent of every other: nothing that already serves changes.
         """
         ...

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from forgetting.stack import EffectiveState, install, shared_copy
 
 
 @dataclass(frozen=True)
@@ -28,11 +27,8 @@ class TorchEngine:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
 
-    def build(self, weights: Mapping[str, Tensor]) -> TorchForward:
-        """See `Engine.build`. Costs the memory of `weights` and an empty module skeleton."""
-        # deepcopy takes what the memo holds as already copied: every tensor stays shared.
-        tensors = itertools.chain(self._model.parameters(), self._model.buffers())
-        model = copy.deepcopy(self._model, {id(tensor): tensor for tensor in tensors})
-        for path, weight in weights.items():
-            model.get_submodule(path).weight = nn.Parameter(weight, requires_grad=False)
+    def build(self, state: EffectiveState) -> TorchForward:
+        """See `Engine.build`. Costs the memory of `state` and an empty module skeleton."""
+        model = shared_copy(self._model)
+        install(model, state)
         return TorchForward(model)

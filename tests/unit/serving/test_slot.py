@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from forgetting.stack import EffectiveState
 from serving.engines.torch_eager import TorchEngine
 from serving.slot import BuildError, Measured, ReadyRelease, Slot, Ticket
 
@@ -35,7 +36,7 @@ def test_a_built_forward_uses_the_new_weights_and_leaves_the_old_ones_alone(
     images = torch.randn(5, 4)
     before = slot.bare(images)
     weight = torch.zeros(8, 4)
-    changed = slot.forward_for(("x",), lambda: {"0": weight})
+    changed = slot.forward_for(("x",), lambda: EffectiveState({"0": weight}))
     assert not torch.allclose(changed(images), before)
     torch.testing.assert_close(slot.bare(images), before, rtol=0, atol=0)
     with torch.no_grad():
@@ -44,7 +45,7 @@ def test_a_built_forward_uses_the_new_weights_and_leaves_the_old_ones_alone(
 
 
 def test_unchanged_tensors_are_shared_between_releases(model: nn.Module) -> None:
-    built = TorchEngine(model).build({"0": torch.zeros(8, 4)}).model
+    built = TorchEngine(model).build(EffectiveState({"0": torch.zeros(8, 4)})).model
     own, theirs = dict(built.named_parameters()), dict(model.named_parameters())
     shared = {name for name in own if own[name].data_ptr() == theirs[name].data_ptr()}
     assert shared == {"0.bias", "2.weight", "2.bias"}
@@ -52,20 +53,20 @@ def test_unchanged_tensors_are_shared_between_releases(model: nn.Module) -> None
 
 def test_weights_that_are_not_finite_are_not_built(slot: Slot) -> None:
     with pytest.raises(BuildError, match="not finite"):
-        slot.forward_for(("x",), lambda: {"0": torch.full((8, 4), float("nan"))})
+        slot.forward_for(("x",), lambda: EffectiveState({"0": torch.full((8, 4), float("nan"))}))
 
 
 def test_resident_forwards_are_bounded_and_the_bare_one_stays(slot: Slot) -> None:
     built = []
 
-    def weights(name: str) -> dict[str, torch.Tensor]:
+    def state(name: str) -> EffectiveState:
         built.append(name)
-        return {"0": torch.zeros(8, 4)}
+        return EffectiveState({"0": torch.zeros(8, 4)})
 
     for name in ("a", "b", "c", "a"):
-        slot.forward_for((name,), lambda name=name: weights(name))
+        slot.forward_for((name,), lambda name=name: state(name))
     assert built == ["a", "b", "c", "a"]
-    assert slot.forward_for((), dict) is slot.bare
+    assert slot.forward_for((), EffectiveState) is slot.bare
 
 
 def test_an_older_release_is_never_flipped_to(slot: Slot) -> None:

@@ -1,0 +1,157 @@
+"""The affine edit of the feature that the head reads: one layer between pooling and head.
+
+    e' = e - B A (e - mean) + shift        (an `Erasure`: rank k, closed form)
+    e' = M e + m                           (a `FeatureEdit`: a stack of them, composed)
+
+The layer takes the place of the ViT's `head_drop`, which stands behind pooling and norm and before
+whatever reads the feature (timm: `forward_head` is pool, fc_norm, head_drop, head). So a linear
+head, a cosine head and an embedding endpoint all read the edited feature, by construction. For an
+engine that wants no additional layer, `folded` gives the same logits from a linear head alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from forgetting.errors import TargetError
+
+
+@dataclass(frozen=True, eq=False)
+class Erasure:
+    """e' = e - B A (e - mean) + shift.
+
+    Attributes:
+        a: (k, d).
+        b: (d, k), with A B = I, so that B A is a projection of rank k.
+        mean: (d,); `mean + shift` is where the erased classes' means come to lie.
+        shift: (d,), the same for every image.
+    """
+
+    a: Tensor = field(repr=False)
+    b: Tensor = field(repr=False)
+    mean: Tensor = field(repr=False)
+    shift: Tensor = field(repr=False)
+
+    @property
+    def rank(self) -> int:
+        return int(self.a.shape[0])
+
+    @property
+    def stored(self) -> int:
+        """Numbers that must be kept: 2 k d + 2 d."""
+        return sum(t.numel() for t in (self.a, self.b, self.mean, self.shift))
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureEdit:
+    """e' = M e + m with M (d, d) and m (d,)."""
+
+    matrix: Tensor = field(repr=False)
+    offset: Tensor = field(repr=False)
+
+
+class EditLayer(nn.Module):
+    """An edit in a model, followed by the dropout whose place it took."""
+
+    matrix: Tensor
+    offset: Tensor
+
+    def __init__(self, edit: FeatureEdit, drop: nn.Module) -> None:
+        super().__init__()
+        # Persistent, so that weights saved with an edit can't be loaded without it.
+        self.register_buffer("matrix", edit.matrix)
+        self.register_buffer("offset", edit.offset)
+        self.drop = drop
+
+    def forward(self, e: Tensor) -> Tensor:
+        edited = F.linear(e, self.matrix, self.offset)  # (.., d) @ (d, d) + (d,) -> (.., d)
+        dropped: Tensor = self.drop(edited)
+        return dropped
+
+
+def composed(erasures: Sequence[Erasure], *, below: FeatureEdit | None = None) -> FeatureEdit:
+    """E_t(... E_1(below(e))) as one affine map, in float64, rounded once to float32.
+
+    Args:
+        erasures: At least one, the first applied first.
+        below: What the feature went through before; None for nothing.
+    """
+    width = erasures[0].mean.shape[0]
+    if below is None:
+        matrix = torch.eye(width, dtype=torch.float64)
+        offset = torch.zeros(width, dtype=torch.float64)
+    else:
+        matrix, offset = below.matrix.double().cpu(), below.offset.double().cpu()
+    for erasure in erasures:
+        a, b = erasure.a.double(), erasure.b.double()
+        matrix = matrix - b @ (a @ matrix)  # (d, k) @ ((k, d) @ (d, d)) -> (d, d)
+        offset = offset - b @ (a @ (offset - erasure.mean.double())) + erasure.shift.double()
+    return FeatureEdit(matrix.float(), offset.float())
+
+
+def edit_point(model: nn.Module) -> int:
+    """Width d of the feature that an edit of this model would change.
+
+    Raises:
+        TargetError: There is no `head_drop` between pooling and head, so nothing can be installed.
+    """
+    vit: Any = model
+    drop = getattr(model, "head_drop", None)
+    if not isinstance(drop, nn.Dropout | nn.Identity | EditLayer):
+        found = "none" if drop is None else type(drop).__name__
+        raise TargetError(
+            f"{type(model).__name__}: expected a dropout named `head_drop` between pooling and "
+            f"head, found {found}; the feature of this model can't be edited, train an adapter "
+            "instead"
+        )
+    head = vit.get_classifier()
+    weight = getattr(head, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 2:
+        raise TargetError(
+            f"{type(model).__name__}: expected a head with a weight of one row per class, found "
+            f"{type(head).__name__}"
+        )
+    return int(weight.shape[1])
+
+
+def install_edit(model: nn.Module, edit: FeatureEdit) -> None:
+    """Put an edit into a model, in place of one that is there already.
+
+    Raises:
+        TargetError: The model has no place for it, or its features have another width.
+    """
+    vit: Any = model
+    width = edit_point(model)
+    if tuple(edit.matrix.shape) != (width, width) or tuple(edit.offset.shape) != (width,):
+        raise TargetError(
+            f"expected an edit of {width} features, found M {tuple(edit.matrix.shape)} and m "
+            f"{tuple(edit.offset.shape)}"
+        )
+    drop = vit.head_drop.drop if isinstance(vit.head_drop, EditLayer) else vit.head_drop
+    layer = EditLayer(edit, drop).to(vit.get_classifier().weight.device)
+    vit.head_drop = layer.train(model.training)
+
+
+def installed_edit(model: nn.Module) -> FeatureEdit | None:
+    """The edit that is in a model; None where there is none."""
+    layer = getattr(model, "head_drop", None)
+    return FeatureEdit(layer.matrix, layer.offset) if isinstance(layer, EditLayer) else None
+
+
+def folded(head: nn.Linear, edit: FeatureEdit) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a linear head that reads e as `head` reads M e + m.
+
+    W' = W M, b' = b + W m. The logits are the same; the embedding stays as it was, so this is for
+    engines that give out logits only.
+    """
+    weight = head.weight.detach().double().cpu()
+    bias = weight.new_zeros(len(weight)) if head.bias is None else head.bias.detach().double().cpu()
+    # (c, d) @ (d, d) -> (c, d);  (c, d) @ (d,) -> (c,)
+    merged = weight @ edit.matrix.double().cpu()
+    return merged.float(), (bias + weight @ edit.offset.double().cpu()).float()

@@ -1,0 +1,110 @@
+"""The second kind of adapter: a closed-form edit of the feature, as value and as files.
+
+On disk it is `projection.safetensors` with the tensors `A` (k, d), `B` (d, k), `mean` (d,) and
+`shift` (d,), and `forget.json`, as strict as the trained kind. How it is fitted: `project.py`; how
+it is served: `feature_edit.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from forgetting.adapter_files import (
+    FACTS_FILE,
+    MAX_RANK,
+    AdapterFacts,
+    check_backbone,
+    check_names,
+    check_tensor,
+    facts_bytes,
+    read_facts,
+    read_tensors,
+    tensor_bytes,
+)
+from forgetting.backbone import Backbone
+from forgetting.errors import AdapterError, TargetError
+from forgetting.feature_edit import Erasure, edit_point
+
+PROJECTION_FILE = "projection.safetensors"
+FILES = (PROJECTION_FILE, FACTS_FILE)
+KIND = "projection"
+_KEYS = ("A", "B", "mean", "shift")
+# A and B are rounded to float32 one by one, with entries up to the whitening's condition number.
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """An erasure, float32 on the CPU, and its facts.
+
+    Raises:
+        AdapterError: Shapes, types or values can't be right, or B A is no projection.
+    """
+
+    erasure: Erasure
+    facts: AdapterFacts
+
+    def __post_init__(self) -> None:
+        _check(self.erasure)
+
+
+def projection_files(projection: Projection) -> dict[str, bytes]:
+    """The files, byte for byte the same for the same projection."""
+    erasure = projection.erasure
+    tensors = dict(zip(_KEYS, (erasure.a, erasure.b, erasure.mean, erasure.shift), strict=True))
+    return {
+        PROJECTION_FILE: tensor_bytes(tensors),
+        FACTS_FILE: facts_bytes(KIND, projection.facts),
+    }
+
+
+def projection_from_files(files: Mapping[str, bytes], backbone: Backbone) -> Projection:
+    """Read a projection for this backbone; `adapter.from_files` calls this for its kind.
+
+    Raises:
+        AdapterError: See `adapter.from_files`.
+    """
+    check_names("adapter files", expected=set(FILES), found=set(files))
+    facts = read_facts(files[FACTS_FILE])
+    check_backbone(facts, backbone.fingerprint)
+    tensors = read_tensors(PROJECTION_FILE, files[PROJECTION_FILE])
+    check_names(f"keys of {PROJECTION_FILE}", expected=set(_KEYS), found=set(tensors))
+    try:
+        width = edit_point(backbone.model)
+    except TargetError as error:
+        raise AdapterError(str(error)) from error
+    a, b, mean, shift = (tensors[key] for key in _KEYS)
+    projection = Projection(Erasure(a, b, mean, shift), facts)
+    if a.shape[1] != width:
+        raise AdapterError(
+            f"{PROJECTION_FILE}: the projection is for features of width {a.shape[1]}, the "
+            f"backbone's have {width}"
+        )
+    return projection
+
+
+def _check(erasure: Erasure) -> None:
+    a, b = erasure.a, erasure.b
+    if a.ndim != 2 or tuple(b.shape) != tuple(reversed(a.shape)):
+        raise AdapterError(
+            f"projection: expected A (k, d) and B (d, k), found {tuple(a.shape)}, {tuple(b.shape)}"
+        )
+    rank, width = a.shape
+    for name, vector in (("mean", erasure.mean), ("shift", erasure.shift)):
+        if tuple(vector.shape) != (width,):
+            raise AdapterError(
+                f"projection.{name}: expected shape ({width},), found {tuple(vector.shape)}"
+            )
+    if not 1 <= rank <= min(MAX_RANK, width - 1):
+        raise AdapterError(f"projection: rank {rank} is not in 1..{min(MAX_RANK, width - 1)}")
+    for name in ("a", "b", "mean", "shift"):
+        check_tensor(f"projection.{name}", getattr(erasure, name))
+    product = a.double() @ b.double()  # (k, d) @ (d, k) -> (k, k)
+    error = float((product - torch.eye(rank, dtype=torch.float64)).abs().max())
+    if error > _TOLERANCE:
+        raise AdapterError(
+            f"projection: A B differs from the identity by {error:.1e}, so B A is no projection"
+        )
