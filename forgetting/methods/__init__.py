@@ -1,1 +1,74 @@
-"""Ways to forget, behind the one protocol of `forgetting.method`."""
+"""Ways to forget, behind the one protocol of `forgetting.method`.
+
+`METHODS` is the table of them all. To add one: write its module, import its class here, and put it
+into `_ALL` in the order in which tables show it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from types import MappingProxyType
+from typing import Any, cast
+
+from forgetting.errors import DataError
+from forgetting.method import Method
+from forgetting.methods.distilled import DER, FDR, DERPlusPlus, LwF
+from forgetting.methods.gs_lora import GSLoRA, GSLoRAPlusPlus
+from forgetting.methods.gs_lora_published import GSLoRAPublished
+from forgetting.methods.head_mask import HeadMask
+from forgetting.methods.lirf import LIRF
+from forgetting.methods.regularised import EWC, L2, MAS
+from forgetting.methods.retrain import Retrain
+from forgetting.methods.scrub import Scrub, ScrubS
+
+_ALL: tuple[type[Method], ...] = (
+    L2,
+    EWC,
+    MAS,
+    LwF,
+    DER,
+    DERPlusPlus,
+    FDR,
+    Scrub,
+    ScrubS,
+    LIRF,
+    Retrain,
+    HeadMask,
+    GSLoRAPublished,
+    GSLoRA,
+    GSLoRAPlusPlus,
+    # Ours: Lethe (methods/lethe.py) and Project (methods/project.py) go here.
+)
+
+METHODS: Mapping[str, type[Method]] = MappingProxyType({kind.name: kind for kind in _ALL})
+"""Every method's class by its name."""
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of a method.
+
+    Raises:
+        DataError: There is none of this name; the message lists those that there are.
+    """
+    if name not in METHODS:
+        raise DataError(f"there is no method {name!r}; the methods are {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def method(name: str, setting: Mapping[str, Any] | None = None) -> Method:
+    """A method with its defaults, changed by `setting` (such as one of its `grid`).
+
+    Raises:
+        DataError: No such method, or it has no hyper-parameter of such a name.
+    """
+    made = method_class(name)()
+    changes = dict(setting or {})
+    known = {field.name: getattr(made, field.name) for field in fields(cast(Any, made))}
+    for key, value in changes.items():
+        if key not in known:
+            shown = ", ".join(known) or "none"
+            raise DataError(f"{name} has no hyper-parameter {key!r}; it has {shown}")
+        if isinstance(known[key], int):
+            changes[key] = int(value)  # a grid holds floats only
+    return cast(Method, replace(cast(Any, made), **changes))

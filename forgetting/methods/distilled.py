@@ -1,0 +1,236 @@
+"""LwF, DER, DER++ and FDR: relabelled forget images, and the bare backbone as a teacher.
+
+    L = CE(forget, random wrong labels)  +  R(z_s, z_t)  on retain images,   z_t: the teacher's
+
+    LwF    R = w KD_T(z_s, z_t) + v CE            Li & Hoiem, ECCV 2016, T = 2
+    DER    R = w mean |z_s - z_t|^2               Buzzega et al., NeurIPS 2020, eq. 5
+    DER++  R = w mean |z_s - z_t|^2 + v CE        ibid., eq. 6
+    FDR    R = w mean_i |p_s - p_t|_2             Benjamin et al., ICLR 2019, p = softmax(z)
+
+Defined as in these papers where the published code of GS-LoRA differs: its LwF has no distillation
+at all (the term is NaN and set to 0), its DER compares embeddings, its FDR compares logits. DER++
+draws another batch for its second term; here both terms see one batch, which has the same
+expectation at half the images. The mean of DER is over images and classes, as in its authors' code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from forgetting.measure import predict
+from forgetting.method import Budget, Learned, Task, Tell
+from forgetting.methods.draws import Draws, label_loss
+from forgetting.methods.finetune import Recipe, Terms, answers, finetune
+from forgetting.methods.watch import Watch, check_images
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+"""(student logits (n, K), teacher logits (n, K)) -> scalar."""
+
+Grid = tuple[Mapping[str, float], ...]
+
+
+def taught(model: nn.Module, x: Tensor) -> Tensor:
+    """A teacher's logits (n, K) of images that never change: computed once, exactly."""
+    return predict(model, x).clone()  # a clone may take part in autograd
+
+
+def distillation(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+    """KD = T^2 KL( softmax(z_t / T) || softmax(z_s / T) ), mean over images (Hinton et al., 2015).
+
+    Args:
+        student: Logits (n, K).
+        teacher: Logits (n, K).
+        temperature: T.
+    """
+    target = F.log_softmax(teacher / temperature, dim=1)
+    found = F.log_softmax(student / temperature, dim=1)
+    apart = F.kl_div(found, target, reduction="batchmean", log_target=True)
+    return apart * temperature**2
+
+
+def softmax_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """FDR: mean_i |softmax(z_s) - softmax(z_t)|_2; its gradient where both are equal is 0."""
+    apart: Tensor = torch.linalg.vector_norm(student.softmax(1) - teacher.softmax(1), dim=1)
+    return apart.mean()
+
+
+def _learn(
+    task: Task,
+    distance: Distance,
+    *,
+    weight: float,
+    labels: float,
+    rate: float,
+    budget: Budget,
+    generator: torch.Generator,
+    watch: Watch,
+) -> Learned:
+    check_images(task.data)
+    teacher = taught(task.original, task.data.retain.x)
+
+    def step(model: nn.Module, draws: Draws) -> Terms:
+        f, r = draws.forget(), draws.retain()
+        forget, retain = answers(model, f, r)
+        wrong = draws.wrong(len(f), classes=forget.shape[1])
+        kept = weight * distance(retain, teacher[r.rows])
+        if labels > 0:
+            kept = kept + labels * label_loss(model, retain, r.y)
+        return Terms(forget=label_loss(model, forget, wrong), retain=kept)
+
+    return finetune(
+        task, step, recipe=Recipe(rate), budget=budget, generator=generator, watch=watch
+    )
+
+
+@dataclass(frozen=True)
+class LwF:
+    """Attributes: weight of KD, temperature T, labels the weight of CE on retain images."""
+
+    name: ClassVar[str] = "lwf"
+    grid: ClassVar[Grid] = (
+        {"labels": 10.0},
+        {"weight": 5.0},
+        {"weight": 5.0, "rate": 1e-3},
+        {"rate": 1e-3},
+    )
+    weight: float = 0.5
+    temperature: float = 2.0
+    labels: float = 2.0
+    rate: float = 1e-4
+
+    def learn(
+        self,
+        task: Task,
+        *,
+        budget: Budget,
+        generator: torch.Generator,
+        progress: Tell | None = None,
+    ) -> Learned:
+        """See `forgetting.method.Method.learn`."""
+        watch = Watch(task.data, progress, phase=self.name)
+
+        def distance(student: Tensor, teacher: Tensor) -> Tensor:
+            return distillation(student, teacher, temperature=self.temperature)
+
+        return _learn(
+            task,
+            distance,
+            weight=self.weight,
+            labels=self.labels,
+            rate=self.rate,
+            budget=budget,
+            generator=generator,
+            watch=watch,
+        )
+
+
+@dataclass(frozen=True)
+class DER:
+    """Attributes: weight of the squared distance of the logits."""
+
+    name: ClassVar[str] = "der"
+    grid: ClassVar[Grid] = (
+        {"weight": 0.1},
+        {"weight": 2.0},
+        {"rate": 1e-4},
+        {"weight": 2.0, "rate": 1e-4},
+    )
+    weight: float = 0.5
+    rate: float = 1e-3
+
+    def learn(
+        self,
+        task: Task,
+        *,
+        budget: Budget,
+        generator: torch.Generator,
+        progress: Tell | None = None,
+    ) -> Learned:
+        """See `forgetting.method.Method.learn`."""
+        return _learn(
+            task,
+            F.mse_loss,
+            weight=self.weight,
+            labels=0.0,
+            rate=self.rate,
+            budget=budget,
+            generator=generator,
+            watch=Watch(task.data, progress, phase=self.name),
+        )
+
+
+@dataclass(frozen=True)
+class DERPlusPlus:
+    """Attributes: weight of the squared distance, labels the weight of CE on retain images."""
+
+    name: ClassVar[str] = "der++"
+    grid: ClassVar[Grid] = (
+        {"weight": 0.1},
+        {"weight": 2.0, "labels": 1.0},
+        {"rate": 1e-4},
+        {"weight": 2.0, "labels": 1.0, "rate": 1e-4},
+    )
+    weight: float = 0.5
+    labels: float = 0.5
+    rate: float = 1e-3
+
+    def learn(
+        self,
+        task: Task,
+        *,
+        budget: Budget,
+        generator: torch.Generator,
+        progress: Tell | None = None,
+    ) -> Learned:
+        """See `forgetting.method.Method.learn`."""
+        return _learn(
+            task,
+            F.mse_loss,
+            weight=self.weight,
+            labels=self.labels,
+            rate=self.rate,
+            budget=budget,
+            generator=generator,
+            watch=Watch(task.data, progress, phase=self.name),
+        )
+
+
+@dataclass(frozen=True)
+class FDR:
+    """Attributes: weight of the distance; the published one, 50, was for logits."""
+
+    name: ClassVar[str] = "fdr"
+    grid: ClassVar[Grid] = (
+        {"weight": 2.0},
+        {"weight": 50.0},
+        {"rate": 1e-4},
+        {"weight": 50.0, "rate": 1e-4},
+    )
+    weight: float = 10.0
+    rate: float = 1e-3
+
+    def learn(
+        self,
+        task: Task,
+        *,
+        budget: Budget,
+        generator: torch.Generator,
+        progress: Tell | None = None,
+    ) -> Learned:
+        """See `forgetting.method.Method.learn`."""
+        return _learn(
+            task,
+            softmax_distance,
+            weight=self.weight,
+            labels=0.0,
+            rate=self.rate,
+            budget=budget,
+            generator=generator,
+            watch=Watch(task.data, progress, phase=self.name),
+        )

@@ -1,0 +1,82 @@
+"""The tables' row "Retrain": a network with fresh weights, within the same budget as the others.
+
+Cross-entropy on retain images only, all weights and the head trained, whatever earlier tasks left
+behind. At a few hundred steps this is a weak model; the reference for leaks is one that is trained
+to the end without the classes, and is made elsewhere.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from forgetting.errors import TrainingError
+from forgetting.method import Budget, Learned, Task, Tell
+from forgetting.methods.draws import Draws, label_loss
+from forgetting.methods.finetune import Recipe, Terms, finetune
+from forgetting.methods.watch import Watch
+
+
+def reset(model: nn.Module, *, generator: torch.Generator) -> nn.Module:
+    """A copy with fresh weights, as timm itself initialises the architecture.
+
+    Raises:
+        TrainingError: The model has no `init_weights`.
+    """
+    fresh: Any = copy.deepcopy(model)
+    if not callable(getattr(fresh, "init_weights", None)):
+        raise TrainingError(
+            f"{type(model).__name__} can't be trained afresh: expected timm's `init_weights`"
+        )
+    device = generator.device
+    seed = int(torch.randint(2**31, (1,), generator=generator, device=device))
+    with torch.random.fork_rng():  # timm draws from the global generator
+        torch.manual_seed(seed)
+        for module in fresh.modules():
+            if callable(getattr(module, "reset_parameters", None)):
+                module.reset_parameters()
+        fresh.init_weights()
+    network: nn.Module = fresh
+    return network
+
+
+@dataclass(frozen=True)
+class Retrain:
+    """Attributes: rate is the peak learning rate, reached after the warm-up's share of steps."""
+
+    name: ClassVar[str] = "retrain"
+    grid: ClassVar[tuple[Mapping[str, float], ...]] = ({"rate": 1e-3}, {"rate": 3e-3})
+    rate: float = 3e-4
+    warmup: float = 0.05
+
+    def learn(
+        self,
+        task: Task,
+        *,
+        budget: Budget,
+        generator: torch.Generator,
+        progress: Tell | None = None,
+    ) -> Learned:
+        """See `forgetting.method.Method.learn`."""
+        watch = Watch(task.data, progress, phase=self.name)
+
+        def step(model: nn.Module, draws: Draws) -> Terms:
+            r = draws.retain()
+            kept = label_loss(model, model(r.x), r.y)
+            return Terms(forget=torch.zeros_like(kept), retain=kept)
+
+        return finetune(
+            task,
+            step,
+            recipe=Recipe(self.rate, warmup=self.warmup),
+            budget=budget,
+            generator=generator,
+            watch=watch,
+            start=reset(task.model, generator=generator),
+            trained=lambda name: True,
+        )
