@@ -1,7 +1,6 @@
 """The head as an attacker meets it: he holds the weights, so a mask in front of it is no obstacle.
 
-Two kinds: a plain `nn.Linear`, and a cosine head (CosFace), an `nn.Linear` without bias whose own
-forward gives scale * cos(e, w_k) and whose attributes `scale` and `margin` say how it was trained.
+Two kinds: a plain `nn.Linear`, and a `CosineHead`, whose training has a margin on the label.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from forgetting.errors import BackboneError
+from forgetting.face_transformer import CosineHead
 
 # A bias this far from all others is a mask and nothing that training would give.
 _MASKED = 100.0
@@ -75,11 +75,6 @@ def restarted(head: nn.Linear, *, forgotten: Tensor, retained: Tensor | None = N
     return copied
 
 
-def has_margin(head: nn.Linear) -> bool:
-    """Whether it is a cosine head with the label's margin in training."""
-    return hasattr(head, "scale") and hasattr(head, "margin")
-
-
 def margin_logits(head: nn.Linear, logits: Tensor, y: Tensor) -> Tensor:
     """z - s * m on the label (CosFace, Wang et al., CVPR 2018); a plain head's stay as they are.
 
@@ -88,11 +83,10 @@ def margin_logits(head: nn.Linear, logits: Tensor, y: Tensor) -> Tensor:
         logits: Its own (n, K).
         y: Labels (n,).
     """
-    if not has_margin(head):
+    if not isinstance(head, CosineHead):
         return logits
-    cosine: Any = head
-    penalty = float(cosine.scale) * float(cosine.margin)
-    return logits.scatter_add(1, y[:, None], logits.new_full((len(y), 1), -penalty))
+    penalty = logits.new_full((len(y), 1), -head.scale * head.margin)
+    return logits.scatter_add(1, y[:, None], penalty)
 
 
 def _bias(head: nn.Linear) -> Tensor | None:

@@ -171,6 +171,7 @@ def scalars(figures: LeakFigures) -> dict[str, float]:
         **{f"probe_{point.shots or 'all'}_f": point.recall_f for point in figures.probe},
         "prototype_f": max(point.recall_f for point in figures.prototypes),
         "nearest_mean_f": figures.nearest_mean.recall_f,
+        "relearn_f": figures.relearn.acc_f[-1] if figures.relearn else None,
         "relearn_steps": figures.relearn.reached if figures.relearn else None,
         "membership_advantage": max(s.advantage for s in figures.membership),
         "membership_tpr": max(s.tpr for s in figures.membership),

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from forgetting.attacks.head import has_margin
 from forgetting.errors import DataError
+from forgetting.face_transformer import CosineHead
 from forgetting.features import Features, draw_per_class, rows, split
 from forgetting.measure import right
 
@@ -69,7 +69,11 @@ def relearn_by_prototype(
             f"prototypical relearning needs images of forgotten and of retained classes, found "
             f"{len(forget)} and {len(retain)}"
         )
-    centre = torch.zeros_like(head.weight[0]) if has_margin(head) else retain.embedding.mean(dim=0)
+    centre = (
+        torch.zeros_like(head.weight[0])
+        if isinstance(head, CosineHead)
+        else retain.embedding.mean(dim=0)
+    )
     parts = split(test, forgotten=forgotten)
     found: dict[float, list[tuple[float, float]]] = {alpha: [] for alpha in config.alphas}
     for _ in range(config.draws):
@@ -125,7 +129,8 @@ def class_means(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _coordinates(head: nn.Linear, embedding: Tensor, centre: Tensor) -> Tensor:
-    return F.normalize(embedding, dim=1) if has_margin(head) else embedding - centre
+    """What the means are taken of; a cosine head has no bias that could hold a centre."""
+    return F.normalize(embedding, dim=1) if isinstance(head, CosineHead) else embedding - centre
 
 
 def _written(
@@ -141,7 +146,7 @@ def _written(
     kept = torch.ones(head.out_features, dtype=torch.bool)
     kept[forgotten] = False
     # A cosine head reads directions only, so there the old rows are brought to one norm first.
-    old = F.normalize(head.weight, dim=1) if has_margin(head) else head.weight
+    old = F.normalize(head.weight, dim=1) if isinstance(head, CosineHead) else head.weight
     norm = old[kept].norm(dim=1).mean()
     bias: Tensor | None = head.bias
     with torch.no_grad():

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from forgetting.attacks.head import has_margin, margin_logits
+from forgetting.attacks.head import margin_logits
 from forgetting.errors import DataError
+from forgetting.face_transformer import CosineHead
 from forgetting.features import Features, draw_per_class, rows, split
 from forgetting.measure import right
 
@@ -108,7 +109,7 @@ def _look(head: nn.Linear, parts: tuple[Features, Features], *, epoch: int) -> R
             logits = head(part.embedding)  # (n, d) -> (n, K)
             plain.append(right(logits, part.y).value)
             margin.append(right(margin_logits(head, logits, part.y), part.y).value)
-    known = has_margin(head)
+    known = isinstance(head, CosineHead)
     return RecoveryPoint(
         epoch, plain[0], plain[1], margin[0] if known else None, margin[1] if known else None
     )
