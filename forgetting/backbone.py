@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,37 +19,32 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import timm
-import timm.data
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
+from forgetting import face_transformer as _face_transformer  # noqa: F401 (timm learns its name)
 from forgetting.errors import BackboneError
+from forgetting.preprocess import Preprocess, preprocess_of, transform
+
+__all__ = [
+    "Backbone",
+    "BackboneSpec",
+    "Preprocess",
+    "build_model",
+    "features_and_logits",
+    "fingerprint",
+    "freeze",
+    "load_backbone",
+    "load_timm",
+    "preprocess_of",
+    "read_labels",
+    "save_backbone",
+    "transform",
+]
 
 SPEC_FILE = "backbone.json"
 WEIGHTS_FILE = "model.safetensors"
 _FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Preprocess:
-    """How an image becomes the model's input.
-
-    Attributes:
-        input_size: (channels, height, width) of the tensor.
-        mean: Per channel, in the 0..1 scale of the pixels.
-        std: Per channel, in the 0..1 scale of the pixels.
-        interpolation: A name that timm knows: `bicubic`, `bilinear`, `nearest`, ...
-        crop_pct: Share of the resized image that the crop keeps, 0 < crop_pct <= 1.
-        crop_mode: timm's `center`, `squash` (aspect ratio given up, nothing cut) or `border`.
-    """
-
-    input_size: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str = "bicubic"
-    crop_pct: float = 1.0
-    crop_mode: str = "center"
 
 
 @dataclass(frozen=True)
@@ -144,33 +139,6 @@ def features_and_logits(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     return embedding, logits
 
 
-def transform(preprocess: Preprocess) -> Callable[[Image.Image], Tensor]:
-    """The one way an image becomes an input, for training, measuring and serving alike.
-
-    Returns:
-        A function from a PIL image of any mode and size to a float32 tensor (c, h, w).
-    """
-    mode = "L" if preprocess.input_size[0] == 1 else "RGB"
-    steps = timm.data.create_transform(
-        input_size=preprocess.input_size,
-        is_training=False,
-        interpolation=preprocess.interpolation,
-        mean=preprocess.mean,
-        std=preprocess.std,
-        crop_pct=preprocess.crop_pct,
-        crop_mode=preprocess.crop_mode,
-    )
-
-    def apply(image: Image.Image) -> Tensor:
-        # Through RGBA, or a palette image's transparency would become a colour.
-        if image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")
-        tensor: Tensor = steps(image if image.mode == mode else image.convert(mode))
-        return tensor
-
-    return apply
-
-
 def save_backbone(directory: str | Path, backbone: Backbone) -> None:
     """Write a backbone. `backbone.json` comes last: without it the directory is no backbone."""
     folder = Path(directory)
@@ -221,7 +189,7 @@ def load_timm(
         BackboneError: A file is missing, the keys or the number of labels don't fit, or it isn't
             a ViT with a linear head.
     """
-    classes = _read_labels(Path(labels))
+    classes = read_labels(labels)
     arguments = dict(model_args or {})
     try:
         built = timm.create_model(
@@ -268,29 +236,13 @@ def _pretrained_classes(model: Any) -> int:
     return int(model.pretrained_cfg.get("num_classes", -1))
 
 
-def preprocess_of(model: nn.Module) -> Preprocess:
-    config = timm.data.resolve_data_config({}, model=model)
-    channels = int(model.patch_embed.proj.in_channels)  # type: ignore[union-attr, arg-type]
-    embed: Any = model.patch_embed
-    height, width = embed.img_size if embed.img_size is not None else config["input_size"][1:]
-    return Preprocess(
-        input_size=(channels, int(height), int(width)),
-        mean=_per_channel(config["mean"], channels),
-        std=_per_channel(config["std"], channels),
-        interpolation=str(config["interpolation"]),
-        crop_pct=float(config["crop_pct"]),
-        crop_mode=str(config["crop_mode"]),
-    )
+def read_labels(file: str | Path) -> tuple[str, ...]:
+    """Class names, one a line.
 
-
-def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
-    """timm's statistics are those of three channels; a grey model takes their mean."""
-    if len(values) == channels:
-        return tuple(float(v) for v in values)
-    return (float(sum(values) / len(values)),) * channels
-
-
-def _read_labels(path: Path) -> tuple[str, ...]:
+    Raises:
+        BackboneError: It can't be read, has fewer than 2 names, or one of them twice.
+    """
+    path = Path(file)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:

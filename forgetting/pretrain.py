@@ -1,7 +1,8 @@
 """Pre-train a small ViT on an image set, so that there is a backbone to forget with.
 
 AdamW, one cycle to the peak rate and down to zero, label smoothing, per-sample affine
-augmentation. The last weights are the result: nothing is selected on test data.
+augmentation. A cosine head is trained with its margin and without smoothing, as in the GS-LoRA
+papers. The last weights are the result: nothing is selected on test data.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from forgetting.backbone import (
     BackboneSpec,
     Preprocess,
     build_model,
+    features_and_logits,
     freeze,
     preprocess_of,
 )
 from forgetting.data import ImageSet, image, indices, to_tensors
 from forgetting.errors import TrainingError
+from forgetting.face_transformer import CosineHead
 from forgetting.measure import Share, share_right
 
 SMALL_VIT = "vit_tiny_patch16_224"
@@ -124,7 +127,9 @@ def pretrain(
     generator = torch.Generator().manual_seed(seed)
     train = to_tensors(images, indices(images, "train"), spec.preprocess)
     val = to_tensors(images, indices(images, "val"), spec.preprocess)
-    _fit(vit, train, val, config=config, progress=progress, generator=generator)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # dropout draws from the global generator too
+        _fit(vit, train, val, config=config, progress=progress, generator=generator)
     backbone = freeze(vit, spec)
     x, y = to_tensors(images, indices(images, "test"), spec.preprocess)
     return Pretrained(
@@ -189,7 +194,7 @@ def _fit(
             order = torch.cat([order, torch.randperm(len(x), generator=generator)])
         rows, order = order[: config.batch], order[config.batch :]
         inputs = augmented(x[rows], config.augmentation, generator=generator)
-        loss = F.cross_entropy(vit(inputs), y[rows], label_smoothing=config.smoothing)
+        loss = _loss(vit, inputs, y[rows], smoothing=config.smoothing)
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"pre-training broke down at step {step}: the loss is {loss.item()}; lower the "
@@ -203,3 +208,12 @@ def _fit(
             told = time.monotonic()
             progress(PretrainProgress(step, config.steps, loss.item(), None))
     vit.eval()
+
+
+def _loss(vit: nn.Module, x: Tensor, y: Tensor, *, smoothing: float) -> Tensor:
+    model: Any = vit
+    head = model.get_classifier()
+    if isinstance(head, CosineHead):
+        embedding, _ = features_and_logits(vit, x)
+        return F.cross_entropy(head.margin_logits(embedding, y), y)
+    return F.cross_entropy(vit(x), y, label_smoothing=smoothing)

@@ -1,0 +1,82 @@
+"""How an image becomes a model's input: one way for training, measuring and serving alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import timm.data
+from PIL import Image
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How an image becomes the model's input.
+
+    Attributes:
+        input_size: (channels, height, width) of the tensor.
+        mean: Per channel, in the 0..1 scale of the pixels.
+        std: Per channel, in the 0..1 scale of the pixels.
+        interpolation: A name that timm knows: `bicubic`, `bilinear`, `nearest`, ...
+        crop_pct: Share of the resized image that the crop keeps, 0 < crop_pct <= 1.
+        crop_mode: timm's `center`, `squash` (aspect ratio given up, nothing cut) or `border`.
+    """
+
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    crop_pct: float = 1.0
+    crop_mode: str = "center"
+
+
+def transform(preprocess: Preprocess) -> Callable[[Image.Image], Tensor]:
+    """The one way an image becomes an input, for training, measuring and serving alike.
+
+    Returns:
+        A function from a PIL image of any mode and size to a float32 tensor (c, h, w).
+    """
+    mode = "L" if preprocess.input_size[0] == 1 else "RGB"
+    steps = timm.data.create_transform(
+        input_size=preprocess.input_size,
+        is_training=False,
+        interpolation=preprocess.interpolation,
+        mean=preprocess.mean,
+        std=preprocess.std,
+        crop_pct=preprocess.crop_pct,
+        crop_mode=preprocess.crop_mode,
+    )
+
+    def apply(image: Image.Image) -> Tensor:
+        # Through RGBA, or a palette image's transparency would become a colour.
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")
+        tensor: Tensor = steps(image if image.mode == mode else image.convert(mode))
+        return tensor
+
+    return apply
+
+
+def preprocess_of(model: nn.Module) -> Preprocess:
+    """What a timm ViT was made for: timm's facts about it, at the size that it was built with."""
+    config = timm.data.resolve_data_config({}, model=model)
+    channels = int(model.patch_embed.proj.in_channels)  # type: ignore[union-attr, arg-type]
+    embed: Any = model.patch_embed
+    height, width = embed.img_size if embed.img_size is not None else config["input_size"][1:]
+    return Preprocess(
+        input_size=(channels, int(height), int(width)),
+        mean=_per_channel(config["mean"], channels),
+        std=_per_channel(config["std"], channels),
+        interpolation=str(config["interpolation"]),
+        crop_pct=float(config["crop_pct"]),
+        crop_mode=str(config["crop_mode"]),
+    )
+
+
+def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """timm's statistics are those of three channels; a grey model takes their mean."""
+    if len(values) == channels:
+        return tuple(float(v) for v in values)
+    return (float(sum(values) / len(values)),) * channels
