@@ -9,6 +9,7 @@ the anamnesis index.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,8 @@ class RelearnConfig:
     Attributes:
         shots: Images of each forgotten class.
         batch: Forget images a step, and as many retain images.
-        rate: Of Adam.
+        rate: Of Adam, for all weights but the head's.
+        head_rate: For the head, whose forgotten rows may have to be learnt from nothing.
         looks: Steps after which the test accuracy is measured; the last one is the cap.
         share: Of the accuracy before forgetting that counts as relearnt.
     """
@@ -36,6 +38,7 @@ class RelearnConfig:
     shots: int = 5
     batch: int = 16
     rate: float = 5e-4
+    head_rate: float = 1e-2
     looks: tuple[int, ...] = (0, 1, 2, 5, 10, 15, 20, 30, 40, 60)
     share: float = 0.9
 
@@ -90,7 +93,7 @@ def relearn(
     retain = Samples(train.x[~gone], train.y[~gone])
     x, y = test.x[tested], test.y[tested]
     trained, head = _trainable(model, forgotten=forgotten)
-    optimizer = torch.optim.Adam(trained.parameters(), lr=config.rate)
+    optimizer = _optimizer(trained, config)
     target = config.share * before
     steps: list[int] = []
     accuracies: list[float] = []
@@ -110,6 +113,16 @@ def _trainable(model: nn.Module, *, forgotten: Tensor) -> tuple[nn.Module, nn.Li
     head = revived(bare_head(model), forgotten=forgotten)
     trained = with_head(model, head).eval().requires_grad_(True)
     return trained, head
+
+
+def _optimizer(model: nn.Module, config: RelearnConfig) -> torch.optim.Optimizer:
+    vit: Any = model
+    head = list(vit.get_classifier().parameters())
+    inside = {id(p) for p in head}
+    body = [p for p in model.parameters() if id(p) not in inside]
+    return torch.optim.Adam(
+        [{"params": body, "lr": config.rate}, {"params": head, "lr": config.head_rate}]
+    )
 
 
 def _descend(

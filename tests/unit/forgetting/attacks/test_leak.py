@@ -65,6 +65,7 @@ def test_figures_are_plain_json_and_every_scalar_is_a_finite_number(
         "recovery_f",
         "recovery_r",
         "recovery_restarted_f",
+        "recovery_best_f",
         "probe_1_f",
         "probe_5_f",
         "probe_20_f",

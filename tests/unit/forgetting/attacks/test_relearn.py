@@ -72,7 +72,7 @@ def test_cap_is_told_from_success(
 ) -> None:
     model = copy.deepcopy(backbone.model)
     mask(model, GONE)
-    config = RelearnConfig(rate=1e-9, looks=(0, 2, 3))
+    config = RelearnConfig(rate=1e-9, head_rate=1e-9, looks=(0, 2, 3))
     steps, _, reached = curve(model, train_images, test_images, config=config)
     assert steps == (0, 2, 3)
     assert reached is None
