@@ -1,6 +1,7 @@
 """The `lethe` command: serve, forget, status, releases, rollback, predict, pretrain, demo.
 
-What works on the registry's own files, server or not, is in `registry_cli`.
+What works on the registry's own files, server or not, is in `registry_cli`; benchmarks are in
+`bench_cli`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from serving import registry_cli, show
+from serving import bench_cli, registry_cli, show
 from serving.client import Client
 from serving.home import home_of, token
 from serving.settings import Settings, load_settings
@@ -188,6 +189,7 @@ def demo(
 
 
 registry_cli.add_to(app)
+bench_cli.add_to(app)
 
 
 def main() -> None:

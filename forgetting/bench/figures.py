@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from forgetting.adapter import Adapter, AdapterFacts, code_version, to_files
-from forgetting.attacks.head import bare_head, has_margin, margin_logits
+from forgetting.attacks.head import bare_head, margin_logits
 from forgetting.bench.cell import MarginFigures, TaskFigures
 from forgetting.bench.leaks import leak_figures
 from forgetting.bench.material import Material
 from forgetting.calibration import ece, jensen_shannon
 from forgetting.data import class_index, indices
 from forgetting.errors import TargetError
+from forgetting.face_transformer import CosineHead
 from forgetting.features import Features, extract
 from forgetting.losses import own_distribution
 from forgetting.measure import Share, by_class, most_hit, right
@@ -112,7 +113,7 @@ def _shares(features: Features) -> Mapping[int, Share]:
 def _margin(bare: nn.Module, before: _Split, now: _Split) -> MarginFigures | None:
     """None for a head without a margin. No method changes the head's scale or margin."""
     head = bare_head(bare)
-    if not has_margin(head):
+    if not isinstance(head, CosineHead):
         return None
 
     def share(part: Features) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from forgetting.bench.tuning import Choice, choose, describe
 from forgetting.errors import DataError
 from forgetting.image_set import ImageSet
 from forgetting.method import Budget, Method
+from forgetting.methods import method, method_class
 from forgetting.pretrain import PretrainProgress
 
 # Raise when what is measured changes meaning: kept cells are then computed anew.
@@ -96,17 +97,14 @@ class _Plan:
     method: str
 
 
-def check(config: BenchConfig, *, known: Mapping[str, type[Method]]) -> None:
+def check(config: BenchConfig) -> None:
     """Refuse what can't be run, before anything is computed.
 
     Raises:
         DataError: Unknown or doubled methods or seeds, or a tuning seed that is reported.
     """
-    unknown = [name for name in config.methods if name not in known]
-    if unknown:
-        raise DataError(
-            f"unknown method {unknown[0]!r}; expected some of {', '.join(sorted(known))}"
-        )
+    for name in config.methods:
+        method_class(name)
     for what, values in (("method", config.methods), ("seed", config.seeds)):
         doubled = [v for i, v in enumerate(values) if v in values[:i]]
         if doubled or not values:
@@ -123,7 +121,6 @@ def run_bench(
     images: ImageSet,
     config: BenchConfig,
     *,
-    known: Mapping[str, type[Method]],
     status: Callable[[Status], None] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Results:
@@ -134,15 +131,14 @@ def run_bench(
     Args:
         images: The whole image set.
         config: What to run.
-        known: Every method by its name.
         status: Called often.
         note: Told in a sentence what a person should know: choices, failures, damaged files.
 
     Raises:
         DataError, BackboneError, TrainingError: As the parts; what was finished is kept.
     """
-    check(config, known=known)
-    return _Bench(images, config, known=known, status=status, note=note).run()
+    check(config)
+    return _Bench(images, config, status=status, note=note).run()
 
 
 class _Bench:
@@ -153,11 +149,10 @@ class _Bench:
         images: ImageSet,
         config: BenchConfig,
         *,
-        known: Mapping[str, type[Method]],
         status: Callable[[Status], None] | None,
         note: Callable[[str], None] | None,
     ) -> None:
-        self._images, self._config, self._known = images, config, known
+        self._images, self._config = images, config
         self._status, self._note = status, note
         self._material: Material | None = None
         self._cells: dict[_Plan, tuple[Cell, Path]] = {}
@@ -209,9 +204,9 @@ class _Bench:
             waiting = held
 
     def _measure(self, plan: _Plan) -> None:
-        method = self._method(plan)
+        chosen = self._method(plan)
         material = self._prepared(plan.setting, plan.seed)
-        facts = self._determined_by(plan, method, material)
+        facts = self._determined_by(plan, chosen, material)
         path = cell_file(
             self._config.origin.work,
             setting=plan.setting.name,
@@ -222,7 +217,7 @@ class _Bench:
         cell = self._kept(path)
         if cell is None:
             with claim(path):
-                cell = self._kept(path) or self._compute(plan, method, material, facts, path)
+                cell = self._kept(path) or self._compute(plan, chosen, material, facts, path)
         self._cells[plan] = (cell, path)
         self._tell(f"{plan.method}, seed {plan.seed}")
 
@@ -238,14 +233,14 @@ class _Bench:
     def _compute(
         self,
         plan: _Plan,
-        method: Method | str,
+        chosen: Method | str,
         material: Material,
         facts: dict[str, Any],
         path: Path,
     ) -> Cell:
         what = f"{plan.method}, seed {plan.seed}"
         outcome = run_sequence(
-            method,
+            chosen,
             material,
             budget=self._config.budget,
             attacks=self._config.attacks,
@@ -269,11 +264,11 @@ class _Bench:
         if plan.method in ROWS:
             return plan.method
         choice = self._choices.get((plan.setting.name, plan.method))
-        return self._known[plan.method](**(choice.chosen if choice is not None else {}))
+        return method(plan.method, choice.chosen if choice is not None else None)
 
     def _tune(self, item: tuple[Setting, str]) -> None:
         setting, name = item
-        kind, seed = self._known[name], self._config.tune_seed
+        kind, seed = method_class(name), self._config.tune_seed
         if seed is None or not kind.grid:
             return
         choice = choose(
@@ -310,7 +305,7 @@ class _Bench:
         return material
 
     def _determined_by(
-        self, plan: _Plan, method: Method | str, material: Material
+        self, plan: _Plan, chosen: Method | str, material: Material
     ) -> dict[str, Any]:
         references = {
             str(number): backbone.fingerprint
@@ -318,14 +313,14 @@ class _Bench:
         }
         return {
             "measures": _MEASURES,
-            "method": plan.method if isinstance(method, str) else describe(method),
+            "method": plan.method if isinstance(chosen, str) else describe(chosen),
             "setting": asdict(plan.setting),
             "tasks": [task.forget for task in material.tasks],
             "seed": plan.seed,
             "images": material.images.manifest_digest,
             "backbone": material.backbone.fingerprint,
             "references": references,
-            "budget": None if isinstance(method, str) else asdict(self._config.budget),
+            "budget": None if isinstance(chosen, str) else asdict(self._config.budget),
             "attacks": self._config.attacks,
         }
 

@@ -21,6 +21,7 @@ from forgetting.bench.material import Material, forget_data
 from forgetting.errors import ForgettingError
 from forgetting.measure import h_mean, predict, right
 from forgetting.method import Budget, ForgetData, Method, Task
+from forgetting.methods import method
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def choose(
         for number, changes in enumerate(candidates):
             if progress is not None:
                 progress(kind.name, number, len(candidates))
-            scores.append(_score(kind(**changes), material, data, budget=budget))
+            scores.append(_score(method(kind.name, changes), material, data, budget=budget))
         working = [i for i, score in enumerate(scores) if score is not None]
         best = max(working, key=lambda i: (scores[i], -i), default=0)
         choice = Choice(
@@ -91,17 +92,17 @@ def choice_file(kind: type[Method], material: Material, *, budget: Budget, work:
     return work / "tuned" / f"{material.setting.name}-{kind.name}-{digest[:10]}.json"
 
 
-def describe(method: Method) -> dict[str, Any]:
+def describe(made: Method) -> dict[str, Any]:
     """A method's hyper-parameters, JSON-able."""
-    facts: dict[str, Any] = asdict(method)  # type: ignore[call-overload]
+    facts: dict[str, Any] = asdict(made)  # type: ignore[call-overload]
     return facts
 
 
-def _score(method: Method, material: Material, data: ForgetData, *, budget: Budget) -> float | None:
+def _score(made: Method, material: Material, data: ForgetData, *, budget: Budget) -> float | None:
     """H on the validation images; None where the method broke down."""
     bare = material.backbone.model
     try:
-        learned = method.learn(
+        learned = made.learn(
             Task(original=bare, model=bare, data=data),
             budget=budget,
             generator=torch.Generator().manual_seed(material.seed),

@@ -17,6 +17,7 @@ from forgetting.methods.distilled import DER, FDR, DERPlusPlus, LwF
 from forgetting.methods.gs_lora import GSLoRA, GSLoRAPlusPlus
 from forgetting.methods.gs_lora_published import GSLoRAPublished
 from forgetting.methods.head_mask import HeadMask
+from forgetting.methods.lethe import Lethe
 from forgetting.methods.lirf import LIRF
 from forgetting.methods.regularised import EWC, L2, MAS
 from forgetting.methods.retrain import Retrain
@@ -38,7 +39,8 @@ _ALL: tuple[type[Method], ...] = (
     GSLoRAPublished,
     GSLoRA,
     GSLoRAPlusPlus,
-    # Ours: Lethe (methods/lethe.py) and Project (methods/project.py) go here.
+    # Ours. Project (methods/project.py) goes here too.
+    Lethe,
 )
 
 METHODS: Mapping[str, type[Method]] = MappingProxyType({kind.name: kind for kind in _ALL})

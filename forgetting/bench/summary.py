@@ -1,0 +1,108 @@
+"""Cells put together: for each method, setting and task, the mean over seeds with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from forgetting.bench.cell import Cell, TaskFigures
+from forgetting.bench.leaks import LEAK_COLUMNS, LeakColumn
+from forgetting.bench.protocol import BACKBONE, RETRAINED
+from forgetting.intervals import mean_interval
+
+Read = Callable[[TaskFigures], float | None]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One task of one setting; `number` from 1."""
+
+    setting: str
+    number: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean over seeds and half the width of its 95 % t-interval; None for a single seed."""
+
+    mean: float
+    half: float | None
+    n: int
+
+
+def estimate(values: Sequence[float]) -> Estimate | None:
+    """None where there are no values."""
+    if not values:
+        return None
+    interval = mean_interval(values)
+    half = None if len(values) == 1 else interval.high - interval.mean
+    return Estimate(interval.mean, half, len(values))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All cells of a run; methods and columns in the order of the tables."""
+
+    cells: tuple[Cell, ...]
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(cell.method for cell in self.cells))
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(cell.setting for cell in self.cells))
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        found = [
+            Column(cell.setting, task.number, task.name)
+            for cell in self.cells
+            if cell.method == BACKBONE
+            for task in cell.tasks
+        ]
+        return tuple(dict.fromkeys(found))
+
+    def of(self, method: str, setting: str) -> tuple[Cell, ...]:
+        """The cells of one row, one a seed."""
+        return tuple(c for c in self.cells if (c.method, c.setting) == (method, setting))
+
+    def tasks(self, method: str, column: Column) -> dict[int, TaskFigures]:
+        """By seed."""
+        found = {c.seed: c.task(column.number) for c in self.of(method, column.setting)}
+        return {seed: task for seed, task in found.items() if task is not None}
+
+    def mean(self, method: str, column: Column, read: Read) -> Estimate | None:
+        """Over seeds; None where nothing was measured."""
+        values = [read(task) for task in self.tasks(method, column).values()]
+        return estimate([v for v in values if v is not None])
+
+    def over_tasks(self, method: str, setting: str, read: Read) -> Estimate | None:
+        """Of each seed's mean over its tasks."""
+        means = []
+        for cell in self.of(method, setting):
+            values = [v for task in cell.tasks if (v := read(task)) is not None]
+            if values:
+                means.append(sum(values) / len(values))
+        return estimate(means)
+
+    def excess(self, method: str, column: Column, read: Read) -> Estimate | None:
+        """Over the retrained reference of the same seed."""
+        own, other = self.tasks(method, column), self.tasks(RETRAINED, column)
+        pairs = [(read(own[s]), read(other[s])) for s in own if s in other]
+        return estimate([a - b for a, b in pairs if a is not None and b is not None])
+
+
+def leak_reader(column: LeakColumn) -> Read:
+    """From a task's figures to one leak figure; None where the task wasn't attacked."""
+
+    def read(task: TaskFigures) -> float | None:
+        return None if task.leak is None else column.read(task.leak)
+
+    return read
+
+
+def leak(key: str) -> Read:
+    """The leak figure with this key."""
+    return leak_reader(next(column for column in LEAK_COLUMNS if column.key == key))

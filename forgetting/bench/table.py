@@ -1,0 +1,240 @@
+"""The tables as Markdown: like the papers', then what leaks, then what it costs, then the bars."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from forgetting.bench.bars import MASK, PUBLISHED, judge
+from forgetting.bench.cell import TaskFigures
+from forgetting.bench.leaks import LEAK_COLUMNS
+from forgetting.bench.paper import PaperRow
+from forgetting.bench.protocol import BACKBONE, RETRAINED
+from forgetting.bench.summary import Column, Estimate, Read, Summary, leak_reader
+from forgetting.bench.tuning import Choice
+
+_NOTES = {
+    BACKBONE: "nothing forgotten",
+    RETRAINED: "same recipe and first weights, never saw the forgotten classes: the reference",
+    MASK: "changes no weights, so it tops H by construction; the leaks are the backbone's",
+}
+
+
+def markdown(
+    summary: Summary,
+    *,
+    title: str,
+    facts: Sequence[str],
+    paper: Sequence[PaperRow] = (),
+    choices: Mapping[tuple[str, str], Choice] | None = None,
+) -> str:
+    """The whole page.
+
+    Args:
+        summary: The cells.
+        title: Of the page.
+        facts: Sentences about data, backbone, seeds and budget.
+        paper: The papers' rows, in percent; printed beside the tasks that have their names.
+        choices: Tuned settings by (setting, method).
+    """
+    parts = [f"# {title}", "\n".join(f"- {fact}" for fact in facts)]
+    parts += ["## Accuracies", _accuracies(summary, paper)]
+    if any(task.margin for cell in summary.cells for task in cell.tasks):
+        parts += ["## Accuracies with the head's margin, as the papers count", _margins(summary)]
+    for setting in summary.settings:
+        last = [c for c in summary.columns if c.setting == setting][-1:]
+        if last and any(
+            t.leak for m in summary.methods for t in summary.tasks(m, last[0]).values()
+        ):
+            parts += [f"## What leaks after {setting}", _leaks(summary, last[0])]
+    for setting in summary.settings:
+        parts += [f"## What it costs, {setting}", _costs(summary, setting)]
+        bars = judge(summary, setting)
+        if bars:
+            rows = [[b.figure, b.bar, b.found, _met(b.met)] for b in bars]
+            head = ["figure", "bar", "`lethe`", "met"]
+            parts += [f"## Bars, {setting}", _table(head, rows)]
+    if choices:
+        parts += ["## Settings chosen on validation images", _choices(choices)]
+    notes = [f"- `{name}`: {_NOTES[name]}" for name in summary.methods if name in _NOTES]
+    notes += [
+        f"- `{cell.method}`, seed {cell.seed}, {cell.setting}, ended early: {cell.failed}"
+        for cell in summary.cells
+        if cell.failed
+    ]
+    return "\n\n".join([*parts, "## Notes", "\n".join(notes)]) + "\n"
+
+
+def _accuracies(summary: Summary, paper: Sequence[PaperRow]) -> str:
+    reads: list[Read] = [
+        lambda t: t.h,
+        lambda t: t.acc_r.value,
+        lambda t: t.acc_f.value,
+        lambda t: None if t.acc_o is None else t.acc_o.value,
+    ]
+    if any(task.acc_m for cell in summary.cells for task in cell.tasks):
+        reads.append(lambda t: None if t.acc_m is None else t.acc_m.value)
+    keys = ("h", "acc_r", "acc_f", "acc_o", "acc_m")[: len(reads)]
+    words = " / ".join(("H", "Acc_r", "Acc_f", "Acc_o", "Acc_m")[: len(reads)])
+    head = ["method", *(f"{c.name}: {words}" for c in summary.columns), "worst class"]
+    rows = []
+    for method in summary.methods:
+        row = [f"`{method}`"]
+        for column in summary.columns:
+            row.append(_joined(summary, method, column, reads))
+        last = summary.columns[-1]
+        row.append(_percent(summary.mean(method, last, lambda t: t.worst_class)))
+        rows.append(row)
+    for line in paper:
+        cells = [_paper_cell(line, column, keys) for column in summary.columns]
+        if any(cell != "–" for cell in cells):
+            rows.append([f"*{line.method}, paper*", *cells, "–"])
+    after = (
+        "In percent, plain top-1 before any mask, mean over seeds ± half of the 95 % t-interval."
+    )
+    if paper:
+        after += " The papers' rows are theirs: other weights and images, and the head's margin."
+    return _table(head, rows) + "\n\n" + after
+
+
+def _paper_cell(row: PaperRow, column: Column, keys: Sequence[str]) -> str:
+    task = row.tasks.get(column.name)
+    if task is None:
+        return "–"
+    return " / ".join(f"{task[key]:.2f}" if key in task else "–" for key in keys)
+
+
+def _margins(summary: Summary) -> str:
+    reads: list[Read] = [
+        lambda t: t.margin.h if t.margin else None,
+        lambda t: t.margin.acc_r if t.margin else None,
+        lambda t: t.margin.acc_f if t.margin else None,
+        lambda t: t.margin.acc_o if t.margin else None,
+    ]
+    head = ["method", *(f"{c.name}: H / Acc_r / Acc_f / Acc_o" for c in summary.columns)]
+    rows = [
+        [f"`{m}`", *(_joined(summary, m, column, reads) for column in summary.columns)]
+        for m in summary.methods
+    ]
+    return _table(head, rows)
+
+
+def _leaks(summary: Summary, column: Column) -> str:
+    plain: list[tuple[str, Read, Callable[[Estimate | None], str]]] = [
+        (c.title, leak_reader(c), _percent if c.share else _number) for c in LEAK_COLUMNS
+    ]
+    plain += [
+        ("JS", lambda t: t.js, _bits),
+        ("dump", lambda t: t.dump.value, _percent),
+        ("ECE rise", lambda t: t.ece - t.ece_before, _percent),
+    ]
+    shown = [
+        entry
+        for entry in plain
+        if any(summary.mean(m, column, entry[1]) is not None for m in summary.methods)
+    ]
+    rows = []
+    for method in summary.methods:
+        row = [f"`{method}`"]
+        for _, read, form in shown:
+            text = form(summary.mean(method, column, read))
+            excess = summary.excess(method, column, read)
+            if excess is not None and method != RETRAINED:
+                text += f" ({'+' if excess.mean >= 0 else ''}{form(excess)})"
+            row.append(text)
+        rows.append(row)
+    after = (
+        f"After task {column.name}, over all classes under erasure; in brackets the excess over "
+        "the retrained reference of the same seed. Shares in percent, JS in bits; relearn steps "
+        "are cut at the longest run that is tried."
+    )
+    return _table(["method", *(title for title, _, _ in shown)], rows) + "\n\n" + after
+
+
+def _costs(summary: Summary, setting: str) -> str:
+    def mean(method: str, read: Read) -> Estimate | None:
+        return summary.over_tasks(method, setting, read)
+
+    published = mean(PUBLISHED, lambda t: t.cpu_seconds)
+    rows = []
+    for method in summary.methods:
+        cells = summary.of(method, setting)
+        seconds = mean(method, lambda t: t.cpu_seconds)
+        times = "–"
+        if published is not None and seconds is not None and seconds.mean > 0:
+            times = f"{published.mean / seconds.mean:.1f}"
+        kept, total = mean(method, _groups_kept), mean(method, _groups_total)
+        rows.append(
+            [
+                f"`{method}`",
+                _percent(mean(method, lambda t: t.trainable / t.parameters), digits=2),
+                _percent(mean(method, lambda t: t.stored / t.parameters), digits=2),
+                "–" if kept is None or total is None else f"{kept.mean:.1f} of {total.mean:.0f}",
+                _number(mean(method, lambda t: float(t.stored_bytes)), digits=0),
+                _number(mean(method, lambda t: float(t.steps)), digits=0),
+                _number(seconds),
+                times,
+                ", ".join(str(cell.seed) for cell in cells),
+            ]
+        )
+    head = ["method", "trainable %", "stored %", "groups kept", "bytes", "steps", "CPU s"]
+    head += [f"times faster than {PUBLISHED}", "seeds"]
+    return _table(head, rows) + "\n\nMeans over the tasks."
+
+
+def _groups_kept(task: TaskFigures) -> float | None:
+    return None if task.groups_kept is None else float(task.groups_kept)
+
+
+def _groups_total(task: TaskFigures) -> float | None:
+    return None if task.groups_total is None else float(task.groups_total)
+
+
+def _choices(choices: Mapping[tuple[str, str], Choice]) -> str:
+    rows = []
+    for (setting, method), choice in choices.items():
+        tried = "; ".join(
+            f"{_changes(changes)}: {'broke down' if score is None else f'{score:.1%}'}"
+            for changes, score in choice.candidates
+        )
+        rows.append([setting, f"`{method}`", _changes(choice.chosen), str(choice.seed), tried])
+    return _table(["setting", "method", "chosen", "seed", "H of each candidate"], rows)
+
+
+def _changes(changes: Mapping[str, float]) -> str:
+    return ", ".join(f"{key} {value:g}" for key, value in changes.items()) or "defaults"
+
+
+def _joined(summary: Summary, method: str, column: Column, reads: Sequence[Read]) -> str:
+    found = [summary.mean(method, column, read) for read in reads]
+    if all(e is None for e in found):
+        return "–"
+    return " / ".join(_percent(e) for e in found)
+
+
+def _percent(value: Estimate | None, *, digits: int = 1) -> str:
+    return _number(
+        None
+        if value is None
+        else Estimate(100 * value.mean, None if value.half is None else 100 * value.half, value.n),
+        digits=digits,
+    )
+
+
+def _bits(value: Estimate | None) -> str:
+    return _number(value, digits=3)
+
+
+def _number(value: Estimate | None, *, digits: int = 1) -> str:
+    if value is None:
+        return "–"
+    half = "" if value.half is None else f" ±{value.half:,.{digits}f}"
+    return f"{value.mean:,.{digits}f}{half}"
+
+
+def _met(met: bool | None) -> str:
+    return "not measured" if met is None else "yes" if met else "**no**"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
