@@ -61,9 +61,10 @@ def open_image_set(source: str | Path, *, seed: int = 0) -> ImageSet:
     """
     if source == "digits":
         return digits(seed=seed)
-    pack = pack_in(Path(source))
+    path = Path(source)
+    pack = pack_in(path)
     if pack is not None:
-        return image_pack(pack, seed=seed)
+        return image_pack(pack, name=path.name if path.is_dir() else None, seed=seed)
     return image_folder(source, seed=seed)
 
 

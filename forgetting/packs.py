@@ -55,7 +55,12 @@ def pack_in(path: Path) -> Path | None:
 
 
 def image_pack(
-    path: str | Path, *, seed: int = 0, val_share: float = 0.15, keep_bytes: int = KEEP_BYTES
+    path: str | Path,
+    *,
+    name: str | None = None,
+    seed: int = 0,
+    val_share: float = 0.15,
+    keep_bytes: int = KEEP_BYTES,
 ) -> ImageSet:
     """The image set in a pack.
 
@@ -64,6 +69,7 @@ def image_pack(
 
     Args:
         path: The `.npz` file.
+        name: Of the set; None takes the file's.
         seed: Of the validation split; the pack says what is test.
         val_share: Share of each class's training images held out for selection.
         keep_bytes: Image files whose pixels take more than this stay encoded in memory.
@@ -90,7 +96,7 @@ def image_pack(
     digest = digest_of(
         (content, int(y), part) for content, y, part in zip(contents, labels, split, strict=True)
     )
-    return ImageSet(file.stem, names, labels, split, sources, digest)
+    return ImageSet(name or file.stem, names, labels, split, sources, digest)
 
 
 def _read(file: Path) -> Arrays:

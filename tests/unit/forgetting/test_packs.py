@@ -93,7 +93,9 @@ def test_the_pack_says_what_is_test_and_the_seed_what_is_validation(tmp_path: Pa
 def test_folder_that_holds_one_pack_is_that_pack(tmp_path: Path) -> None:
     path = written(tmp_path / "pack.npz", drawings()[0])
     (tmp_path / "README.md").write_text("where it is from")
-    assert open_image_set(tmp_path).manifest_digest == image_pack(path).manifest_digest
+    images = open_image_set(tmp_path)
+    assert images.manifest_digest == image_pack(path).manifest_digest
+    assert images.name == tmp_path.name
 
 
 def test_folder_with_two_packs_asks_for_one(tmp_path: Path) -> None:
@@ -206,6 +208,7 @@ def real(data_root: Path, name: str) -> ImageSet:
 def test_omniglot_has_242_characters_by_20_drawers(data_root: Path) -> None:
     images = real(data_root, "omniglot_small")
     assert len(images.classes) == 242
+    assert images.name == "omniglot_small"
     assert Counter(images.split) == {"test": 242 * 5, "val": 242 * 2, "train": 242 * 13}
     _, _, preprocess = small_vit(images)
     x, y = to_tensors(images, indices(images, "test")[:20], preprocess)
