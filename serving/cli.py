@@ -155,19 +155,27 @@ def predict(
 
 @app.command()
 def pretrain(
-    data: Annotated[str, typer.Option("--data", help="'digits', or one sub-folder per class")],
+    data: Annotated[
+        str, typer.Option("--data", help="'digits', a pack, or one sub-folder per class")
+    ],
     to: Annotated[Path, typer.Option("--out", help="folder to write the backbone to")],
     model: Annotated[str | None, typer.Option("--model", help="timm ViT [a small one]")] = None,
+    model_args: Annotated[
+        str, typer.Option("--model-args", help="""its arguments as JSON, '{"depth": 4}'""")
+    ] = "{}",
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="training steps")] = None,
     seed: Annotated[int, typer.Option("--seed")] = 0,
     as_json: Json = False,
 ) -> None:
     """Train a backbone from scratch on an image folder."""
     with plain_errors():
-        from serving.pretraining import pretrain_backbone
+        from serving.pretraining import pretrain_backbone, read_model_args
 
+        arguments = read_model_args(model_args)
         with show.pretraining(err) as note:
-            result = pretrain_backbone(data, to, model=model, steps=steps, seed=seed, note=note)
+            result = pretrain_backbone(
+                data, to, model=model, model_args=arguments, steps=steps, seed=seed, note=note
+            )
         print_json(result) if as_json else show.pretrained(out, result)
 
 

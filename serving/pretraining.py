@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,26 @@ class PretrainingError(Exception):
     """Nothing was trained; the message says why."""
 
 
+def read_model_args(text: str) -> dict[str, Any]:
+    """The model's arguments from the command line, such as `{"depth": 2}`.
+
+    Raises `PretrainingError` where it is no JSON object.
+    """
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise PretrainingError(f"--model-args {text!r} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise PretrainingError(f"--model-args {text!r} is no object such as '{{\"depth\": 2}}'")
+    return found
+
+
 def pretrain_backbone(
     data: str,
     to: Path,
     *,
     model: str | None,
+    model_args: Mapping[str, Any] | None = None,
     steps: int | None,
     seed: int,
     note: Callable[[PretrainProgress], None],
@@ -38,7 +54,9 @@ def pretrain_backbone(
         raise PretrainingError(f"can't write to {to}: {error.strerror}") from None
     config = PretrainConfig() if steps is None else replace(PretrainConfig(), steps=steps)
     images = open_image_set(data, seed=seed)
-    trained = pretrain(images, model=model, config=config, progress=note, seed=seed)
+    trained = pretrain(
+        images, model=model, model_args=model_args, config=config, progress=note, seed=seed
+    )
     save_backbone(to, trained.backbone)
     return {
         "out": str(to),
