@@ -149,7 +149,15 @@ def folded(head: nn.Linear, edit: FeatureEdit) -> tuple[Tensor, Tensor]:
 
     W' = W M, b' = b + W m. The logits are the same; the embedding stays as it was, so this is for
     engines that give out logits only.
+
+    Raises:
+        TargetError: The head isn't plainly linear: a cosine head divides by the length of M e + m.
     """
+    if type(head) is not nn.Linear:
+        raise TargetError(
+            f"an edit folds into a linear head only, found {type(head).__name__}; install it as a "
+            "layer instead"
+        )
     weight = head.weight.detach().double().cpu()
     bias = weight.new_zeros(len(weight)) if head.bias is None else head.bias.detach().double().cpu()
     # (c, d) @ (d, d) -> (c, d);  (c, d) @ (d,) -> (c,)

@@ -19,6 +19,7 @@ from forgetting.methods.gs_lora_published import GSLoRAPublished
 from forgetting.methods.head_mask import HeadMask
 from forgetting.methods.lethe import Lethe
 from forgetting.methods.lirf import LIRF
+from forgetting.methods.project import Project
 from forgetting.methods.regularised import EWC, L2, MAS
 from forgetting.methods.retrain import Retrain
 from forgetting.methods.scrub import Scrub, ScrubS
@@ -41,6 +42,7 @@ _ALL: tuple[type[Method], ...] = (
     GSLoRAPlusPlus,
     # Ours. Project (methods/project.py) goes here too.
     Lethe,
+    Project,
 )
 
 METHODS: Mapping[str, type[Method]] = MappingProxyType({kind.name: kind for kind in _ALL})

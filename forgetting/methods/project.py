@@ -1,0 +1,72 @@
+"""The closed form as a method: no steps, no gradients, seconds (`forgetting/project.py`).
+
+Of the retain images only statistics are used, which a server keeps per backbone; here they are
+taken anew for every task, and their forward pass is in the time.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from forgetting.feature_edit import composed, install_edit, installed_edit
+from forgetting.feature_statistics import feature_statistics
+from forgetting.method import Budget, Learned, Task, Tell
+from forgetting.methods.watch import Watch, check_images
+from forgetting.project import MARGIN, SHRINKAGE, project
+
+
+@dataclass(frozen=True)
+class Project:
+    """Erase the forgotten classes' subspace from the feature; a task's edit follows the earlier.
+
+    Attributes:
+        shrinkage: Of the features' covariance towards a multiple of the identity, in (0, 1].
+        margin: Standard deviations by which a forgotten row stays below the best other one.
+    """
+
+    name: ClassVar[str] = "project"
+    grid: ClassVar[tuple[Mapping[str, float], ...]] = ({"shrinkage": 0.001}, {"shrinkage": 0.1})
+
+    shrinkage: float = SHRINKAGE
+    margin: float = MARGIN
+
+    def learn(
+        self,
+        task: Task,
+        *,
+        budget: Budget,
+        generator: torch.Generator,
+        progress: Tell | None = None,
+    ) -> Learned:
+        """See `forgetting.method.Method.learn`. Uses neither budget nor generator.
+
+        Raises:
+            TrainingError: Too many classes at once for the feature's width, no difference to erase,
+                or no images.
+            TargetError: The model has no `head_drop`, or a head that is neither linear nor cosine.
+        """
+        watch = Watch(task.data, progress, phase=self.name)
+        check_images(task.data)
+        model: Any = copy.deepcopy(task.model).requires_grad_(False).eval()
+        forget = feature_statistics(model, task.data.forget)
+        gone = set(task.data.forgotten.tolist())
+        erasure = project(
+            feature_statistics(model, task.data.retain),
+            forget,
+            head=model.get_classifier(),
+            earlier=sorted(gone - set(forget.labels)),
+            shrinkage=self.shrinkage,
+            margin=self.margin,
+        )
+        install_edit(model, composed([erasure], below=installed_edit(model)))
+        seconds = watch.cpu_seconds
+        nothing = torch.zeros(())
+        watch.after(1, model, steps=1, forget=nothing, retain=nothing)
+        return Learned(
+            model=model, trainable=0, stored=erasure.stored, steps=0, cpu_seconds=seconds
+        )
