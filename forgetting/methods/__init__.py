@@ -40,7 +40,7 @@ _ALL: tuple[type[Method], ...] = (
     GSLoRAPublished,
     GSLoRA,
     GSLoRAPlusPlus,
-    # Ours. Project (methods/project.py) goes here too.
+    # Ours.
     Lethe,
     Project,
 )

@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from forgetting.adapter import Adapter, AdapterFacts, to_files
+from forgetting.adapter import Adapter, AdapterFacts, AnyAdapter, Projection, to_files
+from forgetting.adapter_files import FACTS_FILE
 from forgetting.backbone import Backbone, BackboneSpec, Preprocess, build_model, freeze
+from forgetting.feature_edit import Erasure
+from forgetting.task import adapted_model
 from registry import publish
+from registry.errors import IntegrityError
 from registry.ledger import blob_key
 from registry.state import Release
 from serving.engines.torch_eager import TorchEngine
@@ -39,7 +43,7 @@ class Writer:
         self.operator = signer(self.home, "operator")
         self.publisher = signer(self.home, "publisher")
 
-    def forget(self, name: str, report: object) -> Release:
+    def forget(self, name: str, report: object, *, kind: str = "lora") -> Release:
         """A task with an adapter of its own and this report, published and active."""
         said = {"actor": "test", "reason": "", "request_id": name}
         fingerprint = self._backbone.fingerprint
@@ -52,7 +56,7 @@ class Writer:
             self.ledger,
             self.publisher,
             job=job.id,
-            files=to_files(self._adapter(subject, stack)),
+            files=to_files(self.adapter(subject, stack, kind=kind)),
             stack=stack,
             report=json.dumps(report).encode(),
             **said,
@@ -73,7 +77,12 @@ class Writer:
         made = publish.publish_release(self.ledger, self.publisher, kind=kind, job=job, **said)
         return publish.activate(self.ledger, self.operator, release=made.number, **said)
 
-    def _adapter(self, subject: str, stack: tuple[str, ...]) -> Adapter:
+    def roll_back(self, to: int) -> Release:
+        said = {"actor": "test", "reason": "", "request_id": f"back to {to}"}
+        made = publish.roll_back(self.ledger, self.operator, to=to, **said)
+        return publish.activate(self.ledger, self.operator, release=made.number, **said)
+
+    def adapter(self, subject: str, stack: tuple[str, ...], *, kind: str = "lora") -> AnyAdapter:
         generator = torch.Generator().manual_seed(len(stack))
         pair = (
             torch.randn(2, 12, generator=generator),
@@ -92,7 +101,11 @@ class Writer:
             groups_kept=1,
             groups_total=2,
         )
-        return Adapter({"blocks.1.mlp.fc1": pair}, facts)
+        if kind == "lora":
+            return Adapter({"blocks.1.mlp.fc1": pair}, facts)
+        a = torch.randn(1, 12, generator=generator)
+        mean, shift = torch.randn(2, 12, generator=generator)
+        return Projection(Erasure(a, torch.linalg.pinv(a).contiguous(), mean, shift), facts)
 
 
 @pytest.fixture
@@ -152,3 +165,41 @@ def test_another_guard_is_the_same_stack_and_another_adapter_is_not(
     assert masked.guard > first.guard
     assert masked.erased == first.erased
     assert first.stack != read(writer, backbone, 0).stack
+
+
+def test_a_release_with_both_kinds_of_adapter_answers_as_its_stack_does(
+    writer: Writer, backbone: Backbone
+) -> None:
+    images = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        bare = backbone.model(images)
+    first = writer.forget("ada", {}, kind="projection")
+    second = writer.forget("bo", {})
+    subjects = writer.ledger.state.jobs
+    stack = [
+        writer.adapter(subjects[job].subjects[0], second.adapters[:below], kind=kind)
+        for below, (job, kind) in enumerate((("job-1", "projection"), ("job-2", "lora")))
+    ]
+    for release, below, groups in ((first, 1, 0), (second, 2, 1)):
+        ready = read(writer, backbone, release)
+        with torch.inference_mode():
+            expected = adapted_model(backbone, stack[:below])(images)
+        torch.testing.assert_close(ready.forward(images), expected, rtol=0, atol=0)
+        assert not torch.allclose(expected, bare)
+        assert ready.groups == groups
+    back = read(writer, backbone, writer.roll_back(first.number))
+    torch.testing.assert_close(back.forward(images), read(writer, backbone, first).forward(images))
+    torch.testing.assert_close(read(writer, backbone, writer.roll_back(0)).forward(images), bare)
+
+
+def test_a_projection_changed_on_disk_is_never_built(writer: Writer, backbone: Backbone) -> None:
+    release = writer.forget("ada", {}, kind="projection")
+    files = writer.ledger.state.adapters[release.adapters[0]].files
+    assert set(files) == {"projection.safetensors", FACTS_FILE}
+    path = writer.home.registry / blob_key(files["projection.safetensors"].digest)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.chmod(0o600)
+    path.write_bytes(content)
+    with pytest.raises(IntegrityError, match="sha256"):
+        read(writer, backbone, release)
