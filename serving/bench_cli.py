@@ -107,7 +107,7 @@ def forgetting(
             methods=",".join(asked.methods) if methods == "all" and asked.methods else methods,
             seeds=seeds,
             classes=classes,
-            shots=shots or asked.shots,
+            shots=asked.shots if shots is None else shots,
             missing=missing or asked.missing,
             steps=steps,
             batch=batch,

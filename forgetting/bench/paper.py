@@ -13,9 +13,13 @@ from forgetting.errors import DataError
 
 @dataclass(frozen=True)
 class PaperRow:
-    """One method of the paper, in percent, by the task's name (`80-20`)."""
+    """One row of a paper's table, in percent, by the task's name (`80-20`).
 
-    method: str
+    `ours` is our name for the row's method; None where there is none.
+    """
+
+    title: str
+    ours: str | None
     tasks: Mapping[str, Mapping[str, float]]
 
 
@@ -71,4 +75,4 @@ def _row(name: str, entry: Mapping[str, Any]) -> PaperRow:
         str(task["name"]): {key: float(v) for key, v in task.items() if key != "name"}
         for task in entry["tasks"]
     }
-    return PaperRow(name, tasks)
+    return PaperRow(name, entry.get("method"), tasks)

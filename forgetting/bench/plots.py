@@ -5,11 +5,13 @@ matplotlib is an extra (`pip install 'lethe[bench]'`): serving never needs it.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from forgetting.bench.cell import TaskFigures
+from forgetting.bench.bars import OURS
+from forgetting.bench.cell import TaskFigures, replace_file
 from forgetting.bench.protocol import BACKBONE, RETRAINED
 from forgetting.bench.summary import Column, Estimate, Summary
 from forgetting.errors import ForgettingError
@@ -43,9 +45,11 @@ def write_plots(summary: Summary, folder: Path) -> tuple[Path, ...]:
             figure = draw(summary, columns)
             if figure is None:
                 continue
+            content = io.BytesIO()
+            # No version in the file: the same cells give the same bytes.
+            figure.savefig(content, dpi=120, bbox_inches="tight", metadata={"Software": None})
             path = folder / f"{name}-{setting}.png"
-            # No date and no version in the file: the same cells give the same bytes.
-            figure.savefig(path, dpi=120, bbox_inches="tight", metadata={"Software": None})
+            replace_file(path, content.getvalue())
             written.append(path)
     return tuple(written)
 
@@ -124,10 +128,13 @@ def _sparsity(summary: Summary, columns: Sequence[Column]) -> Any:
 
 
 def _axes(count: int) -> tuple[Any, list[Any]]:
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.5 * count, 3.6))
     axes = figure.subplots(1, count, squeeze=False)
+    for axis in axes[0]:
+        axis.set_prop_cycle(color=colormaps["tab20"].colors)
     return figure, list(axes[0])
 
 
@@ -144,5 +151,5 @@ def _line(axis: Any, label: str, places: Sequence[int], values: Sequence[Estimat
         linestyle=style,
         marker="o",
         markersize=3,
-        linewidth=1,
+        linewidth=2.5 if label == OURS else 1,
     )

@@ -55,7 +55,7 @@ def run_sequence(
 ) -> Outcome:
     """Every task in turn, each on top of the one before.
 
-    A method that breaks down (a NaN loss, nothing left to forget) ends the sequence with what was
+    A method that breaks down (a NaN loss, broken embeddings) ends the sequence with what was
     measured so far; that is a result, and stands in the table.
 
     Args:
@@ -88,15 +88,15 @@ def run_sequence(
                     generator=torch.Generator().manual_seed(_seed(material, number)),
                     progress=_telling(progress, number, count),
                 )
+            if learned is None:
+                continue
+            _tell(progress, Look(number, count, "measure", budget.steps, budget.steps))
+            attacked = attacks == "all" or (attacks == "last" and number == count)
+            measured, answers = measure_task(
+                material, number, previous=previous, learned=learned, attacked=attacked
+            )
         except ForgettingError as error:
             return Outcome(tuple(figures), tuple(samples), f"task {number}: {error}")
-        if learned is None:
-            continue
-        _tell(progress, Look(number, count, "measure", budget.steps, budget.steps))
-        attacked = attacks == "all" or (attacks == "last" and number == count)
-        measured, answers = measure_task(
-            material, number, previous=previous, learned=learned, attacked=attacked
-        )
         figures.append(measured)
         samples.append(answers)
         previous, carried = learned.model, learned.carried

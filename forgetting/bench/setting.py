@@ -73,6 +73,8 @@ def parse_settings(
     words = [word for word in text.replace(",", " ").split() if word not in ("single", "continual")]
     if not words:
         raise DataError(f"no setting in {text!r}; expected {_EXAMPLES}")
+    if classes is not None and classes < 1:
+        raise DataError(f"expected --classes of at least 3, found {classes}")
     settings = []
     for word in words:
         if single := _SINGLE.fullmatch(word):

@@ -37,9 +37,11 @@ def markdown(
         choices: Tuned settings by (setting, method).
     """
     parts = [f"# {title}", "\n".join(f"- {fact}" for fact in facts)]
-    parts += ["## Accuracies", _accuracies(summary, paper)]
-    if any(task.margin for cell in summary.cells for task in cell.tasks):
-        parts += ["## Accuracies with the head's margin, as the papers count", _margins(summary)]
+    # On faces the papers count with the head's margin: their rows go where ours do too.
+    margin = any(task.margin for cell in summary.cells for task in cell.tasks)
+    parts += ["## Accuracies", _accuracies(summary, () if margin else paper)]
+    if margin:
+        parts += ["## Accuracies with the head's margin", _margins(summary, paper)]
     for setting in summary.settings:
         last = [c for c in summary.columns if c.setting == setting][-1:]
         if last and any(
@@ -65,35 +67,63 @@ def markdown(
 
 
 def _accuracies(summary: Summary, paper: Sequence[PaperRow]) -> str:
-    reads: list[Read] = [
-        lambda t: t.h,
-        lambda t: t.acc_r.value,
-        lambda t: t.acc_f.value,
-        lambda t: None if t.acc_o is None else t.acc_o.value,
-    ]
+    reads: dict[str, Read] = {
+        "H": lambda t: t.h,
+        "Acc_r": lambda t: t.acc_r.value,
+        "Acc_f": lambda t: t.acc_f.value,
+        "Acc_o": lambda t: None if t.acc_o is None else t.acc_o.value,
+    }
     if any(task.acc_m for cell in summary.cells for task in cell.tasks):
-        reads.append(lambda t: None if t.acc_m is None else t.acc_m.value)
-    keys = ("h", "acc_r", "acc_f", "acc_o", "acc_m")[: len(reads)]
-    words = " / ".join(("H", "Acc_r", "Acc_f", "Acc_o", "Acc_m")[: len(reads)])
-    head = ["method", *(f"{c.name}: {words}" for c in summary.columns), "worst class"]
+        reads["Acc_m"] = lambda t: None if t.acc_m is None else t.acc_m.value
+    last = summary.columns[-1]
+    worst = {m: _percent(summary.mean(m, last, lambda t: t.worst_class)) for m in summary.methods}
+    after = (
+        "In percent, plain top-1 before any mask; mean over seeds ± half of the 95 % t-interval. "
+        "The worst class is that of the last task."
+    )
+    return _by_task(summary, reads, paper, more=("worst class", worst)) + "\n\n" + after
+
+
+def _margins(summary: Summary, paper: Sequence[PaperRow]) -> str:
+    reads: dict[str, Read] = {
+        "H": lambda t: t.margin.h if t.margin else None,
+        "Acc_r": lambda t: t.margin.acc_r if t.margin else None,
+        "Acc_f": lambda t: t.margin.acc_f if t.margin else None,
+        "Acc_o": lambda t: t.margin.acc_o if t.margin else None,
+    }
+    return _by_task(summary, reads, paper)
+
+
+def _by_task(
+    summary: Summary,
+    reads: Mapping[str, Read],
+    paper: Sequence[PaperRow],
+    *,
+    more: tuple[str, Mapping[str, str]] | None = None,
+) -> str:
+    """A row for each method and, below it, the papers' rows of the same method."""
+    keys = [key.lower() for key in reads]
+
+    def published(ours: str | None) -> list[list[str]]:
+        own = [row for row in paper if (row.ours if row.ours in summary.methods else None) == ours]
+        lines = [
+            [f"*{row.title}, paper*", *(_paper_cell(row, c, keys) for c in summary.columns)]
+            for row in own
+        ]
+        known = [line for line in lines if any(cell != "–" for cell in line[1:])]
+        return [[*line, "–"] if more else line for line in known]
+
     rows = []
     for method in summary.methods:
         row = [f"`{method}`"]
-        for column in summary.columns:
-            row.append(_joined(summary, method, column, reads))
-        last = summary.columns[-1]
-        row.append(_percent(summary.mean(method, last, lambda t: t.worst_class)))
-        rows.append(row)
-    for line in paper:
-        cells = [_paper_cell(line, column, keys) for column in summary.columns]
-        if any(cell != "–" for cell in cells):
-            rows.append([f"*{line.method}, paper*", *cells, "–"])
-    after = (
-        "In percent, plain top-1 before any mask, mean over seeds ± half of the 95 % t-interval."
-    )
+        row += [_joined(summary, method, c, list(reads.values())) for c in summary.columns]
+        rows += [[*row, more[1][method]] if more else row, *published(method)]
+    rows += published(None)
+    head = ["method", *(f"{c.name}: {' / '.join(reads)}" for c in summary.columns)]
+    page = _table([*head, more[0]] if more else head, rows)
     if paper:
-        after += " The papers' rows are theirs: other weights and images, and the head's margin."
-    return _table(head, rows) + "\n\n" + after
+        page += "\n\nThe papers' rows are as printed: other weights, other images, one run."
+    return page
 
 
 def _paper_cell(row: PaperRow, column: Column, keys: Sequence[str]) -> str:
@@ -101,21 +131,6 @@ def _paper_cell(row: PaperRow, column: Column, keys: Sequence[str]) -> str:
     if task is None:
         return "–"
     return " / ".join(f"{task[key]:.2f}" if key in task else "–" for key in keys)
-
-
-def _margins(summary: Summary) -> str:
-    reads: list[Read] = [
-        lambda t: t.margin.h if t.margin else None,
-        lambda t: t.margin.acc_r if t.margin else None,
-        lambda t: t.margin.acc_f if t.margin else None,
-        lambda t: t.margin.acc_o if t.margin else None,
-    ]
-    head = ["method", *(f"{c.name}: H / Acc_r / Acc_f / Acc_o" for c in summary.columns)]
-    rows = [
-        [f"`{m}`", *(_joined(summary, m, column, reads) for column in summary.columns)]
-        for m in summary.methods
-    ]
-    return _table(head, rows)
 
 
 def _leaks(summary: Summary, column: Column) -> str:
