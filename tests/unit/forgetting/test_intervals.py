@@ -59,3 +59,10 @@ def test_bootstrap_is_as_wide_as_the_spread_of_the_classes_demands() -> None:
     )
     over_classes = 2 * 1.96 * math.sqrt(0.25 / 30)
     assert found.high - found.low == pytest.approx(over_classes, rel=0.1)
+
+
+def test_bootstrap_draws_the_samples_of_a_class_too() -> None:
+    values = (torch.arange(100) % 2).float()
+    generator = torch.Generator().manual_seed(0)
+    found = class_bootstrap(values, torch.zeros(100, dtype=torch.int64), generator=generator)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * 0.05, rel=0.1)

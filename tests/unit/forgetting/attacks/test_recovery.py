@@ -28,6 +28,8 @@ def blank(head: nn.Linear) -> nn.Linear:
     with torch.no_grad():
         head.weight.copy_(torch.eye(CLASSES, DIM))
         head.weight[GONE] = head.weight[2:].mean(dim=0)
+        if not isinstance(head, CosineHead):
+            head.bias.zero_()
     return head
 
 
