@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from forgetting.bench.paper import read_paper
 from forgetting.bench.setting import Setting, parse_settings
 from forgetting.measure import h_mean
 from forgetting.methods import METHODS
@@ -56,6 +57,16 @@ def test_config_names_what_a_run_needs(config: tuple[str, dict[str, Any]]) -> No
     assert set(table["methods"]) <= METHODS.keys() | OURS
     rows = {row["method"] for row in table["paper"].values() if "method" in row}
     assert rows <= set(table["methods"])
+
+
+def test_the_bench_reads_the_config(config: tuple[str, dict[str, Any]], project_root: Path) -> None:
+    name, table = config
+    known = read_paper(project_root / "benchmarks" / "papers" / f"{name}.toml")
+    assert (known.setting, known.shots) == (table["setting"], table.get("shots"))
+    assert list(known.methods) == table["methods"]
+    assert [row.tasks.keys() for row in known.rows] == [
+        {task["name"] for task in row["tasks"]} for row in table["paper"].values()
+    ]
 
 
 def test_rows_are_about_the_tasks_of_the_setting(config: tuple[str, dict[str, Any]]) -> None:
