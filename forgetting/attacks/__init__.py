@@ -1,5 +1,5 @@
 """What an attacker who holds the model can win back of a forgotten class.
 
-The figures are upper bounds of nothing: identity features generalise, and a model that never saw
-a class scores well above zero. Read them as excess over such a model (`leak.excess`).
+Features of identities generalise: a model that never saw a class scores well above zero. Every
+figure is to be read as excess over such a model (`leak.excess`).
 """

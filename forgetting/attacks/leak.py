@@ -104,25 +104,29 @@ def attack(
             finite.
         BackboneError: The model's head is neither linear nor cosine.
     """
-    for name, samples in (("training", train), ("test", test)):
-        gone = int(torch.isin(samples.y, forgotten).sum())
-        if gone == 0 or gone == len(samples):
-            raise DataError(
-                f"the attacks need {name} images of forgotten and of retained classes, found "
-                f"{gone} and {len(samples) - gone}"
-            )
+    _check(train=train, test=test, forgotten=forgotten)
     inside, outside = extract(model, train), extract(model, test)
     head = revived(bare_head(model), forgotten=forgotten)
     fresh = restarted(head, forgotten=forgotten)
     recovered, recovered_fresh = (
         recovery(
-            start, inside, outside, forgotten=forgotten, generator=generator, config=config.recovery
+            start,
+            train=inside,
+            test=outside,
+            forgotten=forgotten,
+            generator=generator,
+            config=config.recovery,
         )
         for start in (head, fresh)
     )
     probed = probe(inside, outside, forgotten=forgotten, generator=generator, config=config.probe)
     written = relearn_by_prototype(
-        head, inside, outside, forgotten=forgotten, generator=generator, config=config.prototypes
+        head,
+        train=inside,
+        test=outside,
+        forgotten=forgotten,
+        generator=generator,
+        config=config.prototypes,
     )
     nearest = nearest_mean(
         inside,
@@ -137,8 +141,8 @@ def attack(
         # The last to draw, since how much it draws depends on the model.
         curve = relearn(
             model,
-            train,
-            test,
+            train=train,
+            test=test,
             forgotten=forgotten,
             before=before,
             generator=generator,
@@ -153,8 +157,8 @@ def attack(
         nearest_mean=nearest,
         relearn=curve,
         membership=membership(split(inside, forgotten=forgotten)[0], deleted),
-        strangers=_strangers(model, deleted, strangers),
-        js=_js(reference, test, deleted, forgotten=forgotten),
+        strangers=_strangers(model, deleted, strangers=strangers),
+        js=_js(reference, deleted, test=test, forgotten=forgotten),
     )
 
 
@@ -198,8 +202,18 @@ def to_json(figures: LeakFigures) -> dict[str, Any]:
     return {**asdict(figures), "scalars": scalars(figures)}
 
 
+def _check(*, train: Samples, test: Samples, forgotten: Tensor) -> None:
+    for name, samples in (("training", train), ("test", test)):
+        gone = int(torch.isin(samples.y, forgotten).sum())
+        if gone == 0 or gone == len(samples):
+            raise DataError(
+                f"the attacks need {name} images of forgotten and of retained classes, found "
+                f"{gone} and {len(samples) - gone}"
+            )
+
+
 def _strangers(
-    model: nn.Module, deleted: Features, strangers: Samples | None
+    model: nn.Module, deleted: Features, *, strangers: Samples | None
 ) -> tuple[Separation, ...] | None:
     if strangers is None or len(strangers) == 0:
         return None
@@ -207,7 +221,7 @@ def _strangers(
 
 
 def _js(
-    reference: nn.Module | None, test: Samples, deleted: Features, *, forgotten: Tensor
+    reference: nn.Module | None, deleted: Features, *, test: Samples, forgotten: Tensor
 ) -> float | None:
     if reference is None:
         return None

@@ -43,9 +43,9 @@ class PrototypePoint:
 
 def relearn_by_prototype(
     head: nn.Linear,
+    *,
     train: Features,
     test: Features,
-    *,
     forgotten: Tensor,
     generator: torch.Generator,
     config: PrototypeConfig = PrototypeConfig(),
@@ -78,11 +78,10 @@ def relearn_by_prototype(
     found: dict[float, list[tuple[float, float]]] = {alpha: [] for alpha in config.alphas}
     for _ in range(config.draws):
         chosen = draw_per_class(forget.y, count=config.shots, generator=generator)
-        labels, prototypes = class_means(
-            _coordinates(head, forget.embedding[chosen], centre), forget.y[chosen]
-        )
+        moved = _coordinates(head, forget.embedding[chosen], centre=centre)
+        prototypes = class_means(moved, forget.y[chosen])
         for alpha in config.alphas:
-            written = _written(head, labels, prototypes, centre, forgotten=forgotten, alpha=alpha)
+            written = _written(head, prototypes, centre=centre, forgotten=forgotten, alpha=alpha)
             with torch.no_grad():
                 shares = [right(written(part.embedding), part.y).value for part in parts]
             found[alpha].append((shares[0], shares[1]))
@@ -128,20 +127,21 @@ def class_means(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return labels, sums / place.bincount()[:, None]
 
 
-def _coordinates(head: nn.Linear, embedding: Tensor, centre: Tensor) -> Tensor:
+def _coordinates(head: nn.Linear, embedding: Tensor, *, centre: Tensor) -> Tensor:
     """What the means are taken of; a cosine head has no bias that could hold a centre."""
     return F.normalize(embedding, dim=1) if isinstance(head, CosineHead) else embedding - centre
 
 
 def _written(
     head: nn.Linear,
-    labels: Tensor,
-    prototypes: Tensor,
-    centre: Tensor,
+    prototypes: tuple[Tensor, Tensor],
     *,
+    centre: Tensor,
     forgotten: Tensor,
     alpha: float,
 ) -> nn.Linear:
+    """A copy of the head with the prototypes (labels (K',), means (K', d)) in their rows."""
+    labels, means = prototypes
     written = copy.deepcopy(head)
     kept = torch.ones(head.out_features, dtype=torch.bool)
     kept[forgotten] = False
@@ -150,7 +150,7 @@ def _written(
     norm = old[kept].norm(dim=1).mean()
     bias: Tensor | None = head.bias
     with torch.no_grad():
-        new = norm * F.normalize(prototypes, dim=1)
+        new = norm * F.normalize(means, dim=1)
         written.weight[labels] = alpha * new + (1 - alpha) * old[labels]
         if bias is not None:
             typical = (bias[kept] + old[kept] @ centre).mean()  # (K', d) @ (d,) -> (K',)

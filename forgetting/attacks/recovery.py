@@ -49,9 +49,9 @@ class RecoveryPoint:
 
 def recovery(
     head: nn.Linear,
+    *,
     train: Features,
     test: Features,
-    *,
     forgotten: Tensor,
     generator: torch.Generator,
     config: RecoveryConfig = RecoveryConfig(),

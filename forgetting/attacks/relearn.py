@@ -58,9 +58,9 @@ class RelearnCurve:
 
 def relearn(
     model: nn.Module,
+    *,
     train: Samples,
     test: Samples,
-    *,
     forgotten: Tensor,
     before: float,
     generator: torch.Generator,
@@ -99,7 +99,11 @@ def relearn(
     accuracies: list[float] = []
     for step in range(config.looks[-1] + 1):
         if step > 0:
-            _descend(trained, head, forget, retain, optimizer, config.batch, generator)
+            drawn = _drawn(forget, retain, batch=config.batch, generator=generator)
+            logits = margin_logits(head, trained(drawn.x), drawn.y)
+            optimizer.zero_grad()
+            F.cross_entropy(logits, drawn.y).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
         if step not in config.looks:
             continue
         steps.append(step)
@@ -125,19 +129,8 @@ def _optimizer(model: nn.Module, config: RelearnConfig) -> torch.optim.Optimizer
     )
 
 
-def _descend(
-    model: nn.Module,
-    head: nn.Linear,
-    forget: Samples,
-    retain: Samples,
-    optimizer: torch.optim.Optimizer,
-    batch: int,
-    generator: torch.Generator,
-) -> None:
+def _drawn(forget: Samples, retain: Samples, *, batch: int, generator: torch.Generator) -> Samples:
+    """At most `batch` images of each kind."""
     f = torch.randperm(len(forget), generator=generator)[:batch]
     r = torch.randperm(len(retain), generator=generator)[:batch]
-    y = torch.cat([forget.y[f], retain.y[r]])
-    logits = margin_logits(head, model(torch.cat([forget.x[f], retain.x[r]])), y)
-    optimizer.zero_grad()
-    F.cross_entropy(logits, y).backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
+    return Samples(torch.cat([forget.x[f], retain.x[r]]), torch.cat([forget.y[f], retain.y[r]]))

@@ -44,8 +44,8 @@ def own_head(head: nn.Linear) -> nn.Linear:
 def attacked(head: nn.Linear, *, common: float = 0.0, alpha: float = 1.0) -> tuple[float, float]:
     (point,) = relearn_by_prototype(
         head,
-        clusters(10, seed=0, common=common),
-        clusters(30, seed=1, common=common),
+        train=clusters(10, seed=0, common=common),
+        test=clusters(30, seed=1, common=common),
         forgotten=GONE,
         generator=torch.Generator().manual_seed(0),
         config=PrototypeConfig(alphas=(alpha,)),
@@ -80,8 +80,8 @@ def test_written_cosine_row_is_the_equation_by_hand() -> None:
     test = clusters(40, seed=1, spread=0.6)
     (point,) = relearn_by_prototype(
         head,
-        train,
-        test,
+        train=train,
+        test=test,
         forgotten=GONE,
         generator=torch.Generator(),
         config=PrototypeConfig(alphas=(0.5,), draws=1),
@@ -118,8 +118,8 @@ def test_images_of_both_kinds_are_needed() -> None:
     with pytest.raises(DataError, match="found 6 and 0"):
         relearn_by_prototype(
             own_head(nn.Linear(DIM, CLASSES)),
-            rows(train, train.y < 2),
-            train,
+            train=rows(train, train.y < 2),
+            test=train,
             forgotten=GONE,
             generator=torch.Generator(),
         )

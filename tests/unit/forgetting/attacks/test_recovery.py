@@ -36,8 +36,8 @@ def blank(head: nn.Linear) -> nn.Linear:
 def run(head: nn.Linear, train: Features, test: Features, *, share: float = 0.5) -> list[float]:
     curve = recovery(
         head,
-        train,
-        test,
+        train=train,
+        test=test,
         forgotten=GONE,
         generator=torch.Generator().manual_seed(0),
         config=RecoveryConfig(share=share, rate=1e-2),
@@ -64,8 +64,8 @@ def test_head_is_left_as_it_was_and_the_curve_begins_with_it() -> None:
     test = clusters(20, seed=1)
     curve = recovery(
         head,
-        clusters(20, seed=0),
-        test,
+        train=clusters(20, seed=0),
+        test=test,
         forgotten=GONE,
         generator=torch.Generator().manual_seed(0),
         config=RecoveryConfig(epochs=3, looks=(0, 2)),
@@ -84,8 +84,8 @@ def test_margin_accuracy_is_given_for_a_cosine_head_only_and_is_the_stricter() -
     points = [
         recovery(
             head,
-            data["train"],
-            data["test"],
+            train=data["train"],
+            test=data["test"],
             forgotten=GONE,
             generator=torch.Generator().manual_seed(0),
             config=config,

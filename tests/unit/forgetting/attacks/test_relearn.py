@@ -35,8 +35,8 @@ def curve(
     gone = torch.isin(test.y, GONE)
     found = relearn(
         model,
-        train,
-        test,
+        train=train,
+        test=test,
         forgotten=GONE,
         before=share_right(model, test.x[gone], test.y[gone]).value or 0.9,
         generator=torch.Generator().manual_seed(0),
