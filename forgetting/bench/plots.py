@@ -73,7 +73,9 @@ def _accuracy(summary: Summary, columns: Sequence[Column]) -> Any:
         axis.set_title(title)
         axis.set_xticks(range(1, len(columns) + 1), [c.name for c in columns])
         axis.set_ylabel("%")
-    axes[-1].legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1))
+    # Acc_o lacks whoever has one task only.
+    handles, labels = axes[0].get_legend_handles_labels()
+    axes[-1].legend(handles, labels, fontsize=6, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
@@ -134,7 +136,7 @@ def _axes(count: int) -> tuple[Any, list[Any]]:
     figure = Figure(figsize=(4.5 * count, 3.6))
     axes = figure.subplots(1, count, squeeze=False)
     for axis in axes[0]:
-        axis.set_prop_cycle(color=colormaps["tab20"].colors)
+        axis.set_prop_cycle(color=[colormaps["tab20"](i) for i in range(20)])
     return figure, list(axes[0])
 
 
