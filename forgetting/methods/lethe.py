@@ -42,10 +42,11 @@ class Lethe:
                 weight = model.get_submodule(path).weight
                 weight.copy_(weight.double() + b.double() @ a.double())  # type: ignore[operator]
         groups = find_groups(task.model)
+        rank = next(iter(result.pairs.values()))[0].shape[0]
         linears: list[Any] = [model.get_submodule(path) for g in groups for path in g.paths]
         return Learned(
             model=model.eval().requires_grad_(False),
-            trainable=sum(self.config.rank * sum(linear.weight.shape) for linear in linears),
+            trainable=sum(rank * sum(linear.weight.shape) for linear in linears),
             stored=sum(a.numel() + b.numel() for a, b in result.pairs.values()),
             steps=result.steps,
             cpu_seconds=time.process_time() - began,
