@@ -23,7 +23,8 @@ from forgetting.method import Samples
 from forgetting.pretrain import PretrainConfig, pretrain, small_vit
 from forgetting.project import project
 from forgetting.stack import effective_state, install, shared_copy
-from forgetting.task import adapted_model
+from forgetting.task import adapted_model, run_task
+from forgetting.train import TrainConfig
 from registry import publish
 from registry.state import Release
 from serving.engines.torch_eager import TorchEngine
@@ -214,3 +215,27 @@ def test_slot_serves_the_stack_of_the_ledger_and_a_rollback_takes_it_off(
     logits, guard = registry.served(registry.roll_back(0), test.x)
     assert guard == set(GONE)
     assert torch.equal(logits, bare)
+
+
+def test_trained_adapter_is_learned_on_top_of_a_projection(
+    backbone: Backbone, images: ImageSet, learned: Learned
+) -> None:
+    result = run_task(
+        backbone,
+        [learned.stack[0]],
+        images=images,
+        forget=["8"],
+        earlier=["3"],
+        subjects={"3": "subject-3", "8": "subject-8"},
+        stack_ids=["adapter-0"],
+        config=TrainConfig(select_steps=20, refit_steps=25, copies=0, replay_per_class=12),
+    )
+    report = result.report
+    assert report.acc_o_after is not None
+    assert report.acc_o_after.value <= 0.02
+    assert report.acc_f_before.value > 0.7
+    assert report.acc_f_after.value <= 0.05
+    logits = TorchEngine(backbone.model).build(
+        effective_state(backbone.model, [learned.stack[0], result.adapter])
+    )(_samples(backbone, images, "test", 3).x)
+    assert int((logits.argmax(dim=1) == 3).sum()) == report.acc_o_after.hits
