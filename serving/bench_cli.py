@@ -174,7 +174,7 @@ def _run(options: _Options, asked: PaperConfig, *, name: str | None, to: Path) -
             results,
             title=title,
             facts=_facts(images, config, results),
-            config={key: _plain(value) for key, value in options.__dict__.items() if key != "work"},
+            config=_published(options),
             paper=asked.rows,
             note=note,
         )
@@ -252,8 +252,13 @@ def _facts(images: ImageSet, config: BenchConfig, results: Results) -> list[str]
     return facts
 
 
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
+def _published(options: _Options) -> dict[str, Any]:
+    """The options for whoever repeats the run: folders by their names, without the way to them."""
+    facts = {**options.__dict__}
+    del facts["work"]
+    for key in ("data", "backbone"):
+        facts[key] = None if facts[key] is None else Path(facts[key]).name
+    return facts
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,15 +14,23 @@ from forgetting.bench.cell import MarginFigures, TaskFigures
 from forgetting.bench.leaks import leak_figures
 from forgetting.bench.material import Material
 from forgetting.calibration import ece, jensen_shannon
-from forgetting.data import class_index, indices
+from forgetting.data import class_index
 from forgetting.errors import TargetError
 from forgetting.face_transformer import CosineHead
-from forgetting.features import Features, extract
+from forgetting.features import Features, rows
 from forgetting.losses import own_distribution
 from forgetting.measure import Share, by_class, most_hit, right
 from forgetting.method import Learned
 from forgetting.targets import find_groups
 from forgetting.task_data import TaskClasses
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model and what it makes of the test images."""
+
+    model: nn.Module
+    test: Features
 
 
 @dataclass(frozen=True)
@@ -37,34 +44,34 @@ class _Split:
 
 
 def measure_task(
-    material: Material, number: int, *, previous: nn.Module, learned: Learned, attacked: bool
-) -> tuple[TaskFigures, dict[str, Any]]:
-    """All figures of task `number`, and the answer to each test image.
+    material: Material, number: int, *, previous: Measured, learned: Learned, attacked: bool
+) -> tuple[TaskFigures, dict[str, Any], Measured]:
+    """All figures of task `number`, the answer to each test image, and what comes before the next.
 
     Args:
         material: Images, bare backbone, reference.
         number: Of the task, from 1.
-        previous: The model that the task before left.
+        previous: The model that the task before left, measured.
         learned: What is measured.
         attacked: Whether to run the attacks too.
     """
     classes = material.tasks[number - 1]
     bare = material.backbone.model
-    before, now = _split(material, classes, bare), _split(material, classes, learned.model)
-    earlier_y = [] if now.earlier is None else [now.earlier]
-    shares = {k: s for part in (now.forget, *earlier_y) for k, s in _shares(part).items()}
+    measured = Measured(learned.model, material.test_features(learned.model))
+    before, now = _split(material, classes, material.bare), _split(material, classes, measured.test)
+    under = [now.forget, *([now.earlier] if now.earlier else [])]
+    shares = [share for part in under for share in by_class(part.logits, part.y).values()]
     gone = torch.tensor([class_index(material.images, n) for n in classes.under_erasure])
     masked = own_distribution(before.forget.logits, forgotten=gone)
-    previously = _split(material, classes, previous).retained if previous is not bare else None
     figures = TaskFigures(
         number=number,
         name=material.setting.task_name(number),
         acc_r=_right(now.retained),
         acc_r_before=_right(before.retained),
-        acc_r_previous=_right(previously or before.retained),
+        acc_r_previous=_right(_split(material, classes, previous.test).retained),
         acc_f=_right(now.forget),
         acc_f_before=_right(before.forget),
-        worst_class=max(share.value for share in shares.values()),
+        worst_class=max(share.value for share in shares),
         acc_o=_right(now.earlier) if now.earlier else None,
         acc_o_before=_right(before.earlier) if before.earlier else None,
         acc_m=_right(now.missing) if now.missing else None,
@@ -83,31 +90,27 @@ def measure_task(
         cpu_seconds=learned.cpu_seconds,
         groups_kept=learned.groups_kept,
         groups_total=learned.groups_total,
-        update_norms=_update_norms(previous, learned.model),
+        update_norms=_update_norms(previous.model, learned.model),
         leak=leak_figures(material, gone, learned.model) if attacked else None,
     )
-    return figures, _samples(material, number, classes, now)
+    return figures, _samples(material, number, classes, now), measured
 
 
-def _split(material: Material, classes: TaskClasses, model: nn.Module) -> _Split:
-    def features(names: tuple[str, ...]) -> Features | None:
-        if not names:
-            return None
-        rows = indices(material.images, "test", classes=names)
-        return extract(model, material.samples(rows))
+def _split(material: Material, classes: TaskClasses, test: Features) -> _Split:
+    def of(names: tuple[str, ...]) -> Features:
+        labels = torch.tensor([class_index(material.images, name) for name in names])
+        return rows(test, torch.isin(test.y, labels))
 
-    retained, forget = features(classes.retained), features(classes.forget)
-    assert retained is not None  # a setting keeps at least 2 classes
-    assert forget is not None  # and forgets at least 1
-    return _Split(retained, forget, features(classes.earlier), features(classes.missing))
+    return _Split(
+        retained=of(classes.retained),
+        forget=of(classes.forget),
+        earlier=of(classes.earlier) if classes.earlier else None,
+        missing=of(classes.missing) if classes.missing else None,
+    )
 
 
 def _right(features: Features) -> Share:
     return right(features.logits, features.y)
-
-
-def _shares(features: Features) -> Mapping[int, Share]:
-    return by_class(features.logits, features.y)
 
 
 def _margin(bare: nn.Module, before: _Split, now: _Split) -> MarginFigures | None:
@@ -129,9 +132,9 @@ def _margin(bare: nn.Module, before: _Split, now: _Split) -> MarginFigures | Non
 
 
 def _js(material: Material, number: int, classes: TaskClasses, now: _Split) -> float | None:
-    if number not in material.references:
+    if number not in material.never:
         return None
-    never = _split(material, classes, material.references[number][0].model)
+    never = _split(material, classes, material.never[number])
     own = [now.forget.logits, *([now.earlier.logits] if now.earlier else [])]
     other = [never.forget.logits, *([never.earlier.logits] if never.earlier else [])]
     return jensen_shannon(torch.cat(own), torch.cat(other))

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from forgetting.attacks.leak import attack
 from forgetting.bench.material import Material
 from forgetting.data import indices
-from forgetting.features import extract
+from forgetting.features import rows
 from forgetting.measure import right
-from forgetting.method import Samples
 
 
 def leak_figures(material: Material, gone: Tensor, model: nn.Module) -> dict[str, Any]:
@@ -29,8 +28,7 @@ def leak_figures(material: Material, gone: Tensor, model: nn.Module) -> dict[str
         The fields of `LeakFigures`, JSON-able.
     """
     train, test = (material.samples(indices(material.images, part)) for part in ("train", "test"))
-    tested = torch.isin(test.y, gone)
-    bare = extract(material.backbone.model, Samples(test.x[tested], test.y[tested]))
+    bare = rows(material.bare, torch.isin(material.bare.y, gone))
     found = attack(
         model,
         train=train,

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import nn
 
 from forgetting.backbone import Backbone
 from forgetting.bench.backbones import TrainedFacts, given_backbone, trained_backbone
@@ -17,6 +18,7 @@ from forgetting.bench.setting import Setting, check_images, class_order, task_cl
 from forgetting.bench.tensors import TensorMemo
 from forgetting.data import ImageSet, for_classes, indices
 from forgetting.errors import DataError
+from forgetting.features import Features, extract
 from forgetting.method import ForgetData, Samples
 from forgetting.pretrain import PretrainProgress
 from forgetting.subset import some_classes
@@ -50,6 +52,8 @@ class Material:
         samples: From positions in `images` to tensors.
         strangers: Test images of classes that no model saw; empty where all classes take part.
         references: Retrained without what task `number` and those before forget, by number.
+        bare: What the backbone makes of the test images, as `test_features`.
+        never: What the references make of them, by number.
     """
 
     setting: Setting
@@ -61,6 +65,12 @@ class Material:
     samples: Callable[[Rows], Samples] = field(repr=False)
     strangers: Samples = field(repr=False)
     references: Mapping[int, tuple[Backbone, TrainedFacts]]
+    bare: Features
+    never: Mapping[int, Features]
+
+    def test_features(self, model: nn.Module) -> Features:
+        """What a model makes of the test images, in the same order."""
+        return extract(model, self.samples(indices(self.images, "test")))
 
 
 def prepare(
@@ -123,6 +133,8 @@ def prepare(
     tasks = task_classes(order, setting)
     wanted = {"all": range(1, len(tasks) + 1), "last": [len(tasks)], "none": []}[references]
     made = {number: trained(tasks[number - 1].under_erasure) for number in wanted}
+    samples = TensorMemo(chosen, backbone.spec.preprocess)
+    tested = samples(indices(chosen, "test"))
     return Material(
         setting=setting,
         seed=seed,
@@ -130,9 +142,11 @@ def prepare(
         backbone=backbone,
         facts=facts,
         tasks=tasks,
-        samples=TensorMemo(chosen, backbone.spec.preprocess),
+        samples=samples,
         strangers=_strangers(images, chosen, backbone, seed=seed),
         references=made,
+        bare=extract(backbone.model, tested),
+        never={number: extract(never.model, tested) for number, (never, _) in made.items()},
     )
 
 

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from forgetting.bench.cell import TaskFigures
-from forgetting.bench.figures import measure_task
+from forgetting.bench.figures import Measured, measure_task
 from forgetting.bench.material import Material, forget_data
 from forgetting.errors import ForgettingError
 from forgetting.method import Budget, Learned, Method, Progress, Task
@@ -67,7 +66,7 @@ def run_sequence(
     """
     figures: list[TaskFigures] = []
     samples: list[dict[str, Any]] = []
-    previous: nn.Module = material.backbone.model
+    previous = Measured(material.backbone.model, material.bare)
     carried: Any = None
     count = len(material.tasks)
     for number in range(1, count + 1):
@@ -79,7 +78,7 @@ def run_sequence(
                 learned = method.learn(
                     Task(
                         original=material.backbone.model,
-                        model=previous,
+                        model=previous.model,
                         data=forget_data(material, number),
                         number=number,
                         carried=carried,
@@ -92,14 +91,14 @@ def run_sequence(
                 continue
             _tell(progress, Look(number, count, "measure", budget.steps, budget.steps))
             attacked = attacks == "all" or (attacks == "last" and number == count)
-            measured, answers = measure_task(
+            measured, answers, after = measure_task(
                 material, number, previous=previous, learned=learned, attacked=attacked
             )
         except ForgettingError as error:
             return Outcome(tuple(figures), tuple(samples), f"task {number}: {error}")
         figures.append(measured)
         samples.append(answers)
-        previous, carried = learned.model, learned.carried
+        previous, carried = after, learned.carried
     return Outcome(tuple(figures), tuple(samples), None)
 
 
