@@ -10,7 +10,7 @@ class BackboneError(ForgettingError):
 
 
 class TargetError(ForgettingError):
-    """The linears that an adapter changes were not found in the model."""
+    """What an adapter changes (FFN linears, the place of a feature edit) isn't in the model."""
 
 
 class AdapterError(ForgettingError):
