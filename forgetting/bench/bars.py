@@ -36,7 +36,7 @@ def judge(summary: Summary, setting: str) -> tuple[Bar, ...]:
     return (
         _h(summary, columns),
         _most(summary, columns, "Acc_f", lambda t: t.acc_f.value),
-        _most(summary, columns[-1:], "Acc_o, last task", _acc_o),
+        *([_most(summary, columns[-1:], "Acc_o, last task", _acc_o)] if columns[1:] else []),
         _acc_r(summary, columns, limit=0.03 if few else 0.01),
         _stored(summary, columns),
         _groups(summary, columns),

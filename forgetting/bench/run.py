@@ -154,6 +154,7 @@ class _Bench:
     ) -> None:
         self._images, self._config = images, config
         self._status, self._note = status, note
+        self._code = code_digest()  # now: it may be edited while this runs
         self._material: Material | None = None
         self._cells: dict[_Plan, tuple[Cell, Path]] = {}
         self._choices: dict[tuple[str, str], Choice] = {}
@@ -219,7 +220,10 @@ class _Bench:
             with claim(path):
                 cell = self._kept(path) or self._compute(plan, chosen, material, facts, path)
         self._cells[plan] = (cell, path)
-        self._tell(f"{plan.method}, seed {plan.seed}")
+        what = f"{plan.method}, seed {plan.seed}"
+        if cell.failed is not None:
+            self._say(f"{what} ended early: {cell.failed} (to try again, delete {path.name})")
+        self._tell(what)
 
     def _kept(self, path: Path) -> Cell | None:
         try:
@@ -246,8 +250,6 @@ class _Bench:
             attacks=self._config.attacks,
             progress=lambda look: self._tell(what, look=look),
         )
-        if outcome.failed is not None:
-            self._say(f"{what}: {outcome.failed}")
         cell = Cell(
             method=plan.method,
             seed=plan.seed,
@@ -255,7 +257,7 @@ class _Bench:
             tasks=outcome.tasks,
             failed=outcome.failed,
             determined_by=facts,
-            code=code_digest(),
+            code=self._code,
         )
         write_cell(path, cell, outcome.samples)
         return read_cell(path)

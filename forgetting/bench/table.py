@@ -42,12 +42,10 @@ def markdown(
     parts += ["## Accuracies", _accuracies(summary, () if margin else paper)]
     if margin:
         parts += ["## Accuracies with the head's margin", _margins(summary, paper)]
-    for setting in summary.settings:
-        last = [c for c in summary.columns if c.setting == setting][-1:]
-        if last and any(
-            t.leak for m in summary.methods for t in summary.tasks(m, last[0]).values()
-        ):
-            parts += [f"## What leaks after {setting}", _leaks(summary, last[0])]
+    for column in summary.columns:
+        if any(t.leak for m in summary.methods for t in summary.tasks(m, column).values()):
+            title = f"## What leaks after {column.name} of {column.setting}"
+            parts += [title, _leaks(summary, column)]
     for setting in summary.settings:
         parts += [f"## What it costs, {setting}", _costs(summary, setting)]
         bars = judge(summary, setting)
@@ -158,9 +156,9 @@ def _leaks(summary: Summary, column: Column) -> str:
             row.append(text)
         rows.append(row)
     after = (
-        f"After task {column.name}, over all classes under erasure; in brackets the excess over "
-        "the retrained reference of the same seed. Shares in percent, JS in bits; relearn steps "
-        "are cut at the longest run that is tried."
+        "Over all classes under erasure; in brackets the excess over the retrained reference of "
+        "the same seed. Shares in percent, JS in bits; relearn steps are cut at the longest run "
+        "that is tried."
     )
     return _table(["method", *(title for title, _, _ in shown)], rows) + "\n\n" + after
 

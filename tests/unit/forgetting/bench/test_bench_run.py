@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from forgetting.backbone import freeze, load_backbone, save_backbone
 from forgetting.bench.backbones import backbone_folder, trained_backbone
 from forgetting.bench.cell import samples_file
 from forgetting.bench.material import Origin, forget_data, prepare
@@ -284,6 +285,33 @@ def test_tuning_chooses_on_a_seed_that_is_not_reported_once(
     before = file.stat().st_mtime_ns
     assert run_bench(digit_images, tuned).choices == results.choices
     assert file.stat().st_mtime_ns == before
+
+
+def test_method_that_breaks_down_leaves_a_cell_and_the_run_goes_on(
+    tmp_path: Path, shared: Path, config: BenchConfig, digit_images: ImageSet
+) -> None:
+    """A backbone that gives every class the same probability has nothing to forget."""
+    kept = next(p for p in (shared / "backbones").iterdir() if "without" not in p.name)
+    bare = load_backbone(kept)
+    with torch.no_grad():
+        for parameter in bare.model.get_classifier().parameters():  # type: ignore[operator]
+            parameter.zero_()
+    save_backbone(tmp_path / "blank", freeze(bare.model, bare.spec))
+    blank = replace(
+        config,
+        methods=("lethe", "head_mask"),
+        origin=replace(config.origin, given=tmp_path / "blank"),
+        references="none",
+    )
+    for _ in range(2):  # a kept cell says so again
+        notes: list[str] = []
+        results = run_bench(digit_images, blank, note=notes.append)
+        failed = {cell.method: cell.failed for cell in results.cells}
+        assert failed["head_mask"] is None
+        assert failed["lethe"] is not None
+        assert "nothing to forget" in failed["lethe"]
+        (note,) = notes
+        assert note.startswith("lethe, seed 0 ended early: task 1: ")
 
 
 @pytest.mark.parametrize(
