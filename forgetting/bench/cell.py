@@ -143,7 +143,7 @@ class Cell:
 
 
 def cell_file(work: Path, *, setting: str, method: str, seed: int, determined_by: object) -> Path:
-    """Where a cell is kept."""
+    """Where a cell is kept; `setting` is the folder, named by data and setting."""
     content = json.dumps(determined_by, sort_keys=True, default=list)
     digest = hashlib.sha256(content.encode()).hexdigest()[:10]
     return work / "cells" / setting / f"{method}-seed{seed}-{digest}.json"

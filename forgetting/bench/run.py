@@ -210,7 +210,7 @@ class _Bench:
         facts = self._determined_by(plan, chosen, material)
         path = cell_file(
             self._config.origin.work,
-            setting=plan.setting.name,
+            setting=f"{self._images.name}-{plan.setting.name}",
             method=plan.method,
             seed=plan.seed,
             determined_by=facts,

@@ -89,7 +89,8 @@ def choice_file(kind: type[Method], material: Material, *, budget: Budget, work:
         asdict(budget),
     ]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
-    return work / "tuned" / f"{material.setting.name}-{kind.name}-{digest[:10]}.json"
+    name = f"{material.images.name}-{material.setting.name}-{kind.name}-{digest[:10]}.json"
+    return work / "tuned" / name
 
 
 def describe(made: Method) -> dict[str, Any]:
