@@ -6,7 +6,7 @@ A bar for which a row, a task or an attack is missing counts as not measured, ne
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from forgetting.bench.cell import TaskFigures
 from forgetting.bench.protocol import RETRAINED, ROWS
@@ -33,7 +33,7 @@ def judge(summary: Summary, setting: str) -> tuple[Bar, ...]:
     if not columns or not summary.of(OURS, setting):
         return ()
     few = "shot" in setting
-    return (
+    bars = (
         _h(summary, columns),
         _most(summary, columns, "Acc_f", lambda t: t.acc_f.value),
         *([_most(summary, columns[-1:], "Acc_o, last task", _acc_o)] if columns[1:] else []),
@@ -49,6 +49,14 @@ def judge(summary: Summary, setting: str) -> tuple[Bar, ...]:
         _seconds(summary, setting, columns),
         _closed_form(summary, setting),
     )
+    broken = [cell.seed for cell in summary.of(OURS, setting) if cell.failed]
+    return tuple(_spoilt(bar, broken) for bar in bars) if broken else bars
+
+
+def _spoilt(bar: Bar, seeds: list[int]) -> Bar:
+    """The seeds that are left don't meet a bar for those that broke down."""
+    found = f"{bar.found}, without seed {', '.join(map(str, seeds))}, which broke down"
+    return replace(bar, found=found, met=None if bar.met is None else False)
 
 
 def _h(summary: Summary, columns: list[Column]) -> Bar:
@@ -68,7 +76,7 @@ def _h(summary: Summary, columns: list[Column]) -> Bar:
     met = worst[0] > 0 if worst is not None and complete else None
     return Bar(
         "H",
-        f"above all {len(others)} methods that change weights, in every task",
+        f"above every method that changes weights ({len(others)}), in every task",
         "not measured" if worst is None else f"smallest lead {worst[1]}",
         met,
     )

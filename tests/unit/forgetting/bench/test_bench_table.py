@@ -141,6 +141,14 @@ def test_bar_without_its_rows_is_not_measured_and_never_met() -> None:
     assert judge(Summary(()), SETTING) == ()
 
 
+def test_seed_that_broke_down_meets_no_bar() -> None:
+    broken = cell("lethe", task(1), seed=2, failed="task 2: training broke down")
+    bars = judge(Summary((*field().cells, broken)), SETTING)
+    assert bars
+    assert not any(found.met for found in bars)
+    assert "without seed 2, which broke down" in bars[0].found
+
+
 def test_head_mask_does_not_count_against_h_and_is_explained() -> None:
     summary = field(lethe_acc_r=(89, 89))  # below the mask, above the published recipe
     assert bar(summary, "H").met is True
