@@ -121,12 +121,11 @@ class DirectoryStore:
                 os.close(descriptor)
 
     def list(self, prefix: str) -> list[str]:
-        if not _PREFIX.fullmatch(prefix):
-            raise ValueError(f"a prefix is made of letters, digits, '._-' and '/', not {prefix!r}")
+        check_prefix(prefix)
         start = os.path.join(self.root, prefix.rpartition("/")[0])
         with _os_errors(prefix, verb="listed"):
             keys = [path.removeprefix(self._prefix) for path in _files_below(start)]
-        return sorted(key for key in keys if key.startswith(prefix) and _KEY.fullmatch(key))
+        return sorted(key for key in keys if key.startswith(prefix) and is_key(key))
 
     def delete(self, key: str) -> None:
         path = self._path(key)
@@ -183,11 +182,7 @@ class DirectoryStore:
         return tuple(sorted(found))
 
     def _path(self, key: str) -> str:
-        if not _KEY.fullmatch(key):
-            raise ValueError(
-                f"a key is 1 to 10 segments of letters, digits, '._-', joined by '/' and none "
-                f"starting with a dot; found {key!r}"
-            )
+        check_key(key)
         return f"{self._prefix}{key}"
 
     def _write(self, path: Path, data: bytes) -> None:
@@ -220,6 +215,47 @@ class DirectoryStore:
             _sync_directory(path.parent)
         with self._lock:
             self._durable_directories.update(chain)
+
+
+def is_key(text: str) -> bool:
+    return _KEY.fullmatch(text) is not None
+
+
+def check_key(key: str) -> None:
+    """Raises: ValueError (not the form of a key)."""
+    if not is_key(key):
+        raise ValueError(
+            f"a key is 1 to 10 segments of letters, digits, '._-', joined by '/' and none "
+            f"starting with a dot; found {key!r}"
+        )
+
+
+def check_prefix(prefix: str) -> None:
+    """Raises: ValueError (no key could start so)."""
+    if not _PREFIX.fullmatch(prefix):
+        raise ValueError(f"a prefix is made of letters, digits, '._-' and '/', not {prefix!r}")
+
+
+def open_store(where: Path | str, *, read_only: bool = False, file_mode: int = 0o644) -> Store:
+    """The store at a path, or in a bucket at s3://, gs:// or az:// (the extra `s3`).
+
+    `read_only` lets a bucket be read with credentials that may not write; `file_mode` is for a
+    directory alone.
+
+    Raises: StoreError (the bucket can't be used, or obstore is not installed).
+    """
+    scheme, separator, _ = str(where).partition("://")
+    if not separator:
+        return DirectoryStore(where, file_mode=file_mode)
+    try:
+        from registry.object_store import SCHEMES, ObjectStore
+    except ImportError as error:
+        raise StoreError(
+            f"{where}: buckets need obstore: pip install 'lethe[s3]' ({error})"
+        ) from None
+    if scheme not in SCHEMES:
+        raise StoreError(f"{where}: expected a path or one of {', '.join(SCHEMES)}://")
+    return ObjectStore(str(where), read_only=read_only)
 
 
 def _temporary_name() -> str:

@@ -30,7 +30,7 @@ from registry.keys import TRUST_FILE, Trust
 from registry.ledger import FORMAT_KEY, LOG_PREFIX, Ledger, utc_now
 from registry.record import Entry
 from registry.schema import encode_time
-from registry.store import DirectoryStore
+from registry.store import Store, open_store
 from registry.subjects import SubjectMap
 from registry.summary import entry_to_json
 from registry.upkeep import GRACE, collect
@@ -42,7 +42,8 @@ from serving.settings import load_settings
 from serving.terminal import Config, Json, err, fail, out, plain_errors, print_json
 
 RegistryPath = Annotated[
-    Path | None, typer.Option("--registry", help="registry folder or a copy [of the settings]")
+    str | None,
+    typer.Option("--registry", help="a folder, or s3://, gs://, az:// [of the settings]"),
 ]
 TrustPath = Annotated[Path | None, typer.Option("--trust", help="trust file [HOME/keys]")]
 AtLeast = Annotated[
@@ -218,12 +219,14 @@ def gc(
         float, typer.Option("--grace", min=1, help="hours; far longer than any publish takes")
     ] = GRACE.total_seconds() / 3600,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
+    registry: RegistryPath = None,
+    trust: TrustPath = None,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
     """Delete what crashes left: blobs that no record names, and temporary files."""
     with plain_errors():
-        store, trusted = _opened(config, None, None)
+        store, trusted = _opened(config, registry, trust, read_only=dry_run)
         found = collect(
             store,
             Ledger(store, trusted),
@@ -295,7 +298,9 @@ def hold(
 
 def import_(
     file: Annotated[Path, typer.Argument(help="archive to read")],
-    registry: Annotated[Path, typer.Option("--registry", help="an empty folder or earlier copy")],
+    registry: Annotated[
+        str, typer.Option("--registry", help="an empty folder or bucket, or an earlier copy")
+    ],
     trust: TrustPath = None,
     config: Config = None,
     as_json: Json = False,
@@ -305,16 +310,25 @@ def import_(
         trusted = Trust.load(_trust_path(config, trust))
         try:
             with open(file, "rb") as source:
-                state = import_archive(source, DirectoryStore(registry), trust=trusted)
+                state = import_archive(source, open_store(registry), trust=trusted)
         except OSError as error:
             fail(f"{file} can't be read: {error.strerror}")
         _tell_state(f"{registry}", state.seq, state.head, as_json=as_json)
 
 
 def _opened(
-    config: Path | None, registry: Path | None, trust: Path | None
-) -> tuple[DirectoryStore, Trust]:
-    path = registry or home_of(load_settings(config)).registry
+    config: Path | None, registry: str | None, trust: Path | None, *, read_only: bool = True
+) -> tuple[Store, Trust]:
+    where = registry or str(home_of(load_settings(config)).registry)
+    if "://" in where:
+        store = open_store(where, read_only=read_only)
+    else:
+        _check_folder(Path(where))
+        store = open_store(where)
+    return store, Trust.load(_trust_path(config, trust))
+
+
+def _check_folder(path: Path) -> None:
     if not path.is_dir():
         raise NotFoundError(f"there is no registry at {path}; `lethe serve` makes one")
     try:
@@ -323,7 +337,6 @@ def _opened(
         raise StoreError(f"the registry {path} can't be read: {error.strerror}") from None
     if names and not names & {FORMAT_KEY, LOG_PREFIX.rstrip("/"), "blobs", "subjects"}:
         raise NotFoundError(f"{path} is no registry: it has neither {FORMAT_KEY} nor {LOG_PREFIX}")
-    return DirectoryStore(path), Trust.load(_trust_path(config, trust))
 
 
 def _trust_path(config: Path | None, trust: Path | None) -> Path:
@@ -342,7 +355,7 @@ def _named(ids: Iterable[str], subjects: SubjectMap) -> list[dict[str, str | Non
     return [{"subject": subject, "class": class_of(subject)} for subject in ids]
 
 
-def _subject_of(class_name: str, store: DirectoryStore) -> str:
+def _subject_of(class_name: str, store: Store) -> str:
     subject = SubjectMap(store).find(class_name) if class_name else None
     if subject is None:
         raise NotFoundError(
@@ -359,7 +372,7 @@ def _act(entry: Entry | None) -> dict[str, Any] | None:
 
 
 def _examined(
-    store: DirectoryStore,
+    store: Store,
     trusted: Trust,
     *,
     quiet: bool,
