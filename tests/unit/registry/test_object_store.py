@@ -1,11 +1,14 @@
 """The object store against a real S3 API in its own process: the contract of the directory store,
 and what only a server can do wrong."""
 
+import http.client
+import http.server
 import multiprocessing
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -19,6 +22,7 @@ from registry_acts import Acts
 pytest.importorskip("obstore", reason="the extra `s3` is not installed")
 pytest.importorskip("moto", reason="moto, the S3 server of these tests, is not installed")
 
+from registry import publish
 from registry.errors import AlreadyExistsError, NotFoundError, StoreError
 from registry.keys import Role, Signer, Trust
 from registry.ledger import Ledger, blob_key, utc_now
@@ -67,6 +71,50 @@ class Server:
                 if time.monotonic() > deadline or self._process.poll() is not None:
                     raise
                 time.sleep(0.1)
+
+
+class Proxy(http.server.ThreadingHTTPServer):
+    """Stands before the server as a worse one: forgets conditions, or loses answers to PUTs."""
+
+    def __init__(self, server: Server, *, forget_conditions: bool = False) -> None:
+        super().__init__(("127.0.0.1", 0), _Forward)
+        self.behind = server
+        self.forget_conditions = forget_conditions
+        self.answers_to_lose = 0
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def config(self) -> dict[str, str]:
+        return {**self.behind.config(), "endpoint": f"http://127.0.0.1:{self.server_port}"}
+
+
+class _Forward(http.server.BaseHTTPRequestHandler):
+    server: Proxy
+
+    def _forward(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        headers = dict(self.headers)
+        if self.server.forget_conditions:
+            headers = {k: v for k, v in headers.items() if k.lower() != "if-none-match"}
+        behind = http.client.HTTPConnection("127.0.0.1", self.server.behind.port)
+        behind.request(self.command, self.path, body, headers)
+        answer = behind.getresponse()
+        data = answer.read()
+        behind.close()
+        self.close_connection = True
+        if self.command == "PUT" and self.server.answers_to_lose > 0:
+            self.server.answers_to_lose -= 1
+            return
+        self.send_response_only(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("transfer-encoding", "connection"):
+                self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = _forward
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +251,57 @@ def test_a_missing_bucket_is_no_empty_registry(server: Server) -> None:
     for read_only in (True, False):
         with pytest.raises(StoreError, match="no such bucket"):
             ObjectStore("s3://elsewhere/r", config=server.config(), read_only=read_only)
+
+
+def test_a_server_that_lets_an_object_be_created_twice_is_refused(server: Server) -> None:
+    with Proxy(server, forget_conditions=True) as proxy:
+        with pytest.raises(StoreError, match="created twice"):
+            ObjectStore("s3://bucket/twice", config=proxy.config())
+        proxy.shutdown()
+    behind = ObjectStore("s3://bucket/twice", config=server.config(), read_only=True)
+    assert behind.leftovers(before=utc_now() + DAY, delete=False) == ()
+
+
+def test_an_object_whose_answer_was_lost_is_known_as_ours(server: Server) -> None:
+    with Proxy(server) as proxy:
+        store = ObjectStore("s3://bucket/lost", config=proxy.config(), timeout_s=5.0)
+        proxy.answers_to_lose = 1
+        store.create("log/1", b"ours")
+        assert store.read("log/1") == b"ours"
+        proxy.answers_to_lose = 1
+        with pytest.raises(AlreadyExistsError):
+            store.create("log/1", b"of another")
+        assert store.read("log/1") == b"ours"
+        proxy.shutdown()
+
+
+def test_a_command_whose_outcome_was_unknown_is_the_same_command_when_repeated(
+    server: Server, trust: Trust, signers: dict[Role, Signer]
+) -> None:
+    with Proxy(server) as proxy:
+        store = ObjectStore("s3://bucket/again", config=proxy.config(), timeout_s=5.0)
+        acts = Acts(Ledger(store, trust), signers)
+        acts.erase(1)
+        before = acts.ledger.state
+        proxy.answers_to_lose = 3  # all attempts at one record
+
+        def request() -> object:
+            return publish.request_forget(
+                acts.ledger,
+                signers["operator"],
+                subjects=("f" * 32,),
+                backbone=before.backbone,
+                actor="ops",
+                reason="a test",
+                request_id="the-same",
+            )
+
+        with pytest.raises(StoreError, match="can't be stored"):
+            request()
+        assert request() == request()
+        # The record had been stored all the same, and the repetition added none.
+        assert acts.ledger.state.seq == before.seq + 1
+        proxy.shutdown()
 
 
 def test_a_publisher_cut_off_by_a_killed_server_loses_nothing_and_hears_why(
