@@ -140,8 +140,13 @@ class ObjectStore:
 
     def older(self, prefix: str, *, before: datetime) -> tuple[str, ...]:
         check_prefix(prefix)
-        old = sorted(key for key, changed in self._listed(prefix) if changed < before)
-        return tuple(key for key in old if not self._is_young(_TOUCHED + key, before=before))
+        touched = {
+            name.removeprefix(_TOUCHED)
+            for name, changed in self._names(_TOUCHED)
+            if changed >= before
+        }
+        old = {key for key, changed in self._listed(prefix) if changed < before}
+        return tuple(sorted(old - touched))
 
     def delete_older(self, key: str, *, before: datetime) -> bool:
         check_key(key)
