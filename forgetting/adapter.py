@@ -6,7 +6,9 @@ On disk an adapter is three files: `adapter_config.json` and `adapter_model.safe
 format of Hugging Face PEFT, and `forget.json` with our own facts. Loading is strict: a truncated
 or foreign adapter would silently forget nothing. PEFT itself is not needed here.
 
-An adapter of the other kind is a `Projection`; `to_files` and `from_files` know both.
+An adapter may carry an erasure of the feature that its pairs were trained with, then with a fourth
+file, `projection.safetensors`; an erasure alone is a `Projection`. `to_files` and `from_files` know
+all three kinds.
 """
 
 from __future__ import annotations
@@ -37,9 +39,18 @@ from forgetting.adapter_files import (
 )
 from forgetting.backbone import Backbone
 from forgetting.errors import AdapterError
+from forgetting.feature_edit import Erasure
 from forgetting.method import Pair
 from forgetting.projection import KIND as PROJECTION_KIND
-from forgetting.projection import Projection, projection_files, projection_from_files
+from forgetting.projection import (
+    PROJECTION_FILE,
+    Projection,
+    check_erasure,
+    erasure_bytes,
+    projection_files,
+    projection_from_files,
+    read_erasure,
+)
 
 __all__ = [
     "CONFIG_FILE",
@@ -62,6 +73,7 @@ CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
 FILES = (CONFIG_FILE, TENSORS_FILE, FACTS_FILE)
 _KIND = "lora"
+_KIND_WITH_ERASURE = "lora+projection"
 _PREFIX = "base_model.model."
 
 
@@ -69,24 +81,32 @@ _PREFIX = "base_model.model."
 class Adapter:
     """Pairs by module path: A (r, in) and B (out, r), float32 on the CPU, sorted by path.
 
+    Attributes:
+        pairs: Of the surviving groups.
+        facts: Where it comes from.
+        erasure: Of the feature, in force together with the pairs; None for pairs alone.
+
     Raises:
-        AdapterError: No pairs, or a pair whose shapes, type or values can't be right.
+        AdapterError: No pairs, or a pair or an erasure whose shapes, type or values can't be right.
     """
 
     pairs: Mapping[str, Pair]
     facts: AdapterFacts
+    erasure: Erasure | None = None
 
     def __post_init__(self) -> None:
         if not self.pairs:
             raise AdapterError("an adapter without a single pair would forget nothing")
         for path, (a, b) in self.pairs.items():
             _check_pair(path, a, b)
+        if self.erasure is not None:
+            check_erasure(self.erasure)
         ordered = {path: self.pairs[path] for path in sorted(self.pairs)}
         object.__setattr__(self, "pairs", MappingProxyType(ordered))
 
 
 AnyAdapter = Adapter | Projection
-"""What a stack is made of: trained pairs, or a closed-form edit of the feature."""
+"""What a stack is made of: trained pairs, a closed-form edit of the feature, or both in one."""
 
 
 def delta(adapter: Adapter, path: str) -> Tensor:
@@ -124,11 +144,15 @@ def to_files(adapter: AnyAdapter) -> dict[str, bytes]:
     for path, (a, b) in adapter.pairs.items():
         tensors[f"{_PREFIX}{path}.lora_A.weight"] = a
         tensors[f"{_PREFIX}{path}.lora_B.weight"] = b
-    return {
+    kind = _KIND if adapter.erasure is None else _KIND_WITH_ERASURE
+    files = {
         CONFIG_FILE: json_bytes(_peft_config(adapter)),
         TENSORS_FILE: tensor_bytes(tensors),
-        FACTS_FILE: facts_bytes(_KIND, adapter.facts),
+        FACTS_FILE: facts_bytes(kind, adapter.facts),
     }
+    if adapter.erasure is not None:
+        files[PROJECTION_FILE] = erasure_bytes(adapter.erasure)
+    return files
 
 
 def from_files(files: Mapping[str, bytes], backbone: Backbone) -> AnyAdapter:
@@ -146,14 +170,19 @@ def from_files(files: Mapping[str, bytes], backbone: Backbone) -> AnyAdapter:
     if kind == PROJECTION_KIND:
         return projection_from_files(files, backbone)
     if kind == _KIND:
-        return _pairs_from_files(files, backbone)
-    raise AdapterError(
-        f"{FACTS_FILE}: expected kind {_KIND!r} or {PROJECTION_KIND!r}, found {kind!r}"
-    )
+        check_names("adapter files", expected=set(FILES), found=set(files))
+        return _pairs_from_files(files, backbone, erasure=None)
+    if kind == _KIND_WITH_ERASURE:
+        check_names("adapter files", expected={*FILES, PROJECTION_FILE}, found=set(files))
+        erasure = read_erasure(files[PROJECTION_FILE], backbone)
+        return _pairs_from_files(files, backbone, erasure=erasure)
+    known = ", ".join((_KIND, _KIND_WITH_ERASURE, PROJECTION_KIND))
+    raise AdapterError(f"{FACTS_FILE}: expected one of the kinds {known}, found {kind!r}")
 
 
-def _pairs_from_files(files: Mapping[str, bytes], backbone: Backbone) -> Adapter:
-    check_names("adapter files", expected=set(FILES), found=set(files))
+def _pairs_from_files(
+    files: Mapping[str, bytes], backbone: Backbone, *, erasure: Erasure | None
+) -> Adapter:
     facts = read_facts(files[FACTS_FILE])
     check_backbone(facts, backbone.fingerprint)
     config = read_json(CONFIG_FILE, files[CONFIG_FILE])
@@ -174,7 +203,7 @@ def _pairs_from_files(files: Mapping[str, bytes], backbone: Backbone) -> Adapter
                 f"{path}: B A has shape {(b.shape[0], a.shape[-1])}, the backbone's weight has "
                 f"{tuple(weight.shape)}"
             )
-    adapter = Adapter(pairs=pairs, facts=facts)
+    adapter = Adapter(pairs=pairs, facts=facts, erasure=erasure)
     if config != _peft_config(adapter):
         raise AdapterError(
             f"{CONFIG_FILE} contradicts {TENSORS_FILE} or {FACTS_FILE}: expected "

@@ -28,7 +28,8 @@ class Erasure:
 
     Attributes:
         a: (k, d).
-        b: (d, k), with A B = I, so that B A is a projection of rank k.
+        b: (d, k), with A B = I for one fitted erasure, so that B A is a projection of rank k; two
+            in a row (`chained`) are no projection any more.
         mean: (d,); `mean + shift` is where the erased classes' means come to lie.
         shift: (d,), the same for every image.
     """
@@ -93,6 +94,18 @@ def composed(erasures: Sequence[Erasure], *, below: FeatureEdit | None = None) -
         matrix = matrix - b @ (a @ matrix)  # (d, k) @ ((k, d) @ (d, d)) -> (d, d)
         offset = offset - b @ (a @ (offset - erasure.mean.double())) + erasure.shift.double()
     return FeatureEdit(matrix.float(), offset.float())
+
+
+def chained(first: Erasure, second: Erasure) -> Erasure:
+    """E_2(E_1(e)) in the form of one: B = [B_1 B_2], A = [A_1; A_2 (I - B_1 A_1)]."""
+    a1, b1, a2, b2 = (t.double() for t in (first.a, first.b, second.a, second.b))
+    a = torch.cat([a1, a2 - (a2 @ b1) @ a1])  # (k1 + k2, d)
+    b = torch.cat([b1, b2], dim=1)  # (d, k1 + k2)
+    mean = first.mean.double()
+    # At e = mean the first gives mean + shift_1, from where the second goes on.
+    moved = mean + first.shift.double()
+    shift = first.shift.double() - b2 @ (a2 @ (moved - second.mean.double())) + second.shift
+    return Erasure(a.float(), b.float(), first.mean, shift.float())
 
 
 def edit_point(model: nn.Module) -> int:

@@ -89,3 +89,14 @@ def draw_per_class(
         wanted = count if count is not None else max(1, round((share or 0.0) * len(own)))
         drawn.append(own[order[:wanted]])
     return torch.cat(drawn).sort().values if drawn else torch.empty(0, dtype=torch.int64)
+
+
+def halves(features: Features) -> tuple[Features, Features]:
+    """Every other sample of each class, and the rest; a class's only sample is in both."""
+    first = torch.zeros(len(features.y), dtype=torch.bool)
+    alone = torch.zeros(len(features.y), dtype=torch.bool)
+    for label in sorted(set(features.y.tolist())):
+        own = torch.nonzero(features.y == label).flatten()
+        first[own[1::2]] = True
+        alone[own] = len(own) == 1
+    return rows(features, first | alone), rows(features, ~first | alone)

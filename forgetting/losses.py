@@ -1,6 +1,7 @@
 """The equations of a forget task, one function each.
 
-    L = L_r + beta * L_f  and, after each optimizer step, the proximal step of  lambda sum_l |B_l|
+    L = L_r + beta L_f + sigma L_s + delta L_d + alpha L_a
+    and, after each optimizer step, the proximal step of  lambda sum_l |B_l|
 
 GS-LoRA (Zhao et al., CVPR 2024) bounds the batch's mean cross-entropy by a constant in units of
 its head's scale, and adds the group norm to the loss, which never gives a zero. Here the bound is
@@ -16,6 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# From regression values, which lie in 0..1, to logits that a cross-entropy tells apart.
+_RELEARNER_SCALE = 10.0
+
 
 def chance_bound(classes: int, *, margin: float) -> float:
     """log K + margin: above log K a sample's class has less than chance probability 1/K.
@@ -26,6 +30,11 @@ def chance_bound(classes: int, *, margin: float) -> float:
     return math.log(classes) + margin
 
 
+def cross_entropies(logits: Tensor, y: Tensor) -> Tensor:
+    """CE_i = -log p_i(y_i) of each sample, in nats (n,)."""
+    return F.cross_entropy(logits, y, reduction="none")
+
+
 def forget_loss(logits: Tensor, y: Tensor, *, bound: float) -> Tensor:
     """L_f = mean_i ReLU(bound - CE_i): a sample that reached the bound is pushed no further.
 
@@ -34,7 +43,7 @@ def forget_loss(logits: Tensor, y: Tensor, *, bound: float) -> Tensor:
         y: The class to forget of each sample (n,).
         bound: In nats, see `chance_bound`.
     """
-    return F.relu(bound - F.cross_entropy(logits, y, reduction="none")).mean()
+    return F.relu(bound - cross_entropies(logits, y)).mean()
 
 
 def own_distribution(logits: Tensor, *, forgotten: Tensor) -> Tensor:
@@ -51,6 +60,55 @@ def own_distribution(logits: Tensor, *, forgotten: Tensor) -> Tensor:
 def retain_loss(logits: Tensor, target: Tensor) -> Tensor:
     """L_r = mean_i -sum_c t_ic log p_ic, the cross-entropy to a target distribution (n, K)."""
     return -(target * F.log_softmax(logits, dim=1)).sum(dim=1).mean()
+
+
+def dispersion_loss(embedding: Tensor, y: Tensor, *, centre: Tensor) -> Tensor:
+    """L_d = ReLU( mean over pairs i != j of one class of cos(e_i - c, e_j - c) ).
+
+    Images of one class that share a direction, as seen from the retained classes' centre, can be
+    relearned from a few of them; at 0 they share none. After Spotter's intra-class dispersion
+    (ICML 2026), centred, so that the loss doesn't depend on where the embeddings lie.
+
+    Args:
+        embedding: Of forget images (n, dim).
+        y: Their classes (n,).
+        centre: (dim,).
+    """
+    direction = F.normalize(embedding - centre, dim=1)
+    cosine = direction @ direction.T  # (n, dim) @ (dim, n) -> (n, n)
+    pairs = (y[:, None] == y) & ~torch.eye(len(y), dtype=torch.bool)
+    return F.relu(cosine[pairs].mean()) if bool(pairs.any()) else embedding.sum() * 0.0
+
+
+def relearner_loss(embedding: Tensor, y: Tensor, *, ridge: float = 0.1) -> Tensor:
+    """L_a = ReLU( log C - CE of a relearner on images that it didn't see ).
+
+    The relearner is what an attacker with a few labelled images would fit: a ridge regression from
+    standardised features to the C classes of the batch, in closed form on every other image of each
+    class, and differentiable. At log C it is at chance, and is pushed no further.
+
+    Args:
+        embedding: Of forget images (n, dim).
+        y: Their classes (n,); a class with a single image is left out.
+        ridge: Added to the kernel's diagonal, in units of one image's mean square.
+    """
+    order = [torch.nonzero(y == label).flatten() for label in sorted(set(y.tolist()))]
+    order = [rows for rows in order if len(rows) > 1]
+    classes = len(order)
+    if classes < 2:
+        return embedding.sum() * 0.0
+    seen = torch.cat([rows[0::2] for rows in order])
+    unseen = torch.cat([rows[1::2] for rows in order])
+    both = torch.cat([seen, unseen])
+    z = embedding[both]
+    z = (z - z.mean(dim=0)) / (z.std(dim=0) + 1e-4) / z.shape[1] ** 0.5  # (m, dim), |z_i| ~ 1
+    a, b = z[: len(seen)], z[len(seen) :]
+    target = F.one_hot(torch.cat([torch.full_like(r[0::2], c) for c, r in enumerate(order)]))
+    kernel = a @ a.T + ridge * torch.eye(len(a))  # (m1, dim) @ (dim, m1) -> (m1, m1)
+    weights = torch.linalg.solve(kernel, target - 1 / classes)  # (m1, C)
+    logits = _RELEARNER_SCALE * (b @ a.T) @ weights  # (m2, m1) @ (m1, C) -> (m2, C)
+    asked = torch.cat([torch.full_like(r[1::2], c) for c, r in enumerate(order)])
+    return F.relu(math.log(classes) - F.cross_entropy(logits, asked))
 
 
 def group_norm(parts: Sequence[Tensor]) -> float:

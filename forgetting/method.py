@@ -14,6 +14,8 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from forgetting.feature_edit import Erasure
+
 Pair = tuple[Tensor, Tensor]
 
 
@@ -114,6 +116,7 @@ class Learned:
         update_norms: Frobenius norm of the update of each block's FFN, bottom to top; None where
             the method knows no groups.
         pairs: The surviving pairs by module path; None for a method that isn't low-rank.
+        erasure: Of the feature; None for a method that edits none.
         carried: Handed to the same method's next task (importances, teachers); None if nothing.
     """
 
@@ -126,6 +129,7 @@ class Learned:
     groups_total: int | None = None
     update_norms: tuple[float, ...] | None = None
     pairs: Mapping[str, Pair] | None = field(default=None, repr=False)
+    erasure: Erasure | None = None
     carried: Any = field(default=None, repr=False)
 
 

@@ -49,14 +49,15 @@ def advance(model: nn.Module, x: Tensor, *, start: int, stop: int, batch: int = 
     return torch.cat(parts)
 
 
-def logits_from(model: nn.Module, x: Tensor, *, cut: int) -> Tensor:
-    """Logits (n, classes) from the activations at a cut."""
+def outputs_from(model: nn.Module, x: Tensor, *, cut: int) -> tuple[Tensor, Tensor]:
+    """The embedding that the head reads (n, dim) and the logits (n, classes), from a cut."""
     vit: Any = model
-    logits: Tensor
     if cut == PIXELS:
-        logits = vit(x)
+        x = vit.forward_features(x)
     else:
         for block in vit.blocks[cut:]:
             x = block(x)
-        logits = vit.forward_head(vit.norm(x))
-    return logits
+        x = vit.norm(x)
+    embedding: Tensor = vit.forward_head(x, pre_logits=True)
+    logits: Tensor = vit.get_classifier()(embedding)
+    return embedding, logits

@@ -55,6 +55,7 @@ def project(
     earlier: Sequence[int] = (),
     shrinkage: float = SHRINKAGE,
     margin: float = MARGIN,
+    most: int | None = None,
 ) -> Erasure:
     """Fit the erasure of all classes of `forget`.
 
@@ -68,6 +69,8 @@ def project(
         shrinkage: gamma in S <- (1 - gamma) S + gamma tr(S) / d I, in (0, 1].
         margin: How many standard deviations (of features without any class, by the fitted
             covariance) a forgotten row stays below the best of the others.
+        most: Highest rank; the directions in which the classes differ most are taken. None takes
+            them all, which is what LEACE's theorem needs.
 
     Returns:
         An erasure of rank k, the number of forgotten classes (less where their differences from
@@ -82,7 +85,7 @@ def project(
     """
     gone = (*forget.labels, *earlier)
     kept = without(retained, gone)
-    _check(kept, forget, shrinkage=shrinkage)
+    _check(kept, forget, shrinkage=shrinkage, most=most)
     both = merged(kept, forget)
     mean = kept.mean
     difference = (forget.means - mean).T  # (d, k)
@@ -93,7 +96,7 @@ def project(
             "the forgotten classes' mean features are those of the retained ones: there is no "
             "difference to erase"
         )
-    u = u[:, strength > _LEAST_DIFFERENCE]
+    u = u[:, strength > _LEAST_DIFFERENCE][:, :most]
     a, b = u.T @ inverse_root, root @ u  # (k, d), (d, k)
     shift = torch.zeros_like(mean)
     if head is not None:
@@ -105,8 +108,10 @@ def project(
     return Erasure(a.float(), b.float(), mean.float(), shift.float())
 
 
-def _check(kept: FeatureStatistics, forget: FeatureStatistics, *, shrinkage: float) -> None:
-    rank, width = len(forget.labels), forget.width
+def _check(
+    kept: FeatureStatistics, forget: FeatureStatistics, *, shrinkage: float, most: int | None
+) -> None:
+    rank, width = min(len(forget.labels), most or MAX_RANK + 1), forget.width
     if kept.width != width:
         raise TrainingError(
             f"retained features have width {kept.width}, forget features {width}; both must come "

@@ -48,17 +48,44 @@ class Projection:
     facts: AdapterFacts
 
     def __post_init__(self) -> None:
-        _check(self.erasure)
+        check_erasure(self.erasure)
+        _check_projects(self.erasure)
 
 
 def projection_files(projection: Projection) -> dict[str, bytes]:
     """The files, byte for byte the same for the same projection."""
-    erasure = projection.erasure
-    tensors = dict(zip(_KEYS, (erasure.a, erasure.b, erasure.mean, erasure.shift), strict=True))
     return {
-        PROJECTION_FILE: tensor_bytes(tensors),
+        PROJECTION_FILE: erasure_bytes(projection.erasure),
         FACTS_FILE: facts_bytes(KIND, projection.facts),
     }
+
+
+def erasure_bytes(erasure: Erasure) -> bytes:
+    """The content of `projection.safetensors`."""
+    tensors = (erasure.a, erasure.b, erasure.mean, erasure.shift)
+    return tensor_bytes(dict(zip(_KEYS, tensors, strict=True)))
+
+
+def read_erasure(content: bytes, backbone: Backbone) -> Erasure:
+    """The erasure in `projection.safetensors`, for features of this backbone's width.
+
+    Raises:
+        AdapterError: Keys, shapes, types or values can't be right, or the features can't be edited.
+    """
+    tensors = read_tensors(PROJECTION_FILE, content)
+    check_names(f"keys of {PROJECTION_FILE}", expected=set(_KEYS), found=set(tensors))
+    try:
+        width = edit_point(backbone.model)
+    except TargetError as error:
+        raise AdapterError(str(error)) from error
+    erasure = Erasure(*(tensors[key] for key in _KEYS))
+    check_erasure(erasure)
+    if erasure.a.shape[1] != width:
+        raise AdapterError(
+            f"{PROJECTION_FILE}: the projection is for features of width {erasure.a.shape[1]}, the "
+            f"backbone's have {width}"
+        )
+    return erasure
 
 
 def projection_from_files(files: Mapping[str, bytes], backbone: Backbone) -> Projection:
@@ -70,23 +97,11 @@ def projection_from_files(files: Mapping[str, bytes], backbone: Backbone) -> Pro
     check_names("adapter files", expected=set(FILES), found=set(files))
     facts = read_facts(files[FACTS_FILE])
     check_backbone(facts, backbone.fingerprint)
-    tensors = read_tensors(PROJECTION_FILE, files[PROJECTION_FILE])
-    check_names(f"keys of {PROJECTION_FILE}", expected=set(_KEYS), found=set(tensors))
-    try:
-        width = edit_point(backbone.model)
-    except TargetError as error:
-        raise AdapterError(str(error)) from error
-    a, b, mean, shift = (tensors[key] for key in _KEYS)
-    projection = Projection(Erasure(a, b, mean, shift), facts)
-    if a.shape[1] != width:
-        raise AdapterError(
-            f"{PROJECTION_FILE}: the projection is for features of width {a.shape[1]}, the "
-            f"backbone's have {width}"
-        )
-    return projection
+    return Projection(read_erasure(files[PROJECTION_FILE], backbone), facts)
 
 
-def _check(erasure: Erasure) -> None:
+def check_erasure(erasure: Erasure) -> None:
+    """Raises `AdapterError` where shapes, types or values can't be right."""
     a, b = erasure.a, erasure.b
     if a.ndim != 2 or tuple(b.shape) != tuple(reversed(a.shape)):
         raise AdapterError(
@@ -102,7 +117,12 @@ def _check(erasure: Erasure) -> None:
         raise AdapterError(f"projection: rank {rank} is not in 1..{min(MAX_RANK, width - 1)}")
     for name in ("a", "b", "mean", "shift"):
         check_tensor(f"projection.{name}", getattr(erasure, name))
-    product = a.double() @ b.double()  # (k, d) @ (d, k) -> (k, k)
+
+
+def _check_projects(erasure: Erasure) -> None:
+    """A closed form that was fitted once is a projection: A B = I."""
+    rank = erasure.rank
+    product = erasure.a.double() @ erasure.b.double()  # (k, d) @ (d, k) -> (k, k)
     error = float((product - torch.eye(rank, dtype=torch.float64)).abs().max())
     if error > _TOLERANCE:
         raise AdapterError(

@@ -1,7 +1,7 @@
 """A stack of adapters in force: what of the backbone it changes, and how that gets into a model.
 
     W_t = W_0 + sum_i B_i A_i           over the trained adapters
-    e'  = E_t(... E_1(e))               over the projections, in the order of the stack
+    e'  = E_t(... E_1(e))               over the erasures, in the order of the stack
 
 Both are functions of the stack alone, computed in float64 from the bare backbone and rounded once.
 """
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from forgetting.adapter import Adapter, AnyAdapter, effective_weights
 from forgetting.feature_edit import FeatureEdit, composed, install_edit
-from forgetting.projection import Projection
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +43,7 @@ def effective_state(model: nn.Module, adapters: Sequence[AnyAdapter]) -> Effecti
         AdapterError: A pair's module isn't a linear of this model.
     """
     pairs = [adapter for adapter in adapters if isinstance(adapter, Adapter)]
-    erasures = [adapter.erasure for adapter in adapters if isinstance(adapter, Projection)]
+    erasures = [adapter.erasure for adapter in adapters if adapter.erasure is not None]
     return EffectiveState(
         weights=effective_weights(model, pairs), edit=composed(erasures) if erasures else None
     )

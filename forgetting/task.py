@@ -122,6 +122,7 @@ def run_task(
     )
     adapter = Adapter(
         pairs=result.pairs,
+        erasure=result.erasure,
         facts=AdapterFacts(
             backbone=backbone.fingerprint,
             stack=tuple(stack_ids),

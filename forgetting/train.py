@@ -1,11 +1,15 @@
-"""GS-LoRA: learn a sparse low-rank adapter that forgets.
+"""Lethe's method: learn a sparse low-rank adapter that forgets, GS-LoRA++'s successor.
 
-    min  L_r + beta * L_f  +  lambda * sum_l |B_l|        (Zhao et al., CVPR 2024, eq. 4 to 9)
+    min  L_r + beta L_f + sigma L_s + delta L_d + alpha L_a  +  lambda sum_l |B_l|
 
-Two phases. *select*: every block has its pair and each optimizer step is followed by a proximal
-step; blocks that don't earn their keep become exactly zero. *refit*: the survivors alone are
-trained without shrinkage, on cached activations of the frozen blocks below them, until the
-validation images say that it is enough. The test images are never seen here.
+after GS-LoRA (Zhao et al., CVPR 2024, eq. 4 to 9) and Spotter (ICML 2026) for L_d; the terms are
+in `forgetting.losses`. First the closed form erases what distinguishes the forgotten classes in
+the feature (`forgetting.project`); the pairs are trained with that erasure in place, win back what
+it cost, and go with it. Training has two phases. *select*: every block has its pair and each
+optimizer step is followed by a proximal step; blocks that don't earn their keep become exactly
+zero. *refit*: the survivors alone are trained without shrinkage, on cached activations of the
+frozen blocks below them, until the validation images say that it is enough. The test images are
+never seen here.
 """
 
 from __future__ import annotations
@@ -14,27 +18,37 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from forgetting.augment import Augmentation, augmented
+from forgetting.erase import erase, erase_again
 from forgetting.errors import TrainingError
+from forgetting.feature_edit import Erasure
 from forgetting.lora import LowRank, attach, detach, update_norm, update_parts
 from forgetting.losses import (
     chance_bound,
+    dispersion_loss,
     forget_loss,
     group_norm,
-    own_distribution,
     prox_threshold,
+    relearner_loss,
     retain_loss,
     shrink,
 )
 from forgetting.measure import right
-from forgetting.method import ForgetData, Pair, Progress, Samples, Tell
-from forgetting.prefix import PIXELS, advance, logits_from, lowest_cut
+from forgetting.method import ForgetData, Pair, Progress, Tell
+from forgetting.pools import (
+    ClassShuffle,
+    Pools,
+    Shuffle,
+    above_chance,
+    answers,
+    make_pools,
+    steered,
+)
+from forgetting.prefix import PIXELS, lowest_cut, outputs_from
 from forgetting.targets import Group, find_groups
 
 
@@ -43,38 +57,54 @@ class TrainConfig:
     """One default for every task.
 
     Attributes:
-        rank: Of every pair.
+        rank: Of every pair; None takes the highest up to `MOST_RANK` at which the stored pairs
+            stay within `stored_share`.
+        stored_share: Most numbers stored, as a share of the backbone's parameters.
         select_steps: Most steps of the first phase.
         refit_steps: Most steps of the second phase.
-        forget_batch: Forget images a step.
+        forget_batch: Most forget images a step.
+        forget_per_class: Most forget images of one class a step. Where there are many classes, a
+            step sees some of them, at least four images of each.
         retain_batch: Retain images a step.
         earlier_batch: Images of earlier forgotten classes a step, where there are any.
         rate: Peak learning rate of Adam.
         margin: Nats above log K that a forget sample is pushed to.
         beta: Weight of the forget loss.
-        steer: Weight of the pull of forget images to the model's own answer without the forgotten
-            classes, so that they are not all pushed onto one retained class; 0 is plain GS-LoRA.
+        steer: Weight of the pull of forget images to the erased model's answer without the
+            forgotten classes, so that they are not all pushed onto one retained class, and what
+            the erasure took doesn't come back; 0 leaves it out.
+        disperse: Weight of the dispersion of forget features; 0 leaves it out.
+        relearn: Weight of the loss against a relearner; 0 leaves it out.
+        erase: Most dimensions that one task's erasure takes from the feature, as a share of its
+            width; 0 leaves the erasure out. A model whose feature can't be edited goes without.
+        erase_cost: Most validation accuracy that erasing again after training may cost, against
+            the model before the task.
         sparsity: Strength of the proximal step, a share of the optimizer's step (0..1).
-        target_share: The first phase ends early once at most this share of the groups is left.
-        most_share: At most this share of the groups enters the second phase, strongest first.
+        most_share: The first phase ends once at most this share of the groups is left, and at most
+            this share enters the second, strongest first.
         copies: Augmented copies of each training image, beside the original.
         replay_per_class: Retain images of each class, at most.
         check_every: Steps between two looks at the validation images.
         patience: Looks without a better state before the second phase ends.
     """
 
-    rank: int = 8
+    rank: int | None = None
+    stored_share: float = 0.0128
     select_steps: int = 30
-    refit_steps: int = 80
-    forget_batch: int = 16
-    retain_batch: int = 40
-    earlier_batch: int = 8
+    refit_steps: int = 90
+    forget_batch: int = 48
+    forget_per_class: int = 16
+    retain_batch: int = 48
+    earlier_batch: int = 12
     rate: float = 5e-3
-    margin: float = 1.0
+    margin: float = 2.0
     beta: float = 1.0
-    steer: float = 0.3
+    steer: float = 0.5
+    disperse: float = 1.0
+    relearn: float = 2.0
+    erase: float = 0.1
+    erase_cost: float = 0.01
     sparsity: float = 0.4
-    target_share: float = 1 / 3
     most_share: float = 0.5
     copies: int = 3
     replay_per_class: int = 20
@@ -82,13 +112,20 @@ class TrainConfig:
     patience: int = 3
 
 
+MOST_RANK = 8
+# Steps until the rate is at its peak; nothing is pruned before.
+WARM_UP = 5
+
+
 @dataclass(frozen=True)
 class TrainResult:
-    """Pairs of the surviving groups by module path, and how they came about."""
+    """Pairs of the surviving groups by module path, the erasure, and how they came about."""
 
     pairs: dict[str, Pair]
+    erasure: Erasure | None
     groups_kept: int
     groups_total: int
+    trainable: int
     steps: int
     seconds: float
     history: tuple[Progress, ...]
@@ -121,116 +158,49 @@ def train(
     started = clock()
     groups = find_groups(model)
     trained = copy.deepcopy(model).eval()
-    pools = _pools(trained, data, config=config, generator=generator)
-    attached = attach(trained, groups, rank=config.rank, generator=generator)
+    pools = make_pools(trained, data, copies=config.copies, generator=generator)
+    erasure = erase(trained, pools, data, share=config.erase)
+    if erasure is not None:
+        pools = steered(trained, pools, forgotten=data.forgotten)
+    rank = config.rank or affordable_rank(model, groups, erasure=erasure, config=config)
+    attached = attach(trained, groups, rank=rank, generator=generator)
     run = _Run(trained, pools, attached, config=config, generator=generator, progress=progress)
     run.select()
     run.refit()
+    if erasure is not None:
+        run.restore()
+        erasure = erase_again(
+            trained, run.pools, data, first=erasure, cut=run.cut, cost=config.erase_cost
+        )
     return TrainResult(
         pairs=run.best,
+        erasure=erasure,
         groups_kept=len(run.live),
         groups_total=len(groups),
+        trainable=run.trainable,
         steps=run.step,
         seconds=clock() - started,
         history=tuple(run.history),
     )
 
 
-@dataclass(frozen=True)
-class _Pools:
-    """The task's samples as activations at one cut; the targets stay the same at every cut."""
-
-    forget: Samples  # earlier forgotten classes' samples are in their own pool
-    forget_target: Tensor
-    earlier: Samples
-    retain: Samples
-    retain_target: Tensor
-    val_forget: Samples
-    val_retain: Samples
-    val_target: Tensor
-
-    def advanced(self, model: nn.Module, *, start: int, stop: int) -> _Pools:
-        def moved(samples: Samples) -> Samples:
-            if len(samples) == 0:
-                return samples
-            return replace(samples, x=advance(model, samples.x, start=start, stop=stop))
-
-        return replace(
-            self,
-            forget=moved(self.forget),
-            earlier=moved(self.earlier),
-            retain=moved(self.retain),
-            val_forget=moved(self.val_forget),
-            val_retain=moved(self.val_retain),
-        )
+def affordable_rank(
+    model: nn.Module, groups: Sequence[Group], *, erasure: Erasure | None, config: TrainConfig
+) -> int:
+    """The highest rank, 1 to `MOST_RANK`, at which all that may be kept is affordable."""
+    per_rank = sum(_sides(model, group) for group in groups[: _most(len(groups), config)])
+    numbers = config.stored_share * sum(p.numel() for p in model.parameters())
+    numbers -= 2 * erasure.stored if erasure is not None else 0
+    return min(MOST_RANK, max(1, int(numbers / per_rank)))
 
 
-def _pools(
-    model: nn.Module, data: ForgetData, *, config: TrainConfig, generator: torch.Generator
-) -> _Pools:
-    """The samples and their augmented copies at the lowest cut, with their targets."""
-    for name, samples in (("forget", data.forget), ("retain", data.retain)):
-        if len(samples) == 0:
-            raise TrainingError(f"the task has no {name} images to learn from")
-    cut = lowest_cut(model)
-
-    def widened(samples: Samples, *, copies: int = config.copies) -> Samples:
-        if len(samples) == 0:
-            return samples
-        extra = [augmented(samples.x, Augmentation(), generator=generator) for _ in range(copies)]
-        x = advance(model, torch.cat([samples.x, *extra]), start=PIXELS, stop=cut)
-        return Samples(x, samples.y.repeat(1 + copies))
-
-    def target(samples: Samples) -> Tensor:
-        return own_distribution(_answers(model, samples, cut=cut), forgotten=data.forgotten)
-
-    forget, retain = widened(data.forget), widened(data.retain)
-    val_retain = widened(data.val_retain, copies=0)
-    if not _above_chance(_answers(model, forget, cut=cut), forget.y):
-        raise TrainingError(
-            "the model gives no forget image more than chance probability of its class: there is "
-            "nothing to forget"
-        )
-    return _Pools(
-        forget=forget,
-        forget_target=target(forget),
-        earlier=widened(data.earlier),
-        retain=retain,
-        retain_target=target(retain),
-        val_forget=widened(data.val_forget),
-        val_retain=val_retain,
-        val_target=target(val_retain),
-    )
+def _sides(model: nn.Module, group: Group) -> int:
+    """Numbers of a group's pairs at rank 1."""
+    return sum(sum(model.get_submodule(path).weight.shape) for path in group.paths)  # type: ignore[misc, arg-type]
 
 
-def _answers(model: nn.Module, samples: Samples, *, cut: int, batch: int = 256) -> Tensor:
-    """Logits (n, classes), without gradients."""
-    with torch.no_grad():
-        starts = range(0, len(samples), batch)
-        parts = [logits_from(model, samples.x[i : i + batch], cut=cut) for i in starts]
-    return torch.cat(parts)
-
-
-def _above_chance(logits: Tensor, y: Tensor) -> int:
-    """How many samples still give their class more than chance probability."""
-    loss = F.cross_entropy(logits, y, reduction="none")
-    return int((loss < chance_bound(logits.shape[1], margin=0.0)).sum())
-
-
-class _Shuffle:
-    """Endless rows of a pool, every row once before any row twice."""
-
-    def __init__(self, n: int, *, generator: torch.Generator) -> None:
-        self._n, self._generator = n, generator
-        self._rows = torch.empty(0, dtype=torch.int64)
-
-    def next(self, count: int) -> Tensor:
-        count = min(count, self._n)
-        if len(self._rows) < count:
-            fresh = torch.randperm(self._n, generator=self._generator)
-            self._rows = torch.cat([self._rows, fresh])
-        taken, self._rows = self._rows[:count], self._rows[count:]
-        return taken
+def _most(groups: int, config: TrainConfig) -> int:
+    return max(1, math.floor(config.most_share * groups))
 
 
 class _Run:
@@ -242,7 +212,7 @@ class _Run:
     def __init__(
         self,
         model: nn.Module,
-        pools: _Pools,
+        pools: Pools,
         attached: dict[Group, tuple[LowRank, LowRank]],
         *,
         config: TrainConfig,
@@ -259,23 +229,22 @@ class _Run:
         self._progress = progress
         self._losses = (math.nan, math.nan)
         parameters = [p for pairs in attached.values() for m in pairs for p in (m.a, m.b)]
+        self.trainable = sum(p.numel() for p in parameters)
         self._optimizer = torch.optim.Adam(parameters, lr=config.rate, betas=(0.9, 0.99))
-        self._forget = _Shuffle(len(pools.forget), generator=generator)
-        self._earlier = _Shuffle(len(pools.earlier), generator=generator)
-        self._retain = _Shuffle(len(pools.retain), generator=generator)
+        self._forget = ClassShuffle(pools.forget.y, generator=generator)
+        self._earlier = ClassShuffle(pools.earlier.y, generator=generator)
+        self._retain = Shuffle(len(pools.retain), generator=generator)
 
     def select(self) -> None:
         """Descend with shrinkage until few groups are left, then drop those that are zero."""
         config = self.config
-        wanted = max(1, math.ceil(config.target_share * self.total))
+        most = _most(self.total, config)
         for _ in range(config.select_steps):
             rate = self._descend()
-            alive = self._shrink(rate)
             if self.step % config.check_every == 0:
                 self._look("select")
-            if len(alive) <= wanted:
+            if self.step > WARM_UP and len(self._shrink(rate)) <= most:
                 break
-        most = max(1, math.floor(config.most_share * self.total))
         strongest = sorted(self.live, key=lambda g: update_norm(self.live[g]), reverse=True)
         self._keep([g for g in strongest[:most] if update_norm(self.live[g]) > 0])
 
@@ -295,40 +264,65 @@ class _Run:
             if worse >= config.patience and best[0] == 0:
                 break
 
+    def restore(self) -> None:
+        """The best state's pairs back into the model."""
+        for group, pairs in self.live.items():
+            for path, pair in zip(group.paths, pairs, strict=True):
+                a, b = self.best[path]
+                with torch.no_grad():
+                    pair.a.copy_(a)
+                    pair.b.copy_(b)
+
     def _descend(self) -> float:
         """One optimizer step; returns its learning rate."""
-        config, pools, cut = self.config, self.pools, self.cut
         self.step += 1
         rate = self._rate()
-        f = self._forget.next(config.forget_batch)
-        e = self._earlier.next(config.earlier_batch)
-        r = self._retain.next(config.retain_batch)
-        parts = [pools.forget.x[f], pools.earlier.x[e], pools.retain.x[r]]
-        x = torch.cat([part for part in parts if len(part)])
-        gone = torch.cat([pools.forget.y[f], pools.earlier.y[e]])
-        logits = logits_from(self.model, x, cut=cut)
-        bound = chance_bound(logits.shape[1], margin=config.margin)
-        forget = forget_loss(logits[: len(gone)], gone, bound=bound)
-        retain = retain_loss(logits[len(gone) :], pools.retain_target[r])
-        loss = retain + config.beta * forget
-        if config.steer > 0:
-            loss = loss + config.steer * retain_loss(logits[: len(f)], pools.forget_target[f])
-        self._losses = (float(forget.detach()), float(retain.detach()))
+        loss = self._loss()
         if not math.isfinite(sum(self._losses)):
             raise TrainingError(
                 f"training broke down at step {self.step}: forget loss {self._losses[0]}, retain "
-                f"loss {self._losses[1]}; lower the rate (now {config.rate})"
+                f"loss {self._losses[1]}; lower the rate (now {self.config.rate})"
             )
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         return rate
 
+    def _loss(self) -> Tensor:
+        """The objective on one batch of forget, earlier and retain images."""
+        config, pools = self.config, self.pools
+        f = self._forget.next(config.forget_batch, most=config.forget_per_class)
+        e = self._earlier.next(config.earlier_batch, least=2)
+        r = self._retain.next(config.retain_batch)
+        parts = [pools.forget.x[f], pools.earlier.x[e], pools.retain.x[r]]
+        x = torch.cat([part for part in parts if len(part)])
+        gone = torch.cat([pools.forget.y[f], pools.earlier.y[e]])
+        embedding, logits = outputs_from(self.model, x, cut=self.cut)
+        bound = chance_bound(logits.shape[1], margin=config.margin)
+        forget = forget_loss(logits[: len(gone)], gone, bound=bound)
+        retain = retain_loss(logits[len(gone) :], pools.retain_target[r])
+        self._losses = (float(forget.detach()), float(retain.detach()))
+        loss = retain + config.beta * forget
+        if config.steer > 0:
+            loss = loss + config.steer * retain_loss(logits[: len(f)], pools.forget_target[f])
+        centre = embedding[len(gone) :].mean(dim=0).detach()
+        return loss + self._recognisable(embedding[: len(gone)], gone, centre=centre)
+
+    def _recognisable(self, embedding: Tensor, y: Tensor, *, centre: Tensor) -> Tensor:
+        """delta L_d + alpha L_a: how well forget features could be told apart again."""
+        config = self.config
+        loss = torch.zeros(())
+        if config.disperse > 0:
+            loss = loss + config.disperse * dispersion_loss(embedding, y, centre=centre)
+        if config.relearn > 0:
+            loss = loss + config.relearn * relearner_loss(embedding, y)
+        return loss
+
     def _rate(self) -> float:
-        """Five steps of warm-up, then a cosine down to a tenth of the peak."""
+        """The warm-up, then a cosine down to a tenth of the peak."""
         config = self.config
         done = self.step / (config.select_steps + config.refit_steps)
-        rate = config.rate * min(1.0, self.step / 5)
+        rate = config.rate * min(1.0, self.step / WARM_UP)
         rate *= 0.1 + 0.9 * (1 + math.cos(math.pi * min(1.0, done))) / 2
         for group in self._optimizer.param_groups:
             group["lr"] = rate
@@ -365,15 +359,15 @@ class _Run:
         """Measure on validation images and tell.
 
         Returns:
-            (forget images above chance, retain loss), to be compared in that order.
+            (forget images above chance, the other losses), compared in that order.
         """
-        pools = self.pools
-        forget = _answers(self.model, pools.val_forget, cut=self.cut)
-        retain = _answers(self.model, pools.val_retain, cut=self.cut)
+        pools, config = self.pools, self.config
+        embedding, forget = answers(self.model, pools.val_forget, cut=self.cut)
+        kept_embedding, retain = answers(self.model, pools.val_retain, cut=self.cut)
         look = Progress(
             phase=phase,
             step=self.step,
-            steps=self.config.select_steps + self.config.refit_steps,
+            steps=config.select_steps + config.refit_steps,
             forget_loss=self._losses[0],
             retain_loss=self._losses[1],
             val_acc_f=right(forget, pools.val_forget.y).value,
@@ -383,8 +377,10 @@ class _Run:
         self.history.append(look)
         if self._progress is not None:
             self._progress(look)
-        above = _above_chance(forget, pools.val_forget.y)
-        return float(above), float(retain_loss(retain, pools.val_target))
+        centre = kept_embedding.mean(dim=0)
+        loss = retain_loss(retain, pools.val_target)
+        loss = loss + self._recognisable(embedding, pools.val_forget.y, centre=centre)
+        return float(above_chance(forget, pools.val_forget.y)), float(loss)
 
     def _pairs(self) -> dict[str, Pair]:
         return {

@@ -25,7 +25,7 @@ from forgetting.attacks.recovery import RecoveryConfig, RecoveryPoint, recovery
 from forgetting.attacks.relearn import RelearnConfig, RelearnCurve, relearn
 from forgetting.calibration import jensen_shannon
 from forgetting.errors import DataError
-from forgetting.features import Features, extract, split
+from forgetting.features import Features, extract, halves, split
 from forgetting.method import Samples
 
 
@@ -51,6 +51,9 @@ class LeakFigures:
             reference gives near nothing, and only this start compares features.
         probe: A fresh head at each number of shots.
         prototypes: A few-shot prototype in the forgotten rows, for each alpha.
+        prototypes_fresh: The same with images that the method never saw: half of each class's test
+            images, asked on the other half. A closed form leaves nothing in the images that it was
+            fitted on; what it leaves in the class shows here.
         nearest_mean: Nearest of all classes' few-shot means.
         relearn: Fine-tuning of all weights; None where it wasn't run.
         membership: Forget images trained on against those held out.
@@ -63,6 +66,7 @@ class LeakFigures:
     recovery_restarted: tuple[RecoveryPoint, ...]
     probe: tuple[ProbePoint, ...]
     prototypes: tuple[PrototypePoint, ...]
+    prototypes_fresh: tuple[PrototypePoint, ...]
     nearest_mean: PrototypePoint
     relearn: RelearnCurve | None
     membership: tuple[Separation, ...]
@@ -120,13 +124,16 @@ def attack(
         for start in (head, fresh)
     )
     probed = probe(inside, outside, forgotten=forgotten, generator=generator, config=config.probe)
-    written = relearn_by_prototype(
-        head,
-        train=inside,
-        test=outside,
-        forgotten=forgotten,
-        generator=generator,
-        config=config.prototypes,
+    written, written_fresh = (
+        relearn_by_prototype(
+            head,
+            train=shown,
+            test=asked,
+            forgotten=forgotten,
+            generator=generator,
+            config=config.prototypes,
+        )
+        for shown, asked in ((inside, outside), halves(outside))
     )
     nearest = nearest_mean(
         inside,
@@ -154,6 +161,7 @@ def attack(
         recovery_restarted=recovered_fresh,
         probe=probed,
         prototypes=written,
+        prototypes_fresh=written_fresh,
         nearest_mean=nearest,
         relearn=curve,
         membership=membership(split(inside, forgotten=forgotten)[0], deleted),
@@ -178,6 +186,7 @@ def scalars(figures: LeakFigures) -> dict[str, float]:
         "recovery_best_f": max(last.acc_f, figures.recovery_restarted[-1].acc_f),
         **{f"probe_{point.shots or 'all'}_f": point.recall_f for point in figures.probe},
         "prototype_f": max(point.recall_f for point in figures.prototypes),
+        "prototype_fresh_f": max(point.recall_f for point in figures.prototypes_fresh),
         "nearest_mean_f": figures.nearest_mean.recall_f,
         "relearn_f": figures.relearn.acc_f[-1] if figures.relearn else None,
         "relearn_steps": figures.relearn.reached if figures.relearn else None,

@@ -67,8 +67,11 @@ def _probe(shots: int) -> Callable[[Mapping[str, Any]], float | None]:
     return read
 
 
-def _prototypes(leak: Mapping[str, Any]) -> float | None:
-    return max(float(point["recall_f"]) for point in leak["prototypes"])
+def _prototypes(points: str) -> Callable[[Mapping[str, Any]], float | None]:
+    def read(leak: Mapping[str, Any]) -> float | None:
+        return max(float(point["recall_f"]) for point in leak[points])
+
+    return read
 
 
 def _relearn(leak: Mapping[str, Any]) -> float | None:
@@ -100,7 +103,8 @@ LEAK_COLUMNS: tuple[LeakColumn, ...] = (
     LeakColumn("probe1", "probe 1", _probe(1)),
     LeakColumn("probe5", "probe 5", _probe(5)),
     LeakColumn("probe20", "probe 20", _probe(20)),
-    LeakColumn("pra5", "PRA-5", _prototypes),
+    LeakColumn("pra5", "PRA-5", _prototypes("prototypes")),
+    LeakColumn("pra_fresh", "PRA, fresh images", _prototypes("prototypes_fresh")),
     LeakColumn("relearn", "relearn steps", _relearn, share=False),
     LeakColumn("membership", "membership AUC", _separation("membership", "auc")),
     LeakColumn("membership_tpr", "TPR at 1 % FPR", _separation("membership", "tpr")),

@@ -13,6 +13,7 @@ from typing import Any
 from forgetting.augment import Augmentation
 from forgetting.backbone import Preprocess
 from forgetting.errors import DataError
+from forgetting.face_transformer import NAME
 from forgetting.pretrain import PretrainConfig
 
 
@@ -30,16 +31,25 @@ class Recipe:
         return asdict(self)
 
 
+def _small_face_transformer(*, steps: int, augmentation: Augmentation) -> Recipe:
+    """The papers' backbone (CosFace head, dropout 0.1) at 32 pixels: 16 tokens, 1.2 M parameters.
+
+    Dropout is off while pre-training, which costs two fifths of the time and gains nothing here; a
+    method that trains with it, as the published code does, finds it in the model.
+    """
+    arguments = {"img_size": 32, "patch_size": 8, "embed_dim": 128, "depth": 6, "num_heads": 4}
+    preprocess = Preprocess((1, 32, 32), (0.1,), (0.3,), "bilinear", crop_mode="squash")
+    config = PretrainConfig(
+        steps=steps, peak_rate=2e-3, dropout=False, clip=1.0, augmentation=augmentation
+    )
+    return Recipe(config, NAME, arguments, preprocess)
+
+
 RECIPES: Mapping[str, Recipe] = {
-    "digits": Recipe(PretrainConfig(steps=800, batch=64, peak_rate=1e-3)),
-    "faces_orl40": Recipe(PretrainConfig(steps=600, batch=64, peak_rate=1e-3)),
-    "omniglot": Recipe(
-        PretrainConfig(
-            steps=4000,
-            batch=64,
-            peak_rate=1.5e-3,
-            augmentation=Augmentation(rotation=12, scale=0.15, shift=0.08),
-        )
+    "digits": Recipe(),
+    "faces_orl40": _small_face_transformer(steps=600, augmentation=Augmentation(flip=True)),
+    "omniglot": _small_face_transformer(
+        steps=1500, augmentation=Augmentation(rotation=15, scale=0.2, shift=0.1)
     ),
     "default": Recipe(),
 }

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 
+from forgetting.feature_edit import composed, install_edit, installed_edit
 from forgetting.method import Budget, Learned, Task, Tell
+from forgetting.methods.merging import low_rank
 from forgetting.targets import find_groups
 from forgetting.train import TrainConfig, train
 
@@ -36,21 +37,18 @@ class Lethe:
         result = train(
             task.model, task.data, config=self.config, generator=generator, progress=progress
         )
-        model = copy.deepcopy(task.model)
-        with torch.no_grad():
-            for path, (a, b) in result.pairs.items():
-                weight = model.get_submodule(path).weight
-                weight.copy_(weight.double() + b.double() @ a.double())  # type: ignore[operator]
-        groups = find_groups(task.model)
-        rank = next(iter(result.pairs.values()))[0].shape[0]
-        linears: list[Any] = [model.get_submodule(path) for g in groups for path in g.paths]
-        return Learned(
-            model=model.eval().requires_grad_(False),
-            trainable=sum(rank * sum(linear.weight.shape) for linear in linears),
-            stored=sum(a.numel() + b.numel() for a, b in result.pairs.values()),
+        learned = low_rank(
+            task.model,
+            find_groups(task.model),
+            result.pairs,
+            trainable=result.trainable,
             steps=result.steps,
             cpu_seconds=time.process_time() - began,
-            groups_kept=result.groups_kept,
-            groups_total=result.groups_total,
-            pairs=result.pairs,
+        )
+        if result.erasure is None:
+            return learned
+        edit = composed([result.erasure], below=installed_edit(task.model))
+        install_edit(learned.model, edit)
+        return replace(
+            learned, stored=learned.stored + result.erasure.stored, erasure=result.erasure
         )

@@ -41,8 +41,9 @@ class Deposit(nn.Module):
         super().__init__()
         self.block = copy.deepcopy(block).eval().requires_grad_(True)
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, len(classes))
-        nn.init.zeros_(self.head.weight)  # no draw from the global generator
+        # Without the layer's own first values: they are drawn from the global generator.
+        self.head = nn.utils.skip_init(nn.Linear, width, len(classes))  # type: ignore[no-untyped-call]
+        nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.classes = tuple(classes.tolist())
 

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from forgetting.errors import TrainingError
 from forgetting.method import Budget, Learned, Samples, Task, Tell
 from forgetting.methods.draws import Draws, head_of, label_loss
 from forgetting.methods.finetune import Recipe, Step, Terms, answers, finetune
@@ -77,6 +78,8 @@ def fisher(model: nn.Module, samples: Samples, generator: torch.Generator) -> Te
     with torch.no_grad():
         parts = [model(samples.x[i : i + 256]).softmax(dim=1) for i in range(0, len(samples), 256)]
     chances = torch.cat(parts).to(generator.device)
+    if not chances.isfinite().all():
+        raise TrainingError("the model's answers to the images kept are not finite")
     y = torch.multinomial(chances, 1, generator=generator)[:, 0].to(samples.y.device)
 
     def log_likelihood(logits: Tensor, i: int) -> Tensor:

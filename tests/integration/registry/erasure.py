@@ -1,7 +1,8 @@
 """An erasure on a registry; run as a program, one that is killed before each system call in turn.
 
-`python erasure.py TOP KEYS` leaves TOP/0, TOP/1, ...: in TOP/n the registry that a SIGKILL before
-system call n left, and the file `acknowledged` with a line per record. The last one ran through.
+`python -m tests.integration.registry.erasure TOP KEYS` leaves TOP/0, TOP/1, ...: in TOP/n the
+registry that a SIGKILL before system call n left, and the file `acknowledged` with a line per
+record. The last one ran through.
 """
 
 import itertools
@@ -12,13 +13,12 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from disk import watched
-
 from registry import publish
 from registry.keys import Signer, Trust
 from registry.ledger import Ledger
 from registry.store import DirectoryStore
 from registry.subjects import SubjectMap
+from tests.integration.registry.disk import watched
 
 BACKBONE = f"sha256:{'b' * 64}"
 

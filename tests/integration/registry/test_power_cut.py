@@ -8,8 +8,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from disk import Disk
-from erasure import Operator
 
 from registry.adapters import adapter_files
 from registry.keys import init_keys
@@ -19,8 +17,11 @@ from registry.store import DirectoryStore
 from registry.subjects import SubjectMap
 from registry.upkeep import collect
 from registry.verification import verify
+from tests.integration.registry.disk import Disk
+from tests.integration.registry.erasure import Operator
 
-ERASURE = Path(__file__).with_name("erasure.py")
+ROOT = Path(__file__).parents[3]
+ERASURE = "tests.integration.registry.erasure"
 
 
 @pytest.fixture
@@ -52,7 +53,8 @@ def test_a_publish_killed_before_any_system_call_leaves_a_readable_registry(
     tmp_path: Path, keys: Path
 ) -> None:
     top = tmp_path / "cuts"
-    subprocess.run([sys.executable, str(ERASURE), str(top), str(keys)], check=True, timeout=300)
+    command = [sys.executable, "-m", ERASURE, str(top), str(keys)]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=300)
     cuts = len(list(top.iterdir()))
     assert cuts > 60
     for cut in range(cuts):

@@ -163,7 +163,10 @@ def test_loader_refuses_a_backbone_whose_features_can_not_be_edited(untrained: M
 def test_loader_refuses_a_kind_that_it_does_not_know(untrained: Make) -> None:
     backbone = untrained()
     files = to_files(_projection(backbone))
-    for kind, message in (("magic", "'lora' or 'projection', found 'magic'"), (None, "a kind")):
+    for kind, message in (
+        ("magic", "the kinds lora, lora\\+projection, projection, found 'magic'"),
+        (None, "a kind"),
+    ):
         facts = {**json.loads(files[FACTS_FILE]), "kind": kind}
         with pytest.raises(AdapterError, match=message):
             _read({**files, FACTS_FILE: json.dumps(facts).encode()}, backbone)

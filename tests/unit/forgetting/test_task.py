@@ -16,7 +16,7 @@ from forgetting.report import dumps, to_markdown
 from forgetting.task import TaskResult, adapted_model, run_task
 from forgetting.train import TrainConfig
 
-QUICK = TrainConfig(select_steps=25, refit_steps=20, copies=0, replay_per_class=10)
+QUICK = TrainConfig(rank=4, select_steps=25, refit_steps=20, copies=0, replay_per_class=10)
 SUBJECTS = {"0": "subject-a", "1": "subject-b"}
 
 

@@ -1,11 +1,11 @@
 from pathlib import Path
 
 import pytest
-from registry_acts import Acts
 
 from registry.keys import ROLES, TRUST_FILE, Role, Signer, Trust, init_keys
 from registry.ledger import Ledger
 from registry.store import DirectoryStore
+from tests.unit.registry.registry_acts import Acts
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,5 @@
 """Short histories for tests of the fold: records by their bare essentials, and what they make."""
 
-from registry_acts import BACKBONE, record_after, subject
-
 from registry.bodies import (
     Activated,
     Body,
@@ -15,6 +13,7 @@ from registry.bodies import (
 )
 from registry.fold import apply
 from registry.state import State
+from tests.unit.registry.registry_acts import BACKBONE, record_after, subject
 
 S1, S2, S3 = (subject(number) for number in (1, 2, 3))
 REPORT = f"sha256:{'e' * 64}"

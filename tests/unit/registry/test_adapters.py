@@ -1,13 +1,13 @@
 """The files of an adapter are the ones that its record names, or an error."""
 
 import pytest
-from registry_acts import Acts
 
 from registry.adapters import adapter_files
 from registry.errors import IntegrityError, NotFoundError
 from registry.ledger import blob_key
 from registry.state import AdapterEntry
 from registry.store import DirectoryStore
+from tests.unit.registry.registry_acts import Acts
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from registry_acts import Acts
 
 from registry.archive import export_archive, import_archive
 from registry.errors import CheckError, ConflictError, IntegrityError
@@ -15,6 +14,7 @@ from registry.ledger import Ledger, blob_key, log_key
 from registry.store import DirectoryStore
 from registry.subjects import SubjectMap
 from registry.verification import verify
+from tests.unit.registry.registry_acts import Acts
 
 Members = list[tuple[str, bytes]]
 

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from registry_acts import Acts, subject
 
 from registry import publish
 from registry.audit import Audit, audit, audit_to_json
@@ -15,6 +14,7 @@ from registry.errors import NotFoundError
 from registry.keys import Trust
 from registry.ledger import Ledger
 from registry.store import DirectoryStore
+from tests.unit.registry.registry_acts import Acts, subject
 
 GOLDEN = Path(__file__).with_name("golden")
 SEVEN = "b6a7330ddb2e8590631e25e6281611ec"

@@ -7,8 +7,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from histories import DONE, OTHER_BACKBONE, PUBLISHED, REQUESTED, S1, SECOND, then
-from registry_acts import NOON, Acts
 
 from registry import checkpoint
 from registry.bodies import Refused
@@ -19,6 +17,16 @@ from registry.ledger import Ledger, log_key
 from registry.state import State
 from registry.state_json import state_from_json, state_to_json
 from registry.store import DirectoryStore
+from tests.unit.registry.histories import (
+    DONE,
+    OTHER_BACKBONE,
+    PUBLISHED,
+    REQUESTED,
+    S1,
+    SECOND,
+    then,
+)
+from tests.unit.registry.registry_acts import NOON, Acts
 
 REFUSED = then(REQUESTED, Refused("job-1", "gates", "H fell", OTHER_BACKBONE))
 DECLARED = then(DONE, LegalHold((S1,), "placed"), LegalHold((S1,), "lifted"))

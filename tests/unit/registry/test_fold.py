@@ -3,7 +3,12 @@
 from dataclasses import replace
 
 import pytest
-from histories import (
+
+from registry.bodies import Activated, Body, Note, Refused
+from registry.errors import ConflictError
+from registry.fold import apply
+from registry.state import BARE, Release, State
+from tests.unit.registry.histories import (
     A1,
     A2,
     DONE,
@@ -27,12 +32,7 @@ from histories import (
     then,
     trained,
 )
-from registry_acts import BACKBONE, NOON, Acts, record_after
-
-from registry.bodies import Activated, Body, Note, Refused
-from registry.errors import ConflictError
-from registry.fold import apply
-from registry.state import BARE, Release, State
+from tests.unit.registry.registry_acts import BACKBONE, NOON, Acts, record_after
 
 
 def test_the_empty_log_serves_the_bare_backbone() -> None:

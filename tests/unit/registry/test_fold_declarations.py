@@ -1,7 +1,12 @@
 """The fold of what people declare: how an erasure ends, and what must not be deleted or served."""
 
 import pytest
-from histories import (
+
+from registry.bodies import Activated, Body, Note
+from registry.declarations import LegalHold, Restored, Sealed, Suspended, Tombstone
+from registry.errors import ConflictError
+from registry.state import State
+from tests.unit.registry.histories import (
     A1,
     A2,
     DONE,
@@ -23,12 +28,7 @@ from histories import (
     then,
     trained,
 )
-from registry_acts import BACKBONE, NOON
-
-from registry.bodies import Activated, Body, Note
-from registry.declarations import LegalHold, Restored, Sealed, Suspended, Tombstone
-from registry.errors import ConflictError
-from registry.state import State
+from tests.unit.registry.registry_acts import BACKBONE, NOON
 
 PAIR = then(State(), requested("job-1", S1, S2), published(1, "guard", "job-1", S1, S2))
 PAIR = then(PAIR, Activated(1), confirmed(1))

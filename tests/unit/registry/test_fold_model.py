@@ -10,7 +10,6 @@ from functools import partial
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from registry_acts import BACKBONE, record_after, subject
 
 from registry.bodies import (
     Activated,
@@ -28,6 +27,7 @@ from registry.declarations import LegalHold, Restored, Sealed, Suspended, Tombst
 from registry.errors import ConflictError
 from registry.fold import apply
 from registry.state import State
+from tests.unit.registry.registry_acts import BACKBONE, record_after, subject
 
 REPORT = f"sha256:{'e' * 64}"
 

@@ -8,7 +8,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from registry_acts import NOON, Acts
 
 from registry.errors import CheckError, IntegrityError, StoreError, TrustError
 from registry.highwater import Mark, check_mark, raise_mark, read_mark
@@ -17,6 +16,7 @@ from registry.ledger import Ledger
 from registry.record import GENESIS
 from registry.store import DirectoryStore
 from registry.verification import verify
+from tests.unit.registry.registry_acts import NOON, Acts
 
 
 @pytest.fixture

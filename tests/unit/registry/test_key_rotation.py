@@ -7,7 +7,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from registry_acts import NOON, Acts
 
 from registry import publish
 from registry.errors import TrustError
@@ -16,6 +15,7 @@ from registry.keys import ROLES, TRUST_FILE, Role, Signer, Trust, create_private
 from registry.ledger import Ledger
 from registry.store import DirectoryStore
 from registry.verification import verify
+from tests.unit.registry.registry_acts import NOON, Acts
 
 DAY = timedelta(days=1)
 

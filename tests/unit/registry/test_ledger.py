@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from registry_acts import BACKBONE, NOON, Acts, record_after, subject
 
 from registry import publish
 from registry.bodies import Activated, Note, Published, RolledBack
@@ -30,6 +29,7 @@ from registry.ledger import FORMAT_KEY, Ledger, blob_key, log_key
 from registry.record import Draft, digest_of, seal_record
 from registry.state import State
 from registry.store import DirectoryStore
+from tests.unit.registry.registry_acts import BACKBONE, NOON, Acts, record_after, subject
 
 
 def draft(text: str = "hello") -> Draft:

@@ -17,7 +17,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-from registry_acts import Acts
+
+from tests.unit.registry.registry_acts import Acts
 
 pytest.importorskip("obstore", reason="the extra `s3` is not installed")
 pytest.importorskip("moto", reason="moto, the S3 server of these tests, is not installed")

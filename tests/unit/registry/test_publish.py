@@ -1,13 +1,13 @@
 """The recorded acts: what each returns, and that repeating a request is safe."""
 
 import pytest
-from registry_acts import BACKBONE, Acts, subject
 
 from registry import publish
 from registry.bodies import Note
 from registry.errors import ConflictError, NotFoundError, TrustError
 from registry.keys import Role, Signer
 from registry.state import Job
+from tests.unit.registry.registry_acts import BACKBONE, Acts, subject
 
 
 def request(acts: Acts, *numbers: int, request_id: str) -> Job:

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from registry_acts import BACKBONE, Acts, subject
 
 from registry import publish
 from registry.errors import ConflictError, FormatError, NotFoundError, TrustError
@@ -15,6 +14,7 @@ from registry.state import State
 from registry.store import DirectoryStore
 from registry.subjects import SubjectMap
 from registry.verification import verify
+from tests.unit.registry.registry_acts import BACKBONE, Acts, subject
 
 SEALED_INTO = f"sha256:{'c' * 64}"
 

@@ -7,7 +7,6 @@ from dataclasses import fields as dataclass_fields
 from typing import Any
 
 import pytest
-from registry_acts import NOON
 
 from registry.bodies import (
     BODIES,
@@ -29,6 +28,7 @@ from registry.envelope import MAX_ENVELOPE_BYTES, Envelope, encode_envelope
 from registry.errors import CheckError, FormatError, TrustError
 from registry.keys import ROLES, Role, Signer, Trust
 from registry.record import GENESIS, Entry, Record, encode_record, open_record, seal_record
+from tests.unit.registry.registry_acts import NOON
 
 A, B, C = (f"sha256:{letter * 64}" for letter in "abc")
 S, T = "5" * 32, "7" * 32

@@ -8,12 +8,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-from registry_acts import BACKBONE, Acts
 
 from registry import publish
 from registry.errors import FormatError, IntegrityError, NotFoundError
 from registry.store import DirectoryStore
 from registry.subjects import CLAIM_PREFIX, SubjectMap
+from tests.unit.registry.registry_acts import BACKBONE, Acts
 
 CLASSES = ["7", "alice", "Zoë Ångström/../x", "cat\n" * 100]
 

@@ -5,7 +5,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from registry_acts import Acts
 
 from registry.errors import CheckError
 from registry.keys import Trust
@@ -13,6 +12,7 @@ from registry.ledger import Ledger, blob_key, log_key, utc_now
 from registry.store import DirectoryStore
 from registry.upkeep import GRACE, collect
 from registry.verification import verify
+from tests.unit.registry.registry_acts import Acts
 
 DAY = timedelta(days=1)
 

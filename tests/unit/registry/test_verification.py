@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from registry_acts import Acts, record_after
 
 from registry.bodies import Note
 from registry.errors import CheckError
@@ -17,6 +16,7 @@ from registry.record import seal_record
 from registry.store import DirectoryStore
 from registry.subjects import SubjectMap
 from registry.verification import verify
+from tests.unit.registry.registry_acts import Acts, record_after
 
 
 @pytest.fixture(scope="module")

@@ -71,6 +71,7 @@ def test_figures_are_plain_json_and_every_scalar_is_a_finite_number(
         "probe_20_f",
         "probe_all_f",
         "prototype_f",
+        "prototype_fresh_f",
         "nearest_mean_f",
         "relearn_f",
         "membership_advantage",

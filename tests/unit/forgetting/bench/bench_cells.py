@@ -19,6 +19,7 @@ def leak(recovery: float, *, reached: int | None = 5) -> dict[str, Any]:
             {"alpha": 0.5, "recall_f": recovery / 2, "acc_r": 0.9},
             {"alpha": 1.0, "recall_f": recovery, "acc_r": 0.9},
         ],
+        "prototypes_fresh": [{"alpha": 1.0, "recall_f": recovery, "acc_r": 0.9}],
         "nearest_mean": {"alpha": 1.0, "recall_f": recovery, "acc_r": 0.9},
         "relearn": {"steps": [0, 60], "acc_f": [0.0, 0.5], "target": 0.8, "reached": reached},
         "membership": [{"score": "loss", "auc": 0.4, "tpr": 0.02}],

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_cells import cell, leak, task
 
 from forgetting.bench.cell import (
     CellError,
@@ -17,6 +16,7 @@ from forgetting.bench.cell import (
     samples_file,
     write_cell,
 )
+from tests.unit.forgetting.bench.bench_cells import cell, leak, task
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from bench_cells import cell, leak, task
 
 from forgetting.bench.bars import Bar, judge
 from forgetting.bench.cell import Cell, MarginFigures
@@ -15,6 +14,7 @@ from forgetting.bench.summary import leak as leak_figure
 from forgetting.bench.table import markdown
 from forgetting.bench.tuning import Choice
 from forgetting.errors import DataError
+from tests.unit.forgetting.bench.bench_cells import cell, leak, task
 
 SETTING = "100-2x20"
 LAST = Column(SETTING, 2, "80-20")

@@ -1,0 +1,63 @@
+"""A task on random images for what needs no sense in them, and one on digits for what does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from forgetting.backbone import Backbone
+from forgetting.data import ImageSet, class_index, indices, replay, to_tensors
+from forgetting.method import ForgetData, Samples, Task
+
+GONE = ("0", "1")
+
+
+@pytest.fixture
+def noise_task(untrained: Callable[..., Backbone]) -> Callable[..., Task]:
+    """Random weights, random images of 6 classes: (number=, carried=) -> Task, class 5 - number."""
+
+    def make(*, depth: int = 4) -> Task:
+        model = untrained(classes=6, depth=depth).model
+        generator = torch.Generator().manual_seed(7)
+
+        def samples(*labels: int) -> Samples:
+            y = torch.tensor(labels).repeat(3)
+            return Samples(torch.randn(len(y), 1, 8, 8, generator=generator), y)
+
+        data = ForgetData(
+            forget=samples(4, 5),
+            retain=samples(0, 1, 2, 3),
+            earlier=samples(),
+            val_forget=samples(4, 5),
+            val_retain=samples(0, 1, 2, 3),
+            forgotten=torch.tensor([4, 5]),
+        )
+        return Task(original=model, model=model, data=data)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def digits_task(digit_images: ImageSet, backbone: Backbone) -> Task:
+    """Forget 0 and 1 on a backbone that really knows them."""
+    generator = torch.Generator().manual_seed(0)
+    kept = [name for name in digit_images.classes if name not in GONE]
+
+    def samples(classes: list[str], split: str, count: int) -> Samples:
+        rows = replay(
+            digit_images, per_class=count, generator=generator, classes=classes, split=split
+        )
+        return Samples(*to_tensors(digit_images, rows, backbone.spec.preprocess))
+
+    assert len(indices(digit_images, "train", classes=GONE)) > 40
+    data = ForgetData(
+        forget=samples(list(GONE), "train", 20),
+        retain=samples(kept, "train", 12),
+        earlier=samples([], "train", 0),
+        val_forget=samples(list(GONE), "val", 20),
+        val_retain=samples(kept, "val", 12),
+        forgotten=torch.tensor([class_index(digit_images, name) for name in GONE]),
+    )
+    return Task(original=backbone.model, model=backbone.model, data=data)
