@@ -90,6 +90,8 @@ def erase_again(
         _, logits = answers(model, pools.val_retain, cut=cut)
         if right(logits, pools.val_retain.y).hits >= least:
             return chained(first, second)
+    if below is not None:
+        install_edit(model, below)
     return first
 
 

@@ -76,7 +76,7 @@ def dispersion_loss(embedding: Tensor, y: Tensor, *, centre: Tensor) -> Tensor:
     """
     direction = F.normalize(embedding - centre, dim=1)
     cosine = direction @ direction.T  # (n, dim) @ (dim, n) -> (n, n)
-    pairs = (y[:, None] == y) & ~torch.eye(len(y), dtype=torch.bool)
+    pairs = (y[:, None] == y) & ~torch.eye(len(y), dtype=torch.bool, device=y.device)
     return F.relu(cosine[pairs].mean()) if bool(pairs.any()) else embedding.sum() * 0.0
 
 
@@ -104,7 +104,9 @@ def relearner_loss(embedding: Tensor, y: Tensor, *, ridge: float = 0.1) -> Tenso
     z = (z - z.mean(dim=0)) / (z.std(dim=0) + 1e-4) / z.shape[1] ** 0.5  # (m, dim), |z_i| ~ 1
     a, b = z[: len(seen)], z[len(seen) :]
     target = F.one_hot(torch.cat([torch.full_like(r[0::2], c) for c, r in enumerate(order)]))
-    kernel = a @ a.T + ridge * torch.eye(len(a))  # (m1, dim) @ (dim, m1) -> (m1, m1)
+    kernel = a @ a.T + ridge * torch.eye(
+        len(a), device=a.device
+    )  # (m1, dim) @ (dim, m1) -> (m1, m1)
     weights = torch.linalg.solve(kernel, target - 1 / classes)  # (m1, C)
     logits = _RELEARNER_SCALE * (b @ a.T) @ weights  # (m2, m1) @ (m1, C) -> (m2, C)
     asked = torch.cat([torch.full_like(r[1::2], c) for c, r in enumerate(order)])

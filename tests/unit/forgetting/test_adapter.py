@@ -23,6 +23,8 @@ from forgetting.adapter import (
 )
 from forgetting.backbone import Backbone
 from forgetting.errors import AdapterError
+from forgetting.feature_edit import Erasure
+from forgetting.projection import PROJECTION_FILE
 from forgetting.targets import find_groups
 
 Make = Callable[..., Backbone]
@@ -237,3 +239,45 @@ def test_loader_refuses_facts_of_the_wrong_kind(untrained: Make, name: str, valu
     facts = {**json.loads(files[FACTS_FILE]), name: value}
     with pytest.raises(AdapterError, match=name):
         from_files({**files, FACTS_FILE: json.dumps(facts).encode()}, backbone)
+
+
+def _with_erasure(backbone: Backbone) -> Adapter:
+    generator = torch.Generator().manual_seed(9)
+    # Two erasures chained are no projection any more, so any A and B will do.
+    a, b = torch.randn(3, 12, generator=generator), torch.randn(12, 3, generator=generator)
+    mean, shift = torch.randn(2, 12, generator=generator)
+    return replace(_adapter(backbone), erasure=Erasure(a, b, mean, shift))
+
+
+def test_adapter_with_an_erasure_comes_back_from_its_four_files(untrained: Make) -> None:
+    backbone = untrained()
+    first = _with_erasure(backbone)
+    files = to_files(first)
+    assert set(files) == {CONFIG_FILE, TENSORS_FILE, PROJECTION_FILE, FACTS_FILE}
+    assert json.loads(files[FACTS_FILE])["kind"] == "lora+projection"
+    second = from_files(files, backbone)
+    assert isinstance(second, Adapter)
+    assert first.erasure is not None
+    assert second.erasure is not None
+    for name in ("a", "b", "mean", "shift"):
+        assert torch.equal(getattr(second.erasure, name), getattr(first.erasure, name))
+    assert to_files(second) == files
+
+
+def test_erasure_can_be_neither_left_out_nor_slipped_in(untrained: Make) -> None:
+    backbone = untrained()
+    files = to_files(_with_erasure(backbone))
+    with pytest.raises(AdapterError, match=r"missing projection\.safetensors"):
+        from_files({k: v for k, v in files.items() if k != PROJECTION_FILE}, backbone)
+    plain = to_files(_adapter(backbone))
+    with pytest.raises(AdapterError, match=r"unexpected projection\.safetensors"):
+        from_files({**plain, PROJECTION_FILE: files[PROJECTION_FILE]}, backbone)
+    with pytest.raises(AdapterError, match="forget.json|adapter files"):
+        from_files({**plain, FACTS_FILE: files[FACTS_FILE]}, backbone)
+
+
+def test_erasure_for_features_of_another_width_is_refused(untrained: Make) -> None:
+    backbone = untrained()
+    wide = Erasure(torch.ones(1, 14), torch.ones(14, 1), torch.zeros(14), torch.zeros(14))
+    with pytest.raises(AdapterError, match="width 14, the backbone's have 12"):
+        from_files(to_files(replace(_adapter(backbone), erasure=wide)), backbone)

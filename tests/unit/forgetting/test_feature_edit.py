@@ -14,6 +14,7 @@ from forgetting.feature_edit import (
     EditLayer,
     Erasure,
     FeatureEdit,
+    chained,
     composed,
     edit_point,
     folded,
@@ -130,3 +131,11 @@ def test_an_edit_of_another_width_is_refused(untrained: Make) -> None:
     with pytest.raises(TargetError, match="edit of 12 features"):
         install_edit(model, composed([_erasure(8)]))
     assert not isinstance(model.head_drop, EditLayer)
+
+
+def test_two_erasures_chained_are_the_two_in_turn() -> None:
+    first, second = _erasure(rank=2, seed=1), _erasure(rank=1, seed=2)
+    one, two = composed([chained(first, second)]), composed([first, second])
+    assert chained(first, second).rank == 3
+    assert torch.allclose(one.matrix, two.matrix, atol=1e-5)
+    assert torch.allclose(one.offset, two.offset, atol=1e-5)

@@ -7,7 +7,7 @@ import torch
 
 from forgetting.backbone import Backbone
 from forgetting.errors import DataError
-from forgetting.features import draw_per_class, extract, split
+from forgetting.features import Features, draw_per_class, extract, halves, split
 from forgetting.method import Samples
 
 
@@ -54,3 +54,13 @@ def test_draw_wants_a_count_or_a_share() -> None:
     generator = torch.Generator()
     with pytest.raises(DataError, match="either a count or a share"):
         draw_per_class(torch.tensor([0, 1]), generator=generator)
+
+
+def test_halves_share_each_class_evenly_and_give_a_lone_image_to_both() -> None:
+    y = torch.tensor([0, 1, 0, 0, 2, 1, 0])
+    whole = Features(torch.arange(7.0)[:, None], torch.zeros(7, 3), y)
+    first, second = halves(whole)
+    assert first.y.bincount().tolist() == [2, 1, 1]
+    assert second.y.bincount().tolist() == [2, 1, 1]
+    shared = set(first.embedding.flatten().tolist()) & set(second.embedding.flatten().tolist())
+    assert shared == {4.0}  # the only image of class 2

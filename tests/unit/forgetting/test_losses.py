@@ -8,10 +8,12 @@ import torch.nn.functional as F
 
 from forgetting.losses import (
     chance_bound,
+    dispersion_loss,
     forget_loss,
     group_norm,
     own_distribution,
     prox_threshold,
+    relearner_loss,
     retain_loss,
     shrink,
 )
@@ -105,3 +107,53 @@ def test_threshold_is_a_share_of_an_adam_step() -> None:
 
 def test_group_norm_is_over_all_parts() -> None:
     assert group_norm([torch.full((2,), 2.0), torch.full((2, 1), 2.0)]) == math.sqrt(16)
+
+
+def test_dispersion_is_the_mean_cosine_of_one_classs_pairs_seen_from_the_centre() -> None:
+    centre = torch.tensor([5.0, 5.0])
+    apart = torch.tensor([[1.0, 0.0], [2.0, 2.0], [0.0, 3.0], [0.0, -1.0]])
+    y = torch.tensor([0, 0, 0, 1])  # class 1 has one image, so no pair
+    cosines = [math.cos(math.pi / 4), 0.0, math.cos(math.pi / 4)]
+    expected = sum(cosines) / 3
+    assert float(dispersion_loss(centre + apart, y, centre=centre)) == pytest.approx(expected)
+    opposite = centre + torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    assert float(dispersion_loss(opposite, y[:2], centre=centre)) == 0.0
+
+
+def test_dispersion_of_single_images_is_zero_and_has_a_gradient_all_the_same() -> None:
+    embedding = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    loss = dispersion_loss(embedding, torch.tensor([0, 1, 2]), centre=torch.zeros(4))
+    loss.backward()
+    assert float(loss) == 0.0
+    assert embedding.grad is not None
+    assert not bool(embedding.grad.any())
+
+
+def test_relearner_is_at_chance_on_noise_and_far_from_it_on_classes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(4).repeat_interleave(12)
+    noise = torch.randn(48, 32, generator=generator)
+    centres = 4 * torch.randn(4, 32, generator=generator)
+    told = float(relearner_loss(noise + centres[y], y))
+    assert told > 0.9 * math.log(4)
+    assert float(relearner_loss(noise, y)) < 0.1 * told
+
+
+def test_descending_the_relearner_loss_hides_the_classes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(3).repeat_interleave(10)
+    hidden = torch.randn(30, 16, generator=generator)
+    hidden += 2 * torch.randn(3, 16, generator=generator)[y]
+    edit = torch.eye(16).requires_grad_()
+    optimizer = torch.optim.Adam([edit], lr=0.02)
+    first = float(relearner_loss(hidden @ edit, y).detach())
+    for _ in range(60):
+        optimizer.zero_grad()
+        relearner_loss(hidden @ edit, y).backward()
+        optimizer.step()
+    assert float(relearner_loss(hidden @ edit, y).detach()) < 0.2 * first
+
+
+def test_relearner_needs_two_classes_with_two_images() -> None:
+    embedding = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    assert float(relearner_loss(embedding, torch.tensor([0, 0, 0, 1, 2]))) == 0.0

@@ -60,3 +60,14 @@ def test_colour_folder_gets_a_colour_model(write_folder: Callable[..., Path]) ->
     assert run.backbone.spec.preprocess.input_size == (3, 8, 8)
     assert run.backbone.spec.preprocess.mean == (0.5, 0.5, 0.5)
     assert arguments["img_size"] == 16
+
+
+def test_clipped_gradients_and_no_dropout_change_what_is_learned(digit_images: ImageSet) -> None:
+    _, arguments, _ = small_vit(digit_images)
+    small = {**arguments, "embed_dim": 16, "depth": 2, "num_heads": 2, "proj_drop_rate": 0.3}
+    config = PretrainConfig(steps=3, batch=8)
+    weights = [
+        pretrain(digit_images, model_args=small, config=changed, seed=0).backbone.fingerprint
+        for changed in (config, replace(config, dropout=False), replace(config, clip=1e-3))
+    ]
+    assert len(set(weights)) == 3

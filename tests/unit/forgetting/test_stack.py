@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -104,6 +105,15 @@ def test_adapted_model_equals_the_stack_applied_step_by_step(untrained: Make) ->
         found, logits = features_and_logits(adapted_model(backbone, [first, pairs, second]), x)
     torch.testing.assert_close(found, e)
     torch.testing.assert_close(logits, backbone.model.get_classifier()(e))
+
+
+def test_adapter_with_an_erasure_counts_as_its_pairs_and_its_projection(untrained: Make) -> None:
+    backbone = untrained()
+    pairs, first, second = _pairs(backbone), _projection(backbone), _projection(backbone, seed=1)
+    both = replace(pairs, erasure=first.erasure)
+    one = _logits(adapted_model(backbone, [both, second]))
+    assert torch.equal(one, _logits(adapted_model(backbone, [pairs, first, second])))
+    assert not torch.equal(one, _logits(adapted_model(backbone, [second, both])))
 
 
 def test_bare_model_stays_as_it_is_and_a_shorter_stack_rolls_back_exactly(untrained: Make) -> None:

@@ -12,7 +12,8 @@ from forgetting.backbone import Backbone
 from forgetting.data import ImageSet, class_index, indices, replay, to_tensors
 from forgetting.errors import TargetError, TrainingError
 from forgetting.method import ForgetData, Progress, Samples
-from forgetting.train import TrainConfig, TrainResult, train
+from forgetting.targets import find_groups
+from forgetting.train import TrainConfig, TrainResult, affordable_rank, train
 
 QUICK = TrainConfig(rank=4, select_steps=25, refit_steps=20, copies=0, replay_per_class=10)
 
@@ -81,6 +82,29 @@ def test_pruned_groups_are_absent_and_surviving_ones_are_not_zero(result: TrainR
         assert a.shape[0] == b.shape[1] == QUICK.rank
     blocks = {path.split(".")[1] for path in result.pairs}
     assert len(blocks) == result.groups_kept
+
+
+def test_erasure_goes_with_the_pairs(backbone: Backbone, data: ForgetData) -> None:
+    with_erasure = _train(backbone, data)
+    assert with_erasure.erasure is not None
+    assert with_erasure.erasure.rank in (1, 2)  # one class; erased once, or twice
+    assert _train(backbone, data, config=replace(QUICK, erase=0.0)).erasure is None
+
+
+def test_rank_is_the_highest_that_the_stored_share_affords(
+    backbone: Backbone, data: ForgetData
+) -> None:
+    config = replace(QUICK, rank=None, stored_share=0.05, erase=0.0)
+    stored = sum(p.numel() for p in backbone.model.parameters()) * config.stored_share
+    a_rank = 2 * 2 * (32 + 128)  # two of four groups may stay, each has 32 x 128 and 128 x 32
+    groups = find_groups(backbone.model)
+    rank = affordable_rank(backbone.model, groups, erasure=None, config=config)
+    assert rank == int(stored / a_rank)
+    assert 1 <= rank < 8
+    least = replace(config, stored_share=1e-9)
+    assert affordable_rank(backbone.model, groups, erasure=None, config=least) == 1
+    for a, _ in _train(backbone, data, config=config).pairs.values():
+        assert a.shape[0] == rank
 
 
 def test_same_seed_gives_the_same_bits(
