@@ -31,7 +31,7 @@ from serving.home import HomeError, home_of, open_ledger, prepare_home
 from serving.membership import Terms
 from serving.monitor import Monitor
 from serving.replica import Recognizer, outcome_of
-from serving.routes import inference, operations, probes, problems
+from serving.routes import console, inference, operations, probes, problems
 from serving.routes.access import recognizer
 from serving.routes.body_limit import BodyLimit
 from serving.settings import Settings, SettingsError, load_settings
@@ -88,7 +88,7 @@ def build_api(*, max_body_bytes: int) -> FastAPI:
         responses={"4XX": {"description": "A problem (RFC 9457): what was wrong, what to do."}},
     )
     problems.install(api)
-    for router in (inference.router, operations.router, probes.router):
+    for router in (inference.router, operations.router, probes.router, console.router):
         api.include_router(router)
     api.add_middleware(BodyLimit, limit=max_body_bytes)
     api.add_middleware(Measured)

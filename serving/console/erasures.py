@@ -1,0 +1,46 @@
+"""Every erasure that the ledger knows of, and how far it is, from the ledger's fold alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from registry.audit import Standing
+from registry.schema import encode_time
+from registry.state import Job, State
+from serving.jobs import ClassOf, named
+
+
+def standing(state: State, subject: str) -> Standing:
+    """What every replica does with `subject` now; the same word as on its audit card."""
+    if subject not in state.erasing:
+        return "restored"
+    if state.seal is not None:
+        return "sealed"
+    # Until the active release is confirmed, a replica may serve either.
+    served = {state.confirmed, state.active}
+    if all(subject in state.subjects_erased_by_weights(number) for number in served):
+        return "forgotten"
+    if all(subject in state.releases[number].guard for number in served):
+        return "masked"
+    return "requested"
+
+
+def erasures_view(state: State, *, class_of: ClassOf) -> list[dict[str, Any]]:
+    """One row for each subject that was ever named, by the job that named it last, oldest first."""
+    latest: dict[str, Job] = {}
+    for job in state.jobs.values():
+        for subject in job.subjects:
+            latest.pop(subject, None)
+            latest[subject] = job
+    return [
+        {
+            "subject": subject,
+            "class": named(subject, class_of),
+            "standing": standing(state, subject),
+            "masked": subject in state.active_release.guard,
+            "held": subject in state.held,
+            "job": job.id,
+            "requested_at": encode_time(job.at),
+        }
+        for subject, job in latest.items()
+    ]

@@ -1,0 +1,160 @@
+"""The console's page and files, and what the page asks for that no other route tells.
+
+The files are public, they hold nothing; every number and name needs the operator's token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Request
+from fastapi.responses import Response
+
+from registry.audit import audit, audit_to_json
+from registry.errors import NotFoundError
+from registry.ledger import Ledger
+from registry.schema import encode_time
+from registry.subjects import SubjectMap
+from serving.console.erasures import erasures_view
+from serving.console.files import HEADERS, PAGE, File, read_files
+from serving.console.readings import drift_view, leak_view, replicas_view
+from serving.home import home_of, open_ledger, open_subjects
+from serving.jobs import Rejection, named
+from serving.replica import Recognizer
+from serving.routes.access import Replica, operator_only
+from serving.routes.problems import ProblemError
+from serving.tally import Counts, Tally
+from serving.top import look
+
+router = APIRouter(tags=["console"])
+pages = APIRouter(include_in_schema=False)
+asked = APIRouter(prefix="/v1", dependencies=[Depends(operator_only)])
+
+COMMANDS = ("forget", "rollback", "restore")
+"""Commands that have a button, where this server has their route."""
+
+
+# -- the page
+
+
+def _files(request: Request) -> dict[str, File]:
+    """Read at the first request."""
+    held: dict[str, File] | None = getattr(request.app.state, "console", None)
+    if held is None:
+        held = request.app.state.console = read_files()
+    return held
+
+
+Files = Annotated[dict[str, File], Depends(_files)]
+KnownTag = Annotated[str | None, Header(alias="If-None-Match")]
+
+
+@pages.get("/console")
+def page(files: Files, known: KnownTag = None) -> Response:
+    """The console."""
+    return _answer(files[PAGE], known)
+
+
+@pages.get("/console/{name}")
+def file(name: str, files: Files, known: KnownTag = None) -> Response:
+    """One of its scripts, its style or its icon."""
+    if name not in files:
+        raise ProblemError(Rejection(404, "The console has no such file.", "Open /console."))
+    return _answer(files[name], known)
+
+
+def _answer(file: File, known: str | None) -> Response:
+    headers = {**HEADERS, "ETag": file.tag}
+    if known == file.tag:
+        return Response(status_code=304, headers=headers)
+    return Response(file.content, media_type=file.type, headers=headers)
+
+
+# -- what it asks
+
+
+@asked.get("/live")
+async def live(request: Request, replica: Replica) -> dict[str, Any]:
+    """Live evidence, and every replica's counters as they stand now."""
+    snapshot = replica.snapshot()
+    if snapshot is not None:
+        await replica.monitor.push.remote(replica.name, snapshot)
+    page = await replica.monitor.page.remote({})
+    now = await asyncio.to_thread(look, page.decode(), at=time.monotonic())
+    counts = await asyncio.to_thread(_counts, replica)
+    heard = now.gauge("lethe_replicas")
+    return {
+        "at": encode_time(datetime.now(UTC)),
+        "share": replica.settings.monitor.share,
+        "heard": 0 if heard is None else int(heard),
+        "expected": replica.settings.replicas,
+        "leak": leak_view(now, counts),
+        "drift": drift_view(now, counts),
+        "replicas": replicas_view(now),
+        "commands": _commands(request),
+    }
+
+
+@asked.get("/erasures")
+async def erasures(request: Request, replica: Replica) -> dict[str, Any]:
+    """Every class that was ever to be forgotten, how far that is, and what is left."""
+    return await asyncio.to_thread(_erasures, replica, *_registry(request, replica))
+
+
+@asked.get("/audit/{subject}")
+async def audit_card(subject: str, request: Request, replica: Replica) -> dict[str, Any]:
+    """The whole life of one erasure, from the ledger: times, actors, digests, figures."""
+    return await asyncio.to_thread(_audit, subject, *_registry(request, replica))
+
+
+def _counts(replica: Recognizer) -> Counts:
+    """What the shadow found of the active stack, as the monitor keeps it beside the registry."""
+    ready = replica.slot.active
+    if ready is None:
+        return Counts()
+    return Tally.load(home_of(replica.settings).evidence).total(ready.stack)
+
+
+def _commands(request: Request) -> list[str]:
+    """Of `COMMANDS`, those that this server takes."""
+    paths = request.app.openapi()["paths"]
+    return [command for command in COMMANDS if "post" in paths.get(f"/v1/{command}", {})]
+
+
+def _registry(request: Request, replica: Recognizer) -> tuple[Ledger, SubjectMap]:
+    """A reader of the ledger for the console alone, so that no look of it holds up a swap."""
+    held: tuple[Ledger, SubjectMap] | None = getattr(request.app.state, "registry", None)
+    if held is None:
+        home = home_of(replica.settings)
+        held = request.app.state.registry = open_ledger(home), open_subjects(home)
+    return held
+
+
+def _erasures(replica: Recognizer, ledger: Ledger, subjects: SubjectMap) -> dict[str, Any]:
+    state = ledger.refresh()
+    rows = erasures_view(state, class_of=subjects.class_of)
+    gone = {row["class"] for row in rows if row["standing"] != "restored"}
+    return {
+        "registry_seq": state.seq,
+        "suspended": state.suspended,
+        "sealed": state.seal is not None,
+        "erasures": rows,
+        "retained": [name for name in replica.classes if name not in gone],
+    }
+
+
+def _audit(subject: str, ledger: Ledger, subjects: SubjectMap) -> dict[str, Any]:
+    try:
+        found = audit(ledger, subject)
+    except NotFoundError:
+        raise ProblemError(
+            Rejection(404, f"No record names the subject {subject[:64]}.", "/v1/erasures has all.")
+        ) from None
+    return {"class": named(subject, subjects.class_of), **audit_to_json(found)}
+
+
+router.include_router(pages)
+router.include_router(asked)
