@@ -26,7 +26,10 @@ def standing(state: State, subject: str) -> Standing:
 
 
 def erasures_view(state: State, *, class_of: ClassOf) -> list[dict[str, Any]]:
-    """One row for each subject that was ever named, by the job that named it last, oldest first."""
+    """One row for each subject that was ever named, by the job that named it last, oldest first.
+
+    `concealed`: masked, or erased by the weights, in the active release.
+    """
     latest: dict[str, Job] = {}
     for job in state.jobs.values():
         for subject in job.subjects:
@@ -37,7 +40,8 @@ def erasures_view(state: State, *, class_of: ClassOf) -> list[dict[str, Any]]:
             "subject": subject,
             "class": named(subject, class_of),
             "standing": standing(state, subject),
-            "masked": subject in state.active_release.guard,
+            "concealed": subject in state.active_release.guard
+            or subject in state.subjects_erased_by_weights(state.active),
             "held": subject in state.held,
             "job": job.id,
             "requested_at": encode_time(job.at),
