@@ -31,7 +31,7 @@ from registry.fold_declarations import (
     tombstone,
 )
 from registry.record import Record
-from registry.state import AdapterEntry, Job, Refusal, Release, State, with_entry
+from registry.state import AdapterEntry, Job, Refusal, Release, State
 
 
 def apply(state: State, record: Record, *, digest: str) -> State:
@@ -107,8 +107,8 @@ def _requested(state: State, record: Record, body: Requested) -> State:
         backbone=body.backbone,
         erasing=state.erasing.union(body.subjects),
         subjects=state.subjects.union(body.subjects),
-        jobs=with_entry(state.jobs, job.id, job),
-        requests=with_entry(state.requests, record.request_id, job.id),
+        jobs=state.jobs.with_entry(job.id, job),
+        requests=state.requests.with_entry(record.request_id, job.id),
         unguarded=(*state.unguarded, job.id),
     )
 
@@ -143,8 +143,8 @@ def _trained(state: State, record: Record, body: Trained) -> State:
     job = replace(job, state="trained", adapter=entry.id, refusal=None, done_at=None)
     return replace(
         state,
-        jobs=with_entry(state.jobs, job.id, job),
-        adapters=with_entry(state.adapters, entry.id, entry),
+        jobs=state.jobs.with_entry(job.id, job),
+        adapters=state.adapters.with_entry(entry.id, entry),
     )
 
 
@@ -152,7 +152,7 @@ def _refused(state: State, body: Refused) -> State:
     job = _job_to_train(state, body.job)
     refusal = Refusal(body.stage, body.detail, body.report)
     job = replace(job, state="refused", refusal=refusal, done_at=None)
-    return replace(state, jobs=with_entry(state.jobs, job.id, job))
+    return replace(state, jobs=state.jobs.with_entry(job.id, job))
 
 
 def _published(state: State, record: Record, body: Published) -> State:
@@ -194,7 +194,7 @@ def _published(state: State, record: Record, body: Published) -> State:
     if unknown:
         raise ConflictError(f"the guard has subjects that no request names: {sorted(unknown)[:5]}")
     defined = _with_new_release(state, release, backbone=body.backbone)
-    return replace(defined, jobs=with_entry(state.jobs, job.id, job))
+    return replace(defined, jobs=state.jobs.with_entry(job.id, job))
 
 
 def _rolled_back(state: State, record: Record, body: RolledBack) -> State:
@@ -238,7 +238,7 @@ def _activated(state: State, record: Record, body: Activated) -> State:
     _check_guard(state, release.guard, number=release.number)
     release = replace(release, activated_at=record.at)
     return replace(
-        state, releases=with_entry(state.releases, release.number, release), active=release.number
+        state, releases=state.releases.with_entry(release.number, release), active=release.number
     )
 
 
@@ -265,9 +265,9 @@ def _confirmed(state: State, record: Record, body: Confirmed) -> State:
     release = replace(release, confirmed_at=record.at, confirmed_ms=body.ms)
     return replace(
         state,
-        releases=with_entry(state.releases, release.number, release),
+        releases=state.releases.with_entry(release.number, release),
         confirmed=release.number,
-        jobs=MappingProxyType({**state.jobs, **changed}) if changed else state.jobs,
+        jobs=state.jobs.with_entries(changed) if changed else state.jobs,
         unguarded=tuple(unguarded),
     )
 
@@ -286,7 +286,7 @@ def _with_new_release(state: State, release: Release, *, backbone: str) -> State
     _check_adapters_known(state, release.adapters)
     _check_guard(state, release.guard, number=release.number)
     return replace(
-        state, backbone=backbone, releases=with_entry(state.releases, release.number, release)
+        state, backbone=backbone, releases=state.releases.with_entry(release.number, release)
     )
 
 

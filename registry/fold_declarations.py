@@ -5,13 +5,12 @@ As `fold`: pure, and a record that breaks a rule is a `ConflictError`.
 
 from collections.abc import Iterable
 from dataclasses import replace
-from types import MappingProxyType
 
 from registry.bodies import Body, Note
-from registry.declarations import LegalHold, Restored, Sealed, Suspended, Tombstone
+from registry.declarations import Deletable, LegalHold, Restored, Sealed, Suspended, Tombstone
 from registry.errors import ConflictError
 from registry.record import Record
-from registry.state import Seal, State
+from registry.state import Job, Seal, State
 
 
 def check_not_sealed(state: State, body: Body) -> None:
@@ -28,7 +27,7 @@ def restored(state: State, record: Record, body: Restored) -> State:
     unknown = [subject for subject in body.subjects if subject not in state.erasing]
     if unknown:
         raise ConflictError(f"not under erasure: {', '.join(unknown)}")
-    jobs = dict(state.jobs)
+    changed: dict[str, Job] = {}
     for job in state.jobs.values():
         ended = job.restored.union(set(body.subjects).intersection(job.subjects))
         if ended == job.restored:
@@ -36,11 +35,12 @@ def restored(state: State, record: Record, body: Restored) -> State:
         job = replace(job, restored=ended)
         if not job.erasing:
             job = replace(job, state="restored", restored_at=record.at)
-        jobs[job.id] = job
+        changed[job.id] = job
+    jobs = state.jobs.with_entries(changed)
     return replace(
         state,
         erasing=state.erasing.difference(body.subjects),
-        jobs=MappingProxyType(jobs),
+        jobs=jobs,
         unguarded=tuple(name for name in state.unguarded if jobs[name].erasing),
     )
 
@@ -48,10 +48,11 @@ def restored(state: State, record: Record, body: Restored) -> State:
 def tombstone(state: State, body: Tombstone) -> State:
     """Objects of the subjects are gone."""
     check_tombstone(state, body)
-    deleted = dict(state.deleted)
-    for subject in body.subjects:
-        deleted[subject] = deleted.get(subject, frozenset()).union(body.objects)
-    return replace(state, deleted=MappingProxyType(deleted))
+    deleted = {
+        subject: state.deleted.get(subject, frozenset[Deletable]()).union(body.objects)
+        for subject in body.subjects
+    }
+    return replace(state, deleted=state.deleted.with_entries(deleted))
 
 
 def check_tombstone(state: State, body: Tombstone) -> None:

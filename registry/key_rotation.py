@@ -68,7 +68,7 @@ def _with_rotation(
         ends = key.not_after
         if key_id == old.key_id:
             ends = min(ends, not_after) if ends is not None else not_after
-        entries[key_id] = _entry(key.public_key.public_bytes_raw(), sorted(key.roles), ends)
+        entries[key_id] = _entry(bytes(key.public_key), sorted(key.roles), ends)
     entries[new.key_id] = _entry(new.public_key, [role], None)
     return entries
 

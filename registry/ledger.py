@@ -10,8 +10,6 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from datetime import UTC, datetime
 
 from registry.envelope import MAX_ENVELOPE_BYTES
@@ -178,23 +176,29 @@ class Ledger:
 
         Raises: IntegrityError when a blob of that name exists with other bytes.
         """
-        digest = digest_of(data)
-        while True:
-            # Made young first, then looked at: `upkeep.collect` takes old blobs that no record
-            # names, as this one may be until our caller's record is there.
-            with suppress(NotFoundError):
-                self._store.touch(blob_key(digest))
-                self.get_blob(digest, size=len(data))
-                return digest
-            with suppress(AlreadyExistsError):
-                self._store.create(blob_key(digest), data)
-                return digest
+        return self.put_blobs([data])[0]
 
     def put_blobs(self, blobs: Sequence[bytes]) -> list[str]:
         """`put_blob` for several at once; takes about as long as the largest by itself."""
-        # Threads, because the time goes by in fsync, and a file system syncs many as fast as one.
-        with ThreadPoolExecutor(max_workers=min(8, max(1, len(blobs)))) as pool:
-            return list(pool.map(self.put_blob, blobs))
+        digests = [digest_of(data) for data in blobs]
+        missing = dict(zip(digests, blobs, strict=True))
+        while missing:
+            # Made young first, then looked at: `upkeep.collect` takes old blobs that no record
+            # names, as these may be until our caller's record is there.
+            missing = {d: data for d, data in missing.items() if not self._renewed(d, len(data))}
+            if missing:
+                taken = self._store.create_all({blob_key(d): data for d, data in missing.items()})
+                missing = {d: data for d, data in missing.items() if blob_key(d) in taken}
+        return digests
+
+    def _renewed(self, digest: str, size: int) -> bool:
+        """Make a blob young, if it is there, and check it. Raises: as `put_blob`."""
+        try:
+            self._store.touch(blob_key(digest))
+            self.get_blob(digest, size=size)
+        except NotFoundError:
+            return False
+        return True
 
     def get_blob(self, digest: str, *, size: int | None = None) -> bytes:
         """A blob's bytes, checked against its digest and, where given, its size.

@@ -24,6 +24,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, cast
@@ -101,6 +102,19 @@ class ObjectStore:
                 if attempt == _ATTEMPTS:
                     raise
                 time.sleep(0.1 * attempt)
+
+    def create_all(self, objects: Mapping[str, bytes]) -> tuple[str, ...]:
+        def taken(key: str) -> bool:
+            try:
+                self.create(key, objects[key])
+            except AlreadyExistsError:
+                return True
+            return False
+
+        with ThreadPoolExecutor(max_workers=min(8, max(1, len(objects)))) as pool:
+            return tuple(
+                key for key, was in zip(objects, pool.map(taken, objects), strict=True) if was
+            )
 
     def read(self, key: str, *, at_most: int | None = None) -> bytes:
         check_key(key)

@@ -31,7 +31,7 @@ def encode_json(value: Mapping[str, Json]) -> bytes:
 def decode_json(data: bytes, *, where: str) -> dict[str, Any]:
     """One JSON object. Raises: FormatError for anything else, repeated keys and NaN included."""
     try:
-        value = json.loads(data, object_pairs_hook=_unrepeated, parse_constant=_refuse_constant)
+        value = _DECODER.decode(data.decode())
     except (ValueError, RecursionError) as error:
         raise FormatError(f"not JSON: {error}", check="schema", where=where) from None
     if not isinstance(value, dict):
@@ -178,3 +178,7 @@ def _refuse_constant(name: str) -> NoReturn:
 def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+# `json.loads` would make one of these for each record.
+_DECODER = json.JSONDecoder(object_pairs_hook=_unrepeated, parse_constant=_refuse_constant)

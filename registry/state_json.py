@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from registry.bodies import FileRef
+from registry.persistent_map import PersistentMap
 from registry.schema import Json, encode_time
 from registry.state import AdapterEntry, Job, Refusal, Release, Seal, State
 
@@ -88,17 +89,17 @@ def state_from_json(value: Mapping[str, Any]) -> State:
         seq=value["seq"],
         head=value["head"],
         backbone=value["backbone"],
-        releases=MappingProxyType(releases),
+        releases=PersistentMap(releases),
         active=value["active"],
         confirmed=value["confirmed"],
         erasing=guards[value["erasing"]],
-        jobs=MappingProxyType({row[0]: _job(row) for row in value["jobs"]}),
-        adapters=MappingProxyType({row[0]: _adapter(row, stacks) for row in value["adapters"]}),
-        requests=MappingProxyType(dict(value["requests"])),
+        jobs=PersistentMap({row[0]: _job(row) for row in value["jobs"]}),
+        adapters=PersistentMap({row[0]: _adapter(row, stacks) for row in value["adapters"]}),
+        requests=PersistentMap(value["requests"]),
         unguarded=tuple(value["unguarded"]),
         subjects=guards[value["subjects"]],
         held=guards[value["held"]],
-        deleted=MappingProxyType(
+        deleted=PersistentMap(
             {subject: frozenset(kinds) for subject, kinds in value["deleted"].items()}
         ),
         suspended=value["suspended"],

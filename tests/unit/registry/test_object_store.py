@@ -159,6 +159,14 @@ def test_the_bucket_refuses_a_taken_key_and_keeps_the_object(store: ObjectStore)
     assert store.read("log/1") == b"first"
 
 
+def test_a_bucket_takes_several_objects_and_tells_the_taken_keys(store: ObjectStore) -> None:
+    store.create("a/2", b"first")
+    objects = {"a/1": b"one", "a/2": b"two", "b/c/3": b""}
+    assert store.create_all(objects) == ("a/2",)
+    assert {key: store.read(key) for key in objects} == {**objects, "a/2": b"first"}
+    assert store.create_all({}) == ()
+
+
 def test_a_bucket_lists_exact_string_prefixes(store: ObjectStore) -> None:
     for key in ("log/3", "log/10", "log/1", "logs", "blobs/a/b"):
         store.create(key, b"")

@@ -3,12 +3,14 @@
 import multiprocessing
 import os
 import stat
+from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
 from registry.errors import AlreadyExistsError, NotFoundError, StoreError
+from registry.ledger import utc_now
 from registry.store import DirectoryStore
 
 KEYS = [f"log/{number:04d}" for number in range(60)]
@@ -36,6 +38,26 @@ def test_create_leaves_no_temporary_file(store: DirectoryStore) -> None:
     with pytest.raises(AlreadyExistsError):
         store.create("log/1", b"second")
     assert os.listdir(store.root / "log") == ["1"]
+
+
+def test_several_objects_are_created_at_once_and_the_taken_keys_told(
+    store: DirectoryStore,
+) -> None:
+    store.create("a/2", b"first")
+    objects = {"a/1": b"one", "a/2": b"two", "b/c/3": b"", "top": bytes(3000)}
+    assert store.create_all(objects) == ("a/2",)
+    assert {key: store.read(key) for key in objects} == {**objects, "a/2": b"first"}
+    assert store.create_all({}) == ()
+    assert store.leftovers(before=utc_now() + timedelta(days=1), delete=False) == ()
+
+
+def test_of_several_objects_one_that_can_not_be_stored_is_an_error_that_leaves_no_litter(
+    store: DirectoryStore,
+) -> None:
+    store.create("a", b"a file where a folder is needed")
+    with pytest.raises(StoreError, match="can't be stored"):
+        store.create_all({"b": b"", "a/1": b""})
+    assert store.leftovers(before=utc_now() + timedelta(days=1), delete=False) == ()
 
 
 def test_read_returns_no_more_than_it_was_asked_for(store: DirectoryStore) -> None:
