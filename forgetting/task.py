@@ -18,18 +18,19 @@ from forgetting.adapter import (
     from_files,
     to_files,
 )
+from forgetting.attacks.head import bare_head
 from forgetting.backbone import Backbone
 from forgetting.data import ImageSet, class_index, for_classes, indices, to_tensors
 from forgetting.errors import DataError
-from forgetting.losses import own_distribution
-from forgetting.measure import by_class, most_hit, predict, right, share_right
+from forgetting.gates import GateConfig, GateResult, judge
 from forgetting.method import Progress, Samples
-from forgetting.report import GateConfig, GateResult, Report, judge
+from forgetting.report import Report
 from forgetting.stack import effective_state, install
 from forgetting.task_data import TaskClasses, training_data
+from forgetting.task_report import Cost, Models, measure_task
 from forgetting.train import TrainConfig, train
 
-METHOD = "gs_lora"
+METHOD = "lethe"
 # A person can follow four looks a second; a training step is faster.
 _LEAST_PAUSE = 0.25
 
@@ -94,7 +95,8 @@ def run_task(
 
     Raises:
         DataError: An unknown or doubled class, a class without a subject, fewer than two classes
-            left, no images of a class, or an image that can't be decoded.
+            left, no training images of a class to forget, or an image that can't be decoded.
+        BackboneError: The model's head is neither linear nor cosine.
         TargetError: The backbone's FFNs are not recognised.
         TrainingError: Training gave nothing that could be published.
     """
@@ -103,6 +105,7 @@ def run_task(
     classes = _classes(images, forget=forget, earlier=earlier, withheld=withheld, subjects=subjects)
     if len(stack) != len(stack_ids):
         raise DataError(f"expected one id for each of {len(stack)} adapters, got {len(stack_ids)}")
+    bare_head(backbone.model)  # the report's attacks need it: now, not after the training
     generator = torch.Generator().manual_seed(seed)
     previous = adapted_model(backbone, stack)
     data = training_data(
@@ -142,26 +145,19 @@ def run_task(
     after = adapted_model(backbone, [*stack, from_files(files, backbone)])
     used = {"forget_train": len(data.forget), "retain_train": len(data.retain)}
     used |= {"earlier_train": len(data.earlier), "forget_val": len(data.val_forget)}
-    report = _report(
-        _Models(backbone, previous, after),
+    report = measure_task(
+        Models(backbone, previous, after),
         adapter,
         images=images,
         classes=classes,
         subjects=subjects,
-        used={**used, "retain_val": len(data.val_retain)},
-        adapter_bytes=sum(len(content) for content in files.values()),
-        seconds=result.seconds,
+        cost=Cost(
+            images={**used, "retain_val": len(data.val_retain)},
+            adapter_bytes=sum(len(content) for content in files.values()),
+            seconds=result.seconds,
+        ),
     )
     return TaskResult(adapter, files, report, judge(report, gates))
-
-
-@dataclass(frozen=True)
-class _Models:
-    """The bare backbone, the stack below this task's adapter, and the stack with it."""
-
-    backbone: Backbone
-    previous: nn.Module
-    after: nn.Module
 
 
 def _classes(
@@ -183,70 +179,29 @@ def _classes(
     unnamed = sorted({*forget, *earlier} - set(subjects))
     if unnamed:
         raise DataError(f"no subject id was given for {len(unnamed)} of the classes under erasure")
-    with_images = {images.classes[label] for label in set(images.labels.tolist())}
+    learnt = _present(images, "train")
     for name in forget:
-        if name not in with_images:
-            raise DataError(f"class {name!r} has no images in {images.name}")
-    retained = tuple(n for n in images.classes if n in with_images and n not in gone)
-    if len(retained) < 2:
+        if name not in learnt:
+            raise DataError(
+                f"class {name!r} has no images to learn from in {images.name}; give at least one "
+                "in its train split"
+            )
+    known = learnt | _present(images, "val") | _present(images, "test")
+    retained = tuple(name for name in images.classes if name in known and name not in gone)
+    replayed = [name for name in retained if name in learnt]
+    if len(retained) < 2 or not replayed:
         raise DataError(
-            f"forgetting {', '.join(forget)} would leave {len(retained)} classes with images; at "
-            "least 2 must remain"
+            f"forgetting {', '.join(forget)} would leave {len(retained)} classes with images, "
+            f"{len(replayed)} of them with training images; at least 2 must remain, and training "
+            "images of at least 1"
         )
-    return TaskClasses(retained, tuple(forget), tuple(earlier), tuple(withheld))
+    missing = tuple(name for name in retained if name not in learnt)
+    return TaskClasses(retained, tuple(forget), tuple(earlier), tuple(withheld), missing)
 
 
-def _report(
-    models: _Models,
-    adapter: Adapter,
-    *,
-    images: ImageSet,
-    classes: TaskClasses,
-    subjects: Mapping[str, str],
-    used: Mapping[str, int],
-    adapter_bytes: int,
-    seconds: float,
-) -> Report:
-    """Measure on the test images, the only place where they are read."""
-    preprocess = models.backbone.spec.preprocess
-    retained, forget, earlier = (
-        Samples(*to_tensors(images, indices(images, "test", classes=names), preprocess))
-        for names in (classes.retained, classes.forget, classes.earlier)
-    )
-    bare = models.backbone.model
-    forget_before, forget_after = predict(bare, forget.x), predict(models.after, forget.x)
-    earlier_after = predict(models.after, earlier.x)
-    gone = torch.tensor(sorted(images.classes.index(name) for name in classes.under_erasure))
-    masked = own_distribution(forget_before, forgotten=gone) if len(forget) else forget_before
-    subject = {images.classes.index(name): s for name, s in subjects.items()}
-    shares = {**by_class(forget_after, forget.y), **by_class(earlier_after, earlier.y)}
-    return Report(
-        method=adapter.facts.method,
-        backbone=models.backbone.fingerprint,
-        data_digest=adapter.facts.data_digest,
-        seed=adapter.facts.seed,
-        acc_r_before=share_right(bare, retained.x, retained.y),
-        acc_r_previous=share_right(models.previous, retained.x, retained.y),
-        acc_r_after=share_right(models.after, retained.x, retained.y),
-        acc_f_before=right(forget_before, forget.y),
-        acc_f_after=right(forget_after, forget.y),
-        acc_o_before=share_right(bare, earlier.x, earlier.y) if classes.earlier else None,
-        acc_o_after=right(earlier_after, earlier.y) if classes.earlier else None,
-        by_subject={subject[label]: share for label, share in shares.items()},
-        dump=most_hit(forget_after, forgotten=gone),
-        dump_before=most_hit(masked, forgotten=gone),
-        groups_kept=adapter.facts.groups_kept,
-        groups_total=adapter.facts.groups_total,
-        adapter_bytes=adapter_bytes,
-        seconds=seconds,
-        steps=adapter.facts.steps,
-        images={
-            **used,
-            "retain_test": len(retained),
-            "forget_test": len(forget),
-            "earlier_test": len(earlier),
-        },
-    )
+def _present(images: ImageSet, split: str) -> set[str]:
+    """Names of the classes with images in a split."""
+    return {images.classes[label] for label in images.labels[indices(images, split)].tolist()}
 
 
 def _throttled(

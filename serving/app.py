@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from forgetting.backbone import Backbone
 from forgetting.data import open_image_set
-from forgetting.report import GateConfig
+from forgetting.gates import GateConfig
 from forgetting.train import TrainConfig
 from serving import control, coordinator, monitor, trainer
 from serving.backbones import open_backbone, prepare_backbone

@@ -17,8 +17,9 @@ from forgetting.errors import (
     TargetError,
     TrainingError,
 )
+from forgetting.gates import GateConfig
 from forgetting.method import Progress
-from forgetting.report import GateConfig, dumps
+from forgetting.report_card import dumps
 from forgetting.task import run_task
 from forgetting.train import TrainConfig
 from serving.backbones import open_backbone
@@ -67,11 +68,7 @@ class Learner:
             return NotTrained(kind_of(error), f"{type(error).__name__}: {error}")
         finally:
             self._progress = {}
-        failed = [gate for gate in result.gates if not gate.passed]
-        refused = "; ".join(
-            f"{gate.name} is {gate.value:.4f}, limit {gate.limit:.4f}: {gate.advice}"
-            for gate in failed
-        )
+        refused = "; ".join(gate.sentence for gate in result.gates if not gate.passed)
         return Trained(
             files=dict(result.files),
             report=dumps(result.report, result.gates).encode(),

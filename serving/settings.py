@@ -97,7 +97,7 @@ class ForgetSettings(_Section):
     """How a forget command learns its adapter; what is left out is forgetting's own default."""
 
     train: dict[str, Any] = Field(default_factory=dict, description="forgetting.train.TrainConfig")
-    gates: dict[str, Any] = Field(default_factory=dict, description="forgetting.report.GateConfig")
+    gates: dict[str, Any] = Field(default_factory=dict, description="forgetting.gates.GateConfig")
     seed: int = 0
     attempts: int = Field(3, gt=0, description="starts of one training before it is given up")
 

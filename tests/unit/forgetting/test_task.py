@@ -12,7 +12,7 @@ from forgetting.data import ImageSet, indices, to_tensors
 from forgetting.errors import DataError
 from forgetting.measure import share_right
 from forgetting.method import Progress
-from forgetting.report import dumps, to_markdown
+from forgetting.report_card import dumps, to_markdown
 from forgetting.task import TaskResult, adapted_model, run_task
 from forgetting.train import TrainConfig
 
