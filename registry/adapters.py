@@ -1,7 +1,22 @@
-"""The files of a recorded adapter, fetched and held against the record that names them."""
+"""The files of an adapter: stored for the record that will name them, and fetched by it."""
 
+from collections.abc import Mapping
+
+from registry.bodies import FileRef, adapter_id
 from registry.errors import IntegrityError, NotFoundError
 from registry.ledger import Ledger, blob_key
+
+
+def store_adapter(
+    ledger: Ledger, files: Mapping[str, bytes], report: bytes
+) -> tuple[str, dict[str, FileRef], str]:
+    """Store an adapter's files and its report; the adapter's id, its files, the report's digest."""
+    *digests, report_digest = ledger.put_blobs([*files.values(), report])
+    refs = {
+        name: FileRef(digest, len(data))
+        for (name, data), digest in zip(files.items(), digests, strict=True)
+    }
+    return adapter_id(refs), refs, report_digest
 
 
 def adapter_files(ledger: Ledger, adapter: str) -> dict[str, bytes]:

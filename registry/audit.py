@@ -2,7 +2,8 @@
 
 A record belongs to the life of a subject when it names the subject, its job, or a release that
 was made for its job or that masks or erases it where the one before didn't, or the other way
-round. Classes don't appear: the ledger doesn't know them.
+round, or that is a compaction and erases it as the one before did. Classes don't appear: the
+ledger doesn't know them.
 """
 
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Literal
 
 from registry.bodies import (
     Activated,
+    Compacted,
     Confirmed,
     Published,
     Refused,
@@ -113,6 +115,7 @@ def audit_to_json(found: Audit) -> dict[str, Json]:
                 "adapter": evidence.adapter.id,
                 "job": evidence.adapter.job,
                 "stack": list(evidence.adapter.stack),
+                **_folds(evidence.adapter),
                 "files": {
                     name: [file.digest, file.size] for name, file in evidence.adapter.files.items()
                 },
@@ -125,6 +128,10 @@ def audit_to_json(found: Audit) -> dict[str, Json]:
     }
 
 
+def _folds(adapter: AdapterEntry) -> dict[str, Json]:
+    return {"folds": list(adapter.folds)} if adapter.folds else {}
+
+
 def _life(ledger: Ledger, state: State, subject: str) -> Iterator[Entry]:
     jobs = {job.id for job in state.jobs.values() if subject in job.subjects}
     releases = {number for number in state.releases if _is_about(state, number, subject, jobs)}
@@ -134,6 +141,7 @@ def _life(ledger: Ledger, state: State, subject: str) -> Iterator[Entry]:
                 Requested(subjects=subjects)
                 | Restored(subjects=subjects)
                 | Tombstone(subjects=subjects)
+                | Compacted(subjects=subjects)
                 | LegalHold(subjects=subjects)
             ):
                 belongs = subject in subjects
@@ -159,7 +167,8 @@ def _is_about(state: State, number: int, subject: str, jobs: set[str]) -> bool:
     if release.parent is None:
         return False
     before, now = (_effect(state, n, subject) for n in (release.parent, number))
-    return release.job in jobs or before != now
+    folded = release.kind == "compaction" and now[1]
+    return release.job in jobs or before != now or folded
 
 
 def _effect(state: State, number: int, subject: str) -> tuple[bool, bool]:

@@ -8,6 +8,7 @@ from registry.bodies import Confirmed
 from registry.figures import figure_text
 from registry.record import Entry
 from registry.schema import encode_time
+from registry.state import AdapterEntry
 from registry.summary import summary
 
 STANDINGS = {
@@ -43,7 +44,7 @@ def audit_text(found: Audit) -> str:
         at = encode_time(milestone.entry.record.at)
         lines.append(f"  {at}  {milestone.name}{_by_release(milestone.release)}")
     for evidence in found.evidence:
-        lines += ["", f"Adapter {evidence.adapter.id} ({evidence.adapter.job})"]
+        lines += ["", f"Adapter {evidence.adapter.id} ({_origin(evidence.adapter)})"]
         lines += [f"  {name}: {text}" for name, text in _facts(evidence)]
     lines += ["", "Records"]
     for entry in found.entries:
@@ -118,12 +119,19 @@ def _sentences(entry: Entry) -> list[str]:
 def _facts(evidence: Evidence) -> Iterator[tuple[str, str]]:
     adapter = evidence.adapter
     yield "recorded", encode_time(adapter.at)
-    yield "trained on", f"a stack of {len(adapter.stack)} adapters"
+    if adapter.folds:
+        yield "stands for", ", ".join(adapter.folds)
+    else:
+        yield "trained on", f"a stack of {len(adapter.stack)} adapters"
     for name, file in adapter.files.items():
         yield name, f"{file.digest}, {file.size} bytes"
     yield "report", adapter.report
     for name, value in evidence.figures.items():
         yield name, figure_text(value)
+
+
+def _origin(adapter: AdapterEntry) -> str:
+    return adapter.job or "a compaction"
 
 
 def _by_release(release: int | None) -> str:

@@ -15,6 +15,7 @@ from registry.keys import Role
 from registry.schema import DIGEST, FILE_NAME, NAME, SUBJECT, Fields, Json, encode_json
 
 ReleaseKind = Literal["guard", "adapter"]
+PublishedKind = Literal["guard", "adapter", "compaction"]
 MemberOutcome = Literal["confirmed", "lease_expired"]
 
 
@@ -77,9 +78,39 @@ class Trained:
             stack=fields.texts("stack", DIGEST),
             report=fields.text("report", DIGEST),
         )
-        expected = adapter_id(body.files)
-        if body.adapter != expected:
-            fields.refuse("adapter", f"its files make it {expected}, found {body.adapter}")
+        _check_adapter_id(fields, body.adapter, body.files)
+        return body
+
+
+@dataclass(frozen=True, slots=True)
+class Compacted:
+    """One adapter was made that does what the stack `folds` (lowest first) does, for `subjects`."""
+
+    adapter: str
+    files: Mapping[str, FileRef]
+    folds: tuple[str, ...]
+    subjects: tuple[str, ...]
+    report: str
+
+    def to_json(self) -> dict[str, Json]:
+        return {
+            "adapter": self.adapter,
+            "files": files_to_json(self.files),
+            "folds": list(self.folds),
+            "subjects": list(self.subjects),
+            "report": self.report,
+        }
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> "Compacted":
+        body = cls(
+            adapter=fields.text("adapter", DIGEST),
+            files=files_from_fields(fields, "files"),
+            folds=fields.texts("folds", DIGEST, at_least=2),
+            subjects=fields.texts("subjects", SUBJECT, at_least=1),
+            report=fields.text("report", DIGEST),
+        )
+        _check_adapter_id(fields, body.adapter, body.files)
         return body
 
 
@@ -112,15 +143,18 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A release is defined, for replicas to prepare; it is not served yet."""
+    """A release is defined, for replicas to prepare; it is not served yet.
+
+    It is for a `job`, unless it is a compaction, which changes nothing for anybody.
+    """
 
     release: int
-    kind: ReleaseKind
+    kind: PublishedKind
     backbone: str
     adapters: tuple[str, ...]
     guard: tuple[str, ...]
     parent: int
-    job: str
+    job: str | None
 
     def to_json(self) -> dict[str, Json]:
         return {
@@ -135,14 +169,19 @@ class Published:
 
     @classmethod
     def from_fields(cls, fields: Fields) -> "Published":
+        kind = cast(PublishedKind, fields.choice("kind", get_args(PublishedKind)))
+        jobless = fields.is_null("job")
+        if jobless != (kind == "compaction"):
+            expected = "null" if kind == "compaction" else "the id of a job"
+            fields.refuse("job", f"expected {expected} for a release of kind {kind}")
         return cls(
             release=fields.integer("release", at_least=1),
-            kind=cast(ReleaseKind, fields.choice("kind", get_args(ReleaseKind))),
+            kind=kind,
             backbone=fields.text("backbone", DIGEST),
             adapters=fields.texts("adapters", DIGEST),
             guard=fields.texts("guard", SUBJECT, in_order=True),
             parent=fields.integer("parent", at_least=0),
-            job=fields.text("job", NAME),
+            job=None if jobless else fields.text("job", NAME),
         )
 
 
@@ -236,6 +275,7 @@ class Note:
 Body: TypeAlias = (
     Requested
     | Trained
+    | Compacted
     | Refused
     | Published
     | RolledBack
@@ -252,6 +292,7 @@ Body: TypeAlias = (
 BODIES: Mapping[str, type[Body]] = {
     "requested": Requested,
     "trained": Trained,
+    "compacted": Compacted,
     "refused": Refused,
     "published": Published,
     "rolled_back": RolledBack,
@@ -270,6 +311,7 @@ TYPE_OF: Mapping[type[Body], str] = {body: name for name, body in BODIES.items()
 SIGNED_BY: Mapping[str, Role] = {
     "requested": "operator",
     "trained": "publisher",
+    "compacted": "publisher",
     "refused": "publisher",
     "published": "publisher",
     "rolled_back": "operator",
@@ -292,11 +334,17 @@ def adapter_id(files: Mapping[str, FileRef]) -> str:
 def blobs_of(body: Body) -> dict[str, int | None]:
     """The digests of the blobs that a record names, with their sizes where it says them."""
     match body:
-        case Trained():
+        case Trained() | Compacted():
             return {body.report: None} | {file.digest: file.size for file in body.files.values()}
         case Refused() if body.report is not None:
             return {body.report: None}
     return {}
+
+
+def _check_adapter_id(fields: Fields, adapter: str, files: Mapping[str, FileRef]) -> None:
+    expected = adapter_id(files)
+    if adapter != expected:
+        fields.refuse("adapter", f"its files make it {expected}, found {adapter}")
 
 
 def files_to_json(files: Mapping[str, FileRef]) -> dict[str, Json]:

@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 from registry.bodies import (
     Activated,
+    Compacted,
     Confirmed,
     Note,
     Published,
@@ -22,6 +23,7 @@ from registry.bodies import (
 )
 from registry.declarations import LegalHold, Restored, Sealed, Suspended, Tombstone
 from registry.errors import ConflictError
+from registry.fold_compaction import check_compaction, compacted
 from registry.fold_declarations import (
     check_not_sealed,
     hold,
@@ -53,6 +55,8 @@ def _changed(state: State, record: Record) -> State:
             return _requested(state, record, body)
         case Trained() as body:
             return _trained(state, record, body)
+        case Compacted() as body:
+            return compacted(state, record, body)
         case Refused() as body:
             return _refused(state, body)
         case Published() as body:
@@ -156,6 +160,9 @@ def _refused(state: State, body: Refused) -> State:
 
 
 def _published(state: State, record: Record, body: Published) -> State:
+    if body.job is None:
+        check_compaction(state, body)
+        return _with_new_release(state, _published_release(state, record, body), body.backbone)
     job = _job(state, body.job)
     below = state.active_release.adapters
     expected = below
@@ -178,13 +185,19 @@ def _published(state: State, record: Record, body: Published) -> State:
             f"a release of kind {body.kind} for {job.id} has the {len(below)} adapters of the "
             f"active release{' and its own' if body.kind == 'adapter' else ''}; this one has others"
         )
+    release = _published_release(state, record, body)
+    defined = _with_new_release(state, release, body.backbone)
+    return replace(defined, jobs=state.jobs.with_entry(job.id, job))
+
+
+def _published_release(state: State, record: Record, body: Published) -> Release:
     release = Release(
         number=body.release,
         kind=body.kind,
-        adapters=expected,
+        adapters=body.adapters,
         guard=_shared_guard(state, body.guard),
         parent=body.parent,
-        job=job.id,
+        job=body.job,
         seq=record.seq,
         at=record.at,
         actor=record.actor,
@@ -193,8 +206,7 @@ def _published(state: State, record: Record, body: Published) -> State:
     unknown = release.guard - state.erasing - state.active_release.guard
     if unknown:
         raise ConflictError(f"the guard has subjects that no request names: {sorted(unknown)[:5]}")
-    defined = _with_new_release(state, release, backbone=body.backbone)
-    return replace(defined, jobs=state.jobs.with_entry(job.id, job))
+    return release
 
 
 def _rolled_back(state: State, record: Record, body: RolledBack) -> State:
@@ -220,7 +232,7 @@ def _rolled_back(state: State, record: Record, body: RolledBack) -> State:
         actor=record.actor,
         request_id=record.request_id,
     )
-    return _with_new_release(state, release, backbone=body.backbone)
+    return _with_new_release(state, release, body.backbone)
 
 
 def _activated(state: State, record: Record, body: Activated) -> State:
@@ -251,8 +263,11 @@ def _confirmed(state: State, record: Record, body: Confirmed) -> State:
             f"release {state.confirmed} is confirmed, so {release.number} can't be any more"
         )
     changed: dict[str, Job] = {}
-    for id in release.adapters:
-        job = state.jobs[state.adapters[id].job]
+    for id in state.adapters_in_force(release.number):
+        name = state.adapters[id].job
+        if name is None:
+            continue
+        job = state.jobs[name]
         if job.adapter == id and job.state in ("trained", "published"):
             changed[job.id] = replace(job, state="done", done_at=record.at)
     unguarded = []
@@ -272,7 +287,7 @@ def _confirmed(state: State, record: Record, body: Confirmed) -> State:
     )
 
 
-def _with_new_release(state: State, release: Release, *, backbone: str) -> State:
+def _with_new_release(state: State, release: Release, backbone: str) -> State:
     if release.number != state.last_release + 1:
         raise ConflictError(
             f"the next release is {state.last_release + 1}, not {release.number}: numbers have "
@@ -318,7 +333,7 @@ def _job_to_train(state: State, name: str) -> Job:
     job = _job(state, name)
     if job.state == "restored":
         raise ConflictError(f"all subjects of {name} were restored; there is nothing to train")
-    if job.adapter is not None and job.adapter in state.active_release.adapters:
+    if job.adapter is not None and job.adapter in state.adapters_in_force(state.active):
         raise ConflictError(f"the adapter of {name} is being served; there is nothing to train")
     return job
 

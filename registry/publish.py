@@ -1,8 +1,10 @@
-"""Every act that is recorded, one function each. The only module that appends to the ledger.
+"""Every act that is recorded, one function each. With `publish_compaction`, the only module that
+appends to the ledger.
 
 Each builds its record from the state that it will follow, signs it with `signer`, and returns
 what the fold made of it. `actor`, `reason` and `request_id` say who did it, why, and on which
 request; none of them may carry a class name, for the log can't be edited.
+Those of a compaction are in `publish_compaction`.
 
 All raise ConflictError when the state doesn't allow the act, NotFoundError for a job or release
 that doesn't exist, FormatError for an over-long or unprintable text, TrustError when `signer` may
@@ -11,11 +13,11 @@ not do this, and StoreError when the storage fails.
 
 from collections.abc import Callable, Mapping, Sequence
 
+from registry.adapters import store_adapter
 from registry.bodies import (
     Activated,
     Body,
     Confirmed,
-    FileRef,
     MemberOutcome,
     Note,
     Published,
@@ -24,7 +26,6 @@ from registry.bodies import (
     Requested,
     RolledBack,
     Trained,
-    adapter_id,
 )
 from registry.declarations import (
     Deletable,
@@ -93,12 +94,7 @@ def record_trained(
     `files` are the adapter's files by name, `stack` the ids of the adapters that it was trained
     on top of, lowest first.
     """
-    *digests, report_digest = ledger.put_blobs([*files.values(), report])
-    refs = {
-        name: FileRef(digest, len(data))
-        for (name, data), digest in zip(files.items(), digests, strict=True)
-    }
-    adapter = adapter_id(refs)
+    adapter, refs, report_digest = store_adapter(ledger, files, report)
 
     def make(state: State) -> Draft:
         body = Trained(

@@ -10,7 +10,7 @@ from registry.declarations import Deletable
 from registry.persistent_map import PersistentMap
 from registry.record import GENESIS
 
-Kind = Literal["bare", "guard", "adapter", "rollback"]
+Kind = Literal["bare", "guard", "adapter", "compaction", "rollback"]
 JobState = Literal["requested", "trained", "refused", "published", "done", "restored"]
 
 
@@ -19,7 +19,7 @@ class Release:
     """What replicas serve: a stack of adapters (lowest first) and the masked subjects.
 
     Release 0 is the bare backbone; it is in no record. `to` is set on a rollback alone, `job` on
-    the others.
+    guard and adapter releases.
     """
 
     number: int
@@ -81,16 +81,20 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class AdapterEntry:
-    """A trained adapter: its files, what it erases, and the stack it was trained on top of."""
+    """An adapter: its files, what it erases, and the stack that it belongs on top of.
+
+    It was trained for a `job`, or it stands for the adapters that it `folds` (lowest first).
+    """
 
     id: str
     files: Mapping[str, FileRef]
     subjects: tuple[str, ...]
     stack: tuple[str, ...]
     report: str
-    job: str
+    job: str | None
     seq: int
     at: datetime
+    folds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +154,16 @@ class State:
         """The subjects that the adapters of `release` were trained to erase, mask aside."""
         adapters = self.releases[release].adapters
         return frozenset(subject for id in adapters for subject in self.adapters[id].subjects)
+
+    def adapters_in_force(self, release: int) -> frozenset[str]:
+        """The adapters of `release`, and those that these stand for."""
+        found: set[str] = set()
+        left = list(self.releases[release].adapters)
+        while left:
+            adapter = left.pop()
+            found.add(adapter)
+            left += self.adapters[adapter].folds
+        return frozenset(found)
 
     @property
     def subjects_in_use(self) -> frozenset[str]:

@@ -171,13 +171,21 @@ def _job(row: list[Any]) -> Job:
 
 def _adapter_row(entry: AdapterEntry, stacks: _Table) -> Json:
     files: dict[str, Json] = {name: [file.digest, file.size] for name, file in entry.files.items()}
-    subjects, stack = list(entry.subjects), stacks.place(entry.stack)
-    at = _text(entry.at)
-    return [entry.id, files, [*subjects], stack, entry.report, entry.job, entry.seq, at]
+    return [
+        entry.id,
+        files,
+        list(entry.subjects),
+        stacks.place(entry.stack),
+        entry.report,
+        entry.job,
+        entry.seq,
+        _text(entry.at),
+        stacks.place(entry.folds),
+    ]
 
 
 def _adapter(row: list[Any], stacks: list[tuple[str, ...]]) -> AdapterEntry:
-    id, files, subjects, stack, report, job, seq, at = row
+    id, files, subjects, stack, report, job, seq, at, folds = row
     return AdapterEntry(
         id=id,
         files=MappingProxyType({name: FileRef(*file) for name, file in files.items()}),
@@ -187,6 +195,7 @@ def _adapter(row: list[Any], stacks: list[tuple[str, ...]]) -> AdapterEntry:
         job=job,
         seq=seq,
         at=datetime.fromisoformat(at),
+        folds=stacks[folds],
     )
 
 

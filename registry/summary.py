@@ -6,6 +6,7 @@ Subjects stay ids here; who may know the classes has the subject map.
 from registry.bodies import (
     Activated,
     Body,
+    Compacted,
     Confirmed,
     Note,
     Published,
@@ -31,10 +32,13 @@ def summary(body: Body) -> str:
             return f"{body.job}: erase {_shorts(body.subjects)}"
         case Trained():
             return f"{body.job}: adapter {short(body.adapter)} on a stack of {len(body.stack)}"
+        case Compacted():
+            return f"adapter {short(body.adapter)} stands for the {len(body.folds)} below it"
         case Refused():
             return f"{body.job}: refused, {body.stage}: {body.detail}"
         case Published():
-            return f"release {body.release} ({body.kind}) for {body.job}, {_content(body)}"
+            job = f" for {body.job}" if body.job is not None else ""
+            return f"release {body.release} ({body.kind}){job}, {_content(body)}"
         case RolledBack():
             return f"release {body.release} (rollback to {body.to}), {_content(body)}"
         case Activated():

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from registry import publish
+from registry import publish, publish_compaction
 from registry.bodies import SIGNED_BY, TYPE_OF, Body, ReleaseKind
 from registry.declarations import Deletable, HoldAct, ServingState
 from registry.keys import Role, Signer
@@ -96,6 +96,23 @@ class Acts:
 
     def note(self, text: str) -> Record:
         return publish.note(self.ledger, self.signers["operator"], text=text, **self.origin())
+
+    def compact(self, *, folds: tuple[str, ...] | None = None) -> AdapterEntry:
+        if folds is None:
+            folds = self.state.active_release.adapters
+        return publish_compaction.record_compacted(
+            self.ledger,
+            self.signers["publisher"],
+            files={"adapter.bin": f"all of {folds}".encode(), "forget.json": b"{}"},
+            folds=folds,
+            report=b"same outputs",
+            **self.origin(),
+        )
+
+    def publish_compaction(self, adapter: str) -> Release:
+        return publish_compaction.publish_compaction(
+            self.ledger, self.signers["publisher"], adapter=adapter, **self.origin()
+        )
 
     def restore(self, *numbers: int) -> State:
         return publish.restore(

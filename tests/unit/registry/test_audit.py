@@ -139,3 +139,28 @@ def test_a_subject_that_no_record_names_has_no_audit(acts: Acts) -> None:
     acts.erase(1)
     with pytest.raises(NotFoundError, match="no record up to 8 requests"):
         audit(acts.ledger, subject(2))
+
+
+def test_a_compaction_belongs_to_the_life_of_everyone_whose_erasure_it_carries(acts: Acts) -> None:
+    acts.erase(1)
+    acts.erase(2)
+    folds = acts.state.active_release.adapters
+    adapter = acts.compact().id
+    release = acts.serve(acts.publish_compaction(adapter).number).number
+    acts.erase(3)
+    for number in (1, 2):
+        found = audit(acts.ledger, subject(number))
+        assert found.standing == "forgotten"
+        assert [entry.record.type for entry in found.entries][-4:] == [
+            "compacted",
+            "published",
+            "activated",
+            "confirmed",
+        ]
+        assert [evidence.adapter.id for evidence in found.evidence] == [folds[number - 1], adapter]
+        text = audit_text(found)
+        assert f"Adapter {adapter} (a compaction)" in text
+        assert f"stands for: {folds[0]}, {folds[1]}" in text
+        assert f"release {release} (compaction), 1 adapters, 2 masked" in text
+    assert audit_to_json(found)["adapters"][1]["folds"] == [*folds]  # type: ignore[index, call-overload]
+    assert "compacted" not in [e.record.type for e in audit(acts.ledger, subject(3)).entries]

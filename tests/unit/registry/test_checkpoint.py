@@ -27,6 +27,7 @@ from tests.unit.registry.histories import (
     then,
 )
 from tests.unit.registry.registry_acts import NOON, Acts
+from tests.unit.registry.test_fold_compaction import FOLDED, SERVED
 
 REFUSED = then(REQUESTED, Refused("job-1", "gates", "H fell", OTHER_BACKBONE))
 DECLARED = then(DONE, LegalHold((S1,), "placed"), LegalHold((S1,), "lifted"))
@@ -40,6 +41,8 @@ STATES = {
     "held": then(DONE, LegalHold((S1,), "placed")),
     "declared": DECLARED,
     "restored": then(DECLARED, Restored((S1,))),
+    "compacted": FOLDED,
+    "compaction served": SERVED,
     "sealed": then(DONE, Sealed(2, OTHER_BACKBONE)),
 }
 

@@ -8,14 +8,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from hypothesis import HealthCheck, given, settings
+import pytest
+from hypothesis import HealthCheck, find, given, settings
 from hypothesis import strategies as st
 
 from registry.bodies import (
+    BODIES,
     Activated,
     Body,
+    Compacted,
     Confirmed,
     FileRef,
+    Note,
     Published,
     Refused,
     Requested,
@@ -57,6 +61,7 @@ class ModelJob:
 class Model:
     jobs: dict[str, ModelJob] = field(default_factory=dict)
     adapters: dict[str, tuple[str, list[str], set[str]]] = field(default_factory=dict)
+    folds: dict[str, list[str]] = field(default_factory=dict)
     releases: list[ModelRelease] = field(
         default_factory=lambda: [ModelRelease([], set(), -1, activated=True)]
     )
@@ -83,8 +88,21 @@ class Model:
     def serving(self) -> list[str]:
         return self.releases[self.active].adapters
 
+    @property
+    def in_force(self) -> set[str]:
+        return self.standing_for(self.serving)
+
+    def standing_for(self, adapters: list[str]) -> set[str]:
+        """The adapters, and what they stand for, and what that stands for."""
+        found: set[str] = set()
+        new = set(adapters)
+        while new:
+            found |= new
+            new = {below for adapter in new for below in self.folds.get(adapter, [])}
+        return found
+
     def allows(self, body: Body) -> bool:
-        if self.sealed and not isinstance(body, Tombstone | LegalHold):
+        if self.sealed and not isinstance(body, Tombstone | LegalHold | Note):
             return False
         match body:
             case Requested():
@@ -97,7 +115,7 @@ class Model:
                 job = self.jobs.get(body.job)
                 return (
                     job is not None
-                    and job.adapter not in self.serving
+                    and job.adapter not in self.in_force
                     and job.state != "restored"
                     and set(body.subjects) == job.erasing
                     and all(adapter in self.adapters for adapter in body.stack)
@@ -108,10 +126,28 @@ class Model:
                 return (
                     body.job in self.jobs
                     and self.jobs[body.job].state != "restored"
-                    and self.jobs[body.job].adapter not in self.serving
+                    and self.jobs[body.job].adapter not in self.in_force
+                )
+            case Compacted():
+                return (
+                    all(adapter in self.adapters for adapter in body.folds)
+                    and set(body.subjects)
+                    == set().union(*(self.adapters[adapter][2] for adapter in body.folds))
+                    and body.adapter not in body.folds
+                    and (
+                        body.adapter not in self.adapters
+                        or self.folds.get(body.adapter) == list(body.folds)
+                    )
+                )
+            case Published(job=None):
+                return (
+                    self._definable(body.release, body.parent, body.guard)
+                    and set(body.guard) == self.erasing | self.releases[self.active].guard
+                    and len(body.adapters) == 1
+                    and self.folds.get(body.adapters[0], []) == self.serving != []
                 )
             case Published():
-                job = self.jobs.get(body.job)
+                job = self.jobs.get(body.job or "")
                 if job is None or not self._definable(body.release, body.parent, body.guard):
                     return False
                 if body.kind == "guard":
@@ -191,12 +227,15 @@ class Model:
                 self.adapters[body.adapter] = self._made(body)
                 self.jobs[body.job].state = "trained"
                 self.jobs[body.job].adapter = body.adapter
+            case Compacted():
+                self.adapters[body.adapter] = ("", [], set(body.subjects))
+                self.folds[body.adapter] = list(body.folds)
             case Refused():
                 self.jobs[body.job].state = "refused"
             case Published() | RolledBack():
                 release = ModelRelease(list(body.adapters), set(body.guard), body.parent)
                 self.releases.append(release)
-                if isinstance(body, Published) and body.kind == "adapter":
+                if isinstance(body, Published) and body.job and body.kind == "adapter":
                     self.jobs[body.job].state = "published"
             case Activated():
                 self.active = body.release
@@ -207,7 +246,8 @@ class Model:
                 for job in self.jobs.values():
                     if job.erasing and job.erasing <= release.guard:
                         job.guarded = True
-                    if job.adapter in release.adapters and job.state in ("trained", "published"):
+                    served = self.standing_for(release.adapters)
+                    if job.adapter in served and job.state in ("trained", "published"):
                         job.state = "done"
             case Restored():
                 for job in self.jobs.values():
@@ -292,6 +332,23 @@ def proposals(draw: st.DrawFn, model: Model) -> Body:
         adapters = (*model.serving, own) if with_own else tuple(model.serving)
         return Published(number, kind, BACKBONE, adapters, guard, parent, job)  # type: ignore[arg-type]
 
+    def compact() -> Body:
+        known = sorted(model.adapters)
+        folds = tuple(model.serving)
+        if twist and known:
+            folds = tuple(draw(st.lists(st.sampled_from(known), min_size=1, unique=True)))
+        files = {"adapter.bin": FileRef(f"sha256:{draw(st.integers(16, 20)):064x}", 1)}
+        erased = {s for adapter in folds for s in model.adapters[adapter][2]}
+        subjects = tuple(sorted(erased)) or (subject(0),)
+        return Compacted(adapter_id(files), files, folds, subjects, REPORT)
+
+    def publish_compaction() -> Body:
+        adapters = tuple(a for a, folds in model.folds.items() if folds == model.serving)[:1]
+        if not adapters or draw(st.integers(0, 7)) == 7:
+            adapters = tuple(model.folds)[:1] or tuple(model.serving)
+        full = guard if twist else tuple(sorted({*guard, *model.releases[model.active].guard}))
+        return Published(number, "compaction", BACKBONE, adapters, full, parent, None)
+
     def roll_back() -> Body:
         to = draw(st.integers(0, len(model.releases) - 1))
         target = model.releases[to]
@@ -339,6 +396,10 @@ def proposals(draw: st.DrawFn, model: Model) -> Body:
             onward.append(partial(train, name))
         if job.state == "trained":
             onward.append(partial(publish, name, "adapter"))
+    if model.serving and model.serving in model.folds.values():
+        onward += [publish_compaction] * 3
+    elif len(model.serving) > 1:
+        onward += [compact] * 2
     if onward and draw(st.integers(0, 9)) < 8:
         return draw(st.sampled_from(onward))()
     anyone = draw(st.sampled_from([*model.jobs, "job-99"]))
@@ -352,14 +413,22 @@ def proposals(draw: st.DrawFn, model: Model) -> Body:
                 declare,
                 declare,
                 seal,
+                compact,
+                publish_compaction,
                 partial(train, anyone),
                 partial(publish, anyone, "guard"),
                 partial(publish, anyone, "adapter"),
+                lambda: Note("a remark"),
                 lambda: Refused(anyone, "gates", "", None),
             ]
         )
     )
     return act()
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_every_type_of_record_is_proposed(name: str) -> None:
+    find(proposals(Model()), lambda body: type(body) is BODIES[name])
 
 
 @given(data=st.data())

@@ -2,7 +2,8 @@
 
 `golden/v1` was written once, with keys that were then thrown away. Never rewrite it: a version
 that can't read it can't read what operators have on disk. New record types get a new
-directory, as `v1-declarations` of `test_publish_declarations`.
+directory, as `v1-declarations` of `test_publish_declarations`, `v1-compaction` of
+`test_fold_compaction`.
 """
 
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from registry.adapters import adapter_files
+from registry.bodies import BODIES
 from registry.keys import Trust
 from registry.ledger import Ledger
 from registry.store import DirectoryStore
@@ -27,6 +29,16 @@ TYPES = (
     + ["rolled_back", "activated", "confirmed"]
 )
 GOLDEN = Path(__file__).with_name("golden") / "v1"
+
+
+def test_the_golden_registries_hold_every_type_of_record() -> None:
+    folders = [path.parent for path in GOLDEN.parent.glob("*/trust.json")]
+    found: set[str] = set()
+    for folder in folders:
+        ledger = Ledger(DirectoryStore(folder / "registry"), Trust.load(folder / "trust.json"))
+        ledger.refresh(each=lambda entry: found.add(entry.record.type))
+    assert len(folders) >= 3
+    assert found == set(BODIES)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from registry.bodies import (
     SIGNED_BY,
     Activated,
     Body,
+    Compacted,
     Confirmed,
     FileRef,
     Note,
@@ -42,6 +43,9 @@ EXAMPLES: dict[str, Body] = {
         subjects=(S, T),
         stack=(B, A),
         report=C,
+    ),
+    "compacted": Compacted(
+        adapter=adapter_id(FILES), files=FILES, folds=(B, A), subjects=(S, T), report=C
     ),
     "refused": Refused(job="job-1", stage="gates", detail="Acc_r fell", report=C),
     "published": Published(
@@ -95,6 +99,21 @@ def test_a_record_reads_back_as_written(
 
 def test_a_refusal_may_have_no_report(signers: dict[Role, Signer], trust: Trust) -> None:
     written = record(Refused(job="job-1", stage="training", detail="", report=None))
+    assert opened(seal_record(written, signers["publisher"]), trust).record == written
+
+
+def test_a_compaction_is_published_without_a_job(signers: dict[Role, Signer], trust: Trust) -> None:
+    written = record(
+        Published(
+            release=3,
+            kind="compaction",
+            backbone=A,
+            adapters=(B,),
+            guard=(S,),
+            parent=2,
+            job=None,
+        )
+    )
     assert opened(seal_record(written, signers["publisher"]), trust).record == written
 
 
@@ -199,7 +218,14 @@ def test_a_record_that_this_version_does_not_know_is_refused_by_field(
         ("published", {"kind": "rollback"}, "kind"),
         ("published", {"guard": [T, S]}, "guard: expected sorted"),
         ("published", {"release": 0}, "release"),
-        ("published", {"job": None}, "job"),
+        ("published", {"job": None}, "job: expected the id of a job"),
+        ("published", {"kind": "compaction"}, "job: expected null for a release of kind comp"),
+        ("compacted", {"adapter": A}, "adapter: its files make it"),
+        ("compacted", {"files": {}}, "files"),
+        ("compacted", {"folds": [A]}, "folds"),
+        ("compacted", {"folds": [A, A]}, "folds"),
+        ("compacted", {"subjects": []}, "subjects"),
+        ("compacted", {"report": None}, "report"),
         ("rolled_back", {"guard": [T, S]}, "guard: expected sorted"),
         ("confirmed", {"members": {"r-1": "dead"}}, r"members\.r-1"),
         ("confirmed", {"members": {"r 1": "confirmed"}}, "members"),
