@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 PROMETHEUS := $(VENV)/prometheus
+CHROMIUM := $(VENV)/chromium
 # One thread a process: two OpenMP teams on a small box slow each other down many times over.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-slow check bench promtool clean
+.PHONY: setup demo test test-slow check bench promtool chromium clean
 
 setup: $(STAMP)
 
@@ -19,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/lethe demo $(DEMO)
 
-test: setup promtool check
+test: setup promtool chromium check
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST)
 
 test-slow: setup promtool
@@ -34,6 +35,10 @@ check: setup
 # needed. Where there is no apt, have promtool on the PATH or its tests are skipped, saying so.
 promtool: setup
 	@command -v promtool >/dev/null || test -x $(PROMETHEUS)/usr/bin/promtool || sh deploy/get-promtool.sh $(PROMETHEUS)
+
+# The console is tested in Debian's chromium, unpacked the same way; a browser on the PATH will do.
+chromium: setup
+	@command -v chromium >/dev/null || test -x $(CHROMIUM)/usr/lib/chromium/chromium || sh deploy/get-chromium.sh $(CHROMIUM)
 
 bench: setup
 	$(BIN)/python benchmarks/swap.py

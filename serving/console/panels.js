@@ -22,7 +22,7 @@ export function drawEvidence(status, live) {
   figures(at("leak-figures"), leak === null ? [] : [
     ["Evidence", `${signed(leak.evidence_log10)} of ${leak.proof_log10}`],
     ["Change detector", `${signed(leak.detector_log10)} of ${leak.suspicion_log10}`],
-    ["Leak rate", `at most ${percent(leak.upper_bound)}`],
+    ["Upper bound (95 %)", percent(leak.upper_bound)],
     ["Target", percent(leak.target)],
     ["Leaks among matches", `${count(leak.leaks)} of ${count(leak.matches)}`],
   ]);
@@ -49,7 +49,7 @@ export function drawTraffic(live, traffic) {
       });
   line(at("rate-line"), steps.map((step) => step.rate));
   figures(at("rate-figures"), [
-    ["In flight", count(busy)],
+    ["In flight, all routes", count(busy)],
     ["Seen over", last === null ? "–" : span(Math.min(last.seconds, WINDOW_S))],
   ]);
 
@@ -157,7 +157,7 @@ export function drawReleases(releases, act) {
       active: row.active,
       cells: [
         row.active ? `${row.release}, active` : String(row.release),
-        KINDS[row.kind] + (row.rolled_back_to === null ? "" : ` to ${row.rolled_back_to}`),
+        (KINDS[row.kind] ?? row.kind) + (row.rolled_back_to === null ? "" : ` to ${row.rolled_back_to}`),
         names(row.forgotten),
         names(row.masked),
         row.activated_at === null && row.release > 0 ? "never" : moment(row.activated_at),

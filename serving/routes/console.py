@@ -33,6 +33,7 @@ router = APIRouter(tags=["console"])
 pages = APIRouter(include_in_schema=False)
 asked = APIRouter(prefix="/v1", dependencies=[Depends(operator_only)])
 
+MONITOR_S = 3.0
 COMMANDS = ("forget", "rollback", "restore")
 """Commands that have a button, where this server has their route."""
 
@@ -79,10 +80,12 @@ def _answer(file: File, known: str | None) -> Response:
 @asked.get("/live")
 async def live(request: Request, replica: Replica) -> dict[str, Any]:
     """Live evidence, and every replica's counters as they stand now."""
-    snapshot = replica.snapshot()
-    if snapshot is not None:
-        await replica.monitor.push.remote(replica.name, snapshot)
-    page = await replica.monitor.page.remote({})
+    try:
+        page = await asyncio.wait_for(_metrics_page(replica), MONITOR_S)
+    except TimeoutError:
+        raise ProblemError(
+            Rejection(503, "The monitor gives no answer, so there are no live numbers.")
+        ) from None
     now = await asyncio.to_thread(look, page.decode(), at=time.monotonic())
     counts = await asyncio.to_thread(_counts, replica)
     heard = now.gauge("lethe_replicas")
@@ -108,6 +111,14 @@ async def erasures(request: Request, replica: Replica) -> dict[str, Any]:
 async def audit_card(subject: str, request: Request, replica: Replica) -> dict[str, Any]:
     """The whole life of one erasure, from the ledger: times, actors, digests, figures."""
     return await asyncio.to_thread(_audit, subject, *_registry(request, replica))
+
+
+async def _metrics_page(replica: Recognizer) -> bytes:
+    snapshot = replica.snapshot()
+    if snapshot is not None:
+        await replica.monitor.push.remote(replica.name, snapshot)
+    page: bytes = await replica.monitor.page.remote({})
+    return page
 
 
 def _counts(replica: Recognizer) -> Counts:

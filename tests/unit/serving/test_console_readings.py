@@ -1,0 +1,78 @@
+"""The console's numbers, read from a real metrics page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from serving.console.readings import drift_view, leak_view, replicas_view
+from serving.metrics import Metrics
+from serving.monitor import Monitor, Snapshot
+from serving.tally import Counts, Targets
+from serving.top import Look, look
+
+COUNTS = Counts(matches=200, leaks=1, retained=900, disagreements=9)
+
+
+@pytest.fixture
+def now(tmp_path: Path) -> Look:
+    """Two replicas, of which one has answered."""
+    busy, idle = Metrics("replica"), Metrics("replica")
+    for replica in (busy, idle):
+        replica.set("lethe_lease_remaining_seconds", 6.5)
+        replica.set("lethe_release", 3)
+    busy.count("lethe_requests_total", "/v1/predict", "ok", by=40)
+    busy.count("lethe_requests_total", "/v1/predict", "error", by=2)
+    busy.count("lethe_requests_total", "/v1/live", "ok", by=1000)
+    for seconds in (0.004, 0.04, 9.0):
+        busy.observe("lethe_request_duration_seconds", seconds, "/v1/predict")
+    busy.observe("lethe_request_duration_seconds", 0.001, "/v1/live")
+    busy.count("lethe_images_total", by=42)
+    monitor = Monitor(tmp_path / "evidence.json")
+    for name, metrics in (("a", busy), ("b", idle)):
+        counts = {"s": COUNTS} if name == "a" else {}
+        monitor.push(name, _snapshot(metrics, counts))
+    return look(monitor.page({}).decode(), at=0.0)
+
+
+def _snapshot(metrics: Metrics, counts: dict[str, Counts]) -> Snapshot:
+    targets = Targets(leak=0.02, drift=0.05)
+    return Snapshot(metrics.families(), 0.0, 3, "s", targets, counts, expected=2)
+
+
+def test_predictions_are_counted_apart_from_the_consoles_own_requests(now: Look) -> None:
+    found = replicas_view(now)
+    assert found["a"]["predictions"] == {"ok": 40, "client_error": 0, "not_current": 0, "error": 2}
+    assert found["a"]["images"] == 42
+    assert found["a"]["latency"][-1] == (None, 3)
+    assert dict(found["a"]["latency"])[0.05] == 2
+    assert (found["a"]["release"], found["a"]["lease_s"]) == (3, 6.5)
+
+
+def test_a_replica_that_answered_nothing_has_zeros(now: Look) -> None:
+    idle = replicas_view(now)["b"]
+    assert sum(idle["predictions"].values()) == 0
+    assert idle["latency"] == []
+
+
+def test_evidence_comes_with_the_counts_that_it_was_made_of(now: Look) -> None:
+    leak, drift = leak_view(now, COUNTS), drift_view(now, COUNTS)
+    assert leak is not None
+    assert drift is not None
+    assert (leak["matches"], leak["leaks"], leak["target"]) == (200, 1, 0.02)
+    assert 0.005 < leak["upper_bound"] < 0.1
+    assert leak["evidence_log10"] < leak["proof_log10"]
+    assert (drift["compared"], drift["disagreements"], drift["target"]) == (900, 9, 0.05)
+
+
+def test_without_evidence_there_is_nothing_and_not_zero() -> None:
+    assert leak_view(look("", at=0.0), Counts()) is None
+    assert drift_view(look("", at=0.0), Counts()) is None
+    assert replicas_view(look("", at=0.0)) == {}
+
+
+def test_everything_is_json_that_browsers_read(now: Look) -> None:
+    text = json.dumps([replicas_view(now), leak_view(now, COUNTS)], allow_nan=False)
+    assert "Infinity" not in text
