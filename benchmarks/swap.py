@@ -35,7 +35,7 @@ def main(swaps: int) -> None:
     with tempfile.TemporaryDirectory(prefix="lethe-bench-") as registry:
         settings = load_settings(registry=Path(registry) / "registry", port=8765)
         prepare(settings)
-        home = Home(settings.home_path, settings.registry_path)
+        home = Home(settings.home_path, settings.registry_location)
         with (
             running(settings),
             Client(settings.url, token(home, "operator")) as client,

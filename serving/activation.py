@@ -17,8 +17,9 @@ from ray.exceptions import RayActorError
 
 from registry.ledger import Ledger
 from registry.state import Job, State
-from serving.coordinator import Ack, Author, Outcome, Refusal
-from serving.jobs import release_of
+from serving.acknowledgement import Ack, Author, Halt, Outcome, Refusal, Resumption
+from serving.jobs import adopted_release, release_of
+from serving.restoration import to_bring_back
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class Activation:
         """Put the job's adapter on top of the active ones."""
         return self._insist(
             lambda: ray.get(self._coordinator.adopt.remote(job.id, author)),
-            lambda state: release_of(state, job.id, "adapter"),
+            lambda state: adopted_release(state, job.id),
         )
 
     def roll_back(self, to: int, author: Author) -> Outcome:
@@ -59,6 +60,27 @@ class Activation:
             lambda state: rollback_of(state, author.request_id),
         )
 
+    def bring_back(self, author: Author) -> Outcome:
+        """Serve those again whose erasure was ended."""
+        return self._insist(
+            lambda: ray.get(self._coordinator.bring_back.remote(author)),
+            lambda state: None if to_bring_back(state) else state.active,
+        )
+
+    def suspend(self, author: Author) -> Halt | Refusal:
+        """Have nothing answered. To ask again for what is so already is harmless."""
+        halt: Halt | Refusal = self._patiently(
+            lambda: ray.get(self._coordinator.suspend.remote(author))
+        )
+        return halt
+
+    def resume(self, author: Author) -> Resumption | Refusal:
+        """Have replicas answer again."""
+        resumption: Resumption | Refusal = self._patiently(
+            lambda: ray.get(self._coordinator.resume.remote(author))
+        )
+        return resumption
+
     def members(self) -> dict[str, dict[str, object]]:
         """What the coordinator knows of each replica."""
         members: dict[str, dict[str, object]] = ray.get(self._coordinator.members.remote())
@@ -66,14 +88,23 @@ class Activation:
 
     def _insist(self, act: Callable[[], Outcome], find: Callable[[State], int | None]) -> Outcome:
         """Call the coordinator until it answers; what the ledger holds already isn't done twice."""
+
+        def once() -> Outcome:
+            number = find(self._ledger.refresh())
+            if number is not None:
+                ack: Ack = ray.get(self._coordinator.acknowledge.remote(number))
+                return ack
+            return act()
+
+        outcome: Outcome = self._patiently(once)
+        return outcome
+
+    def _patiently(self, ask: Callable[[], Any]) -> Any:
+        """`ask` until there is a coordinator to answer; a `Refusal` when none comes back."""
         deadline = time.monotonic() + BACK_S
         while True:
             try:
-                number = find(self._ledger.refresh())
-                if number is not None:
-                    ack: Ack = ray.get(self._coordinator.acknowledge.remote(number))
-                    return ack
-                return act()
+                return ask()
             except RayActorError as error:
                 log.warning("the coordinator is away (%s); trying again", type(error).__name__)
                 if time.monotonic() > deadline:

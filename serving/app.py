@@ -27,7 +27,7 @@ from serving import control, coordinator, monitor, trainer
 from serving.backbones import open_backbone, prepare_backbone
 from serving.control import Control
 from serving.coordinator import Coordinator
-from serving.home import HomeError, home_of, open_ledger, prepare_home
+from serving.home import HomeError, check_registry, home_of, prepare_home
 from serving.membership import Terms
 from serving.monitor import Monitor
 from serving.replica import Recognizer, outcome_of
@@ -119,7 +119,7 @@ def prepare(settings: Settings, progress: Any = lambda _: None) -> Backbone:
     _check_forget_settings(settings)
     prepare_backbone(settings, progress)
     backbone = open_backbone(settings)
-    known = open_ledger(home).refresh().backbone
+    known = check_registry(home).state.backbone
     if known is not None and known != backbone.fingerprint:
         raise HomeError(
             f"the registry {home.registry} was made for backbone {known}, the settings name "
@@ -162,7 +162,7 @@ def application(settings: Settings) -> serve.Application:
     backbone = prepare(settings)
     terms = Terms(settings.lease.seconds, settings.lease.margin, settings.lease.heartbeat)
     leading = _actor(Coordinator, coordinator.ACTOR, 1000).remote(
-        settings.home_path, settings.registry_path, terms
+        settings.home_path, settings.registry_location, terms
     )
     watching = _actor(Monitor, monitor.ACTOR, 8).remote(home_of(settings).evidence)
     training = _actor(Trainer, trainer.ACTOR, 2).remote(settings)

@@ -1,4 +1,5 @@
-"""The `lethe` command: serve, forget, status, releases, rollback, predict, pretrain, demo.
+"""The `lethe` command: serve, forget, status, releases, rollback, restore, suspend, resume,
+predict, pretrain, demo.
 
 What works on the registry's own files, server or not, is in `registry_cli`; benchmarks are in
 `bench_cli`.
@@ -7,6 +8,7 @@ What works on the registry's own files, server or not, is in `registry_cli`; ben
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +19,7 @@ from rich.console import Console
 from serving import bench_cli, registry_cli, show
 from serving.client import Client
 from serving.home import home_of, token
-from serving.settings import Settings, load_settings
+from serving.settings import Settings, is_url, load_settings
 from serving.terminal import Config, Json, err, fail, out, plain_errors, print_json
 
 app = typer.Typer(
@@ -26,8 +28,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Serve a vision model that can forget.",
 )
+SUBJECT_ID = re.compile(r"[0-9a-f]{32}")
 Url = Annotated[str | None, typer.Option("--url", envvar="LETHE_URL", help="the server")]
 Reason = Annotated[str, typer.Option("--reason", help="stands in the ledger; name nobody")]
+NeededReason = Annotated[str, typer.Option("--reason", help="stands in the ledger; name nobody")]
 Port = Annotated[int | None, typer.Option("--port", help="port to serve on")]
 Replicas = Annotated[int | None, typer.Option("--replicas", help="replicas of the model")]
 
@@ -39,10 +43,19 @@ def _client(config: Path | None, url: str | None) -> Client:
 
 
 @app.command()
-def serve(config: Config = None, port: Port = None, replicas: Replicas = None) -> None:
+def serve(
+    registry: Annotated[
+        str | None, typer.Option("--registry", help="a folder, or s3://, gs://, az://")
+    ] = None,
+    config: Config = None,
+    port: Port = None,
+    replicas: Replicas = None,
+) -> None:
     """Start Ray and the application here, and serve until interrupted."""
     with plain_errors():
-        settings = load_settings(config, port=port, replicas=replicas)
+        if registry is not None and not is_url(registry):
+            registry = str(Path(registry).absolute())
+        settings = load_settings(config, port=port, replicas=replicas, registry=registry)
         from serving.start import check_port, interrupted, running
 
         check_port(settings)
@@ -133,6 +146,43 @@ def rollback(
     with plain_errors(), _client(config, url) as client:
         ack = client.rollback(release, reason=reason)
         print_json(ack) if as_json else show.rolled_back(out, ack)
+
+
+@app.command()
+def restore(
+    whom: Annotated[str, typer.Argument(metavar="CLASS|SUBJECT", help="whose erasure to end")],
+    reason: NeededReason,
+    config: Config = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """End an erasure: the class is recognised again. What was trained on top is trained anew."""
+    with plain_errors(), _client(config, url) as client:
+        if SUBJECT_ID.fullmatch(whom):
+            ack = client.restore(subject=whom, reason=reason)
+        else:
+            ack = client.restore(whom, reason=reason)
+        print_json(ack) if as_json else show.restored(out, ack)
+
+
+@app.command()
+def suspend(
+    reason: NeededReason, config: Config = None, url: Url = None, as_json: Json = False
+) -> None:
+    """Stop answering: no replica predicts anything when this ends, until `lethe resume`."""
+    with plain_errors(), _client(config, url) as client:
+        answer = client.suspend(reason=reason)
+        print_json(answer) if as_json else show.suspended(out, answer)
+
+
+@app.command()
+def resume(
+    reason: NeededReason, config: Config = None, url: Url = None, as_json: Json = False
+) -> None:
+    """Answer predictions again."""
+    with plain_errors(), _client(config, url) as client:
+        answer = client.resume(reason=reason)
+        print_json(answer) if as_json else show.resumed(out, answer)
 
 
 @app.command()

@@ -81,6 +81,25 @@ class Client:
     def rollback(self, release: int, *, reason: str = "", key: str | None = None) -> dict[str, Any]:
         return self._command("/v1/rollback", {"release": release, "reason": reason}, key)
 
+    def restore(
+        self,
+        class_name: str | None = None,
+        *,
+        subject: str | None = None,
+        reason: str,
+        key: str | None = None,
+    ) -> dict[str, Any]:
+        """End the erasure of a class, or of a subject by its id; it is served again."""
+        whom = {"class": class_name} if class_name is not None else {"subject": subject}
+        return self._command("/v1/restore", {**whom, "reason": reason}, key)
+
+    def suspend(self, *, reason: str, key: str | None = None) -> dict[str, Any]:
+        """Nothing is answered any more when this returns."""
+        return self._command("/v1/suspend", {"reason": reason}, key)
+
+    def resume(self, *, reason: str, key: str | None = None) -> dict[str, Any]:
+        return self._command("/v1/resume", {"reason": reason}, key)
+
     def job(self, job: str) -> dict[str, Any]:
         return self._ask("GET", f"/v1/jobs/{job}")
 

@@ -2,6 +2,8 @@
 
     forget:    requested (durable) -> guard release acknowledged -> answered; the worker goes on
     rollback:  prepared, activated (durable), acknowledged -> answered
+    restore:   restored (durable) -> a release without the class acknowledged -> answered
+    suspend:   suspended (durable) -> every replica silent -> answered
 
 It holds nothing that the ledger doesn't, so it may be killed at any moment.
 """
@@ -9,15 +11,16 @@ It holds nothing that the ledger doesn't, so it may be killed at any moment.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from registry import publish
+from registry.declarations import Restored
 from registry.errors import ConflictError, FormatError
 from registry.state import Job, State
+from serving.acknowledgement import Ack, Author, Refusal
 from serving.activation import Activation, rollback_of
-from serving.coordinator import Ack, Author, Refusal
-from serving.home import home_of, open_ledger, open_subjects, read_ledger, signer
+from serving.home import home_of, open_subjects, signer, wait_for_ledger
 from serving.jobs import (
     Rejection,
     job_view,
@@ -26,6 +29,7 @@ from serving.jobs import (
     releases_view,
     report_of,
 )
+from serving.restoration import job_about, to_bring_back
 from serving.settings import Settings
 from serving.worker import ForgetWorker
 
@@ -51,10 +55,9 @@ class Control:
         self._backbone = backbone
         self._classes = classes
         home = home_of(settings)
-        self._ledger = open_ledger(home)
+        self._ledger = wait_for_ledger(home)
         self._subjects = open_subjects(home)
         self._operator = signer(home, "operator")
-        read_ledger(self._ledger)
         self._accepting = threading.Lock()
         self._activation = Activation(coordinator, self._ledger)
         self._worker = ForgetWorker(
@@ -64,6 +67,7 @@ class Control:
             activation=self._activation,
             trainer=trainer,
             attempts=settings.forget.attempts,
+            accepting=self._accepting,
         )
 
     # -- commands
@@ -128,11 +132,85 @@ class Control:
             return rejection
         outcome = self._activation.roll_back(to, Author(actor, reason, request_id))
         if isinstance(outcome, Refusal):
-            status = 409 if outcome.stage == "stack" else 503
+            status = 409 if outcome.stage in ("stack", "suspended") else 503
             return Rejection(status, f"The rollback was not made: {outcome.detail}.")
         now = self._ledger.refresh()
-        masked = sorted(named(s, self._subjects.class_of) for s in now.erasing)
+        masked = self._names(now.erasing)
         return {**_ack_view(outcome), "rolled_back_to": to, "still_masked": masked}
+
+    def restore(
+        self, class_name: str | None, subject: str | None, actor: str, reason: str, request_id: str
+    ) -> dict[str, Any] | Rejection:
+        """End the erasure of a class, named by itself or by its subject, and serve it again."""
+        with self._accepting:
+            state = self._ledger.refresh()
+            subject = subject or self._subjects.find(class_name or "")
+            rejection = self._why_not_restored(subject, request_id, state)
+            if rejection is not None or subject is None:
+                return rejection or Rejection(404, "There is no such subject.")
+            pending = {job.id for job in pending_jobs(state)}
+            if subject in state.erasing:
+                try:
+                    publish.restore(
+                        self._ledger,
+                        self._operator,
+                        subjects=[subject],
+                        actor=actor,
+                        reason=reason,
+                        request_id=request_id,
+                    )
+                except ConflictError as error:
+                    return Rejection(409, str(error))
+                except FormatError as error:
+                    return Rejection(422, str(error))
+        outcome = self._activation.bring_back(Author(actor, reason, request_id))
+        self._worker.wake()
+        if isinstance(outcome, Refusal):
+            return Rejection(
+                503,
+                "The erasure is ended, which is recorded, but the class is not served again yet: "
+                f"{outcome.detail}.",
+                "It is tried again until it is; `lethe status` shows when.",
+            )
+        now = self._ledger.refresh()
+        again = {s for job in pending_jobs(now) if job.id not in pending for s in job.erasing}
+        return {
+            **_ack_view(outcome),
+            "subject": subject,
+            "class": named(subject, self._subjects.class_of),
+            "trained_again": self._names(again),
+            "still_masked": self._names(now.erasing),
+        }
+
+    def suspend(self, actor: str, reason: str, request_id: str) -> dict[str, Any] | Rejection:
+        """Have nothing answered, on any replica, until `resume`."""
+        halt = self._activation.suspend(Author(actor, reason, request_id))
+        if isinstance(halt, Refusal):
+            return Rejection(
+                409 if halt.stage == "resumed" else 503,
+                f"It is not certain that nothing is answered: {halt.detail}.",
+                "Send it again; `lethe status` shows whether serving is suspended.",
+            )
+        return {
+            "suspended": True,
+            "acknowledged_at": halt.at,
+            "ms": halt.ms,
+            "replicas": halt.members,
+        }
+
+    def resume(self, actor: str, reason: str, request_id: str) -> dict[str, Any] | Rejection:
+        """Have replicas answer again."""
+        resumption = self._activation.resume(Author(actor, reason, request_id))
+        if isinstance(resumption, Refusal):
+            return Rejection(
+                503, f"Serving was not resumed: {resumption.detail}.", "Send it again."
+            )
+        self._worker.wake()
+        return {
+            "suspended": False,
+            "resumed_at": resumption.at,
+            "replicas": resumption.members,
+        }
 
     # -- questions
 
@@ -153,22 +231,22 @@ class Control:
         """What is active, what is being forgotten, and which replica runs what."""
         state = self._ledger.refresh()
         learned = state.subjects_erased_by_weights(state.active)
-
-        def names(subjects: Sequence[str] | frozenset[str]) -> list[str]:
-            return sorted(named(subject, self._subjects.class_of) for subject in subjects)
-
         return {
             "release": state.active,
+            "suspended": state.suspended,
             "acknowledged": state.confirmed >= state.active,
             "backbone": self._backbone,
             "classes": len(self._classes),
-            "under_erasure": names(state.erasing),
-            "forgotten_by_weights": names(learned),
-            "masked_only": names(state.erasing - learned),
+            "under_erasure": self._names(state.erasing),
+            "forgotten_by_weights": self._names(learned),
+            "masked_only": self._names(state.erasing - learned),
             "registry_seq": state.seq,
             "replicas": self._activation.members(),
             "jobs": self._recent_jobs(state),
         }
+
+    def _names(self, subjects: Iterable[str]) -> list[str]:
+        return sorted(named(subject, self._subjects.class_of) for subject in subjects)
 
     def _recent_jobs(self, state: State) -> list[dict[str, Any]]:
         waiting = [job.id for job in pending_jobs(state)]
@@ -214,6 +292,28 @@ class Control:
         if list(classes) == names:
             return None
         return Rejection(409, f"This Idempotency-Key was used for {job.id}, for other classes.")
+
+    def _why_not_restored(
+        self, subject: str | None, request_id: str, state: State
+    ) -> Rejection | None:
+        if subject is None or subject not in state.subjects:
+            return Rejection(
+                404,
+                "No erasure was ever requested of that.",
+                "`lethe status` lists what is under erasure.",
+            )
+        if state.suspended:
+            return Rejection(
+                409, "Serving is suspended, so nothing can be served again.", "Resume it first."
+            )
+        if subject in state.erasing or subject in to_bring_back(state):
+            return None
+        if any(
+            entry.record.request_id == request_id and isinstance(entry.record.body, Restored)
+            for entry in self._ledger.records(job_about(state, frozenset({subject})).seq)
+        ):
+            return None
+        return Rejection(409, "That is not under erasure any more: it was restored before.")
 
     def _why_not(self, classes: Sequence[str], state: State) -> Rejection | None:
         if not classes:

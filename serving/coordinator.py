@@ -6,6 +6,8 @@ nothing is acknowledged.
 
     publish (durable) -> prepare on every member -> activate (durable) -> wake -> drain
     -> every member has confirmed, or its lease has run out -> acknowledge
+
+    suspend (durable) -> wake -> every member is silent, or its lease has run out -> acknowledge
 """
 
 from __future__ import annotations
@@ -15,15 +17,17 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from registry import publish
+from registry.declarations import ServingState
 from registry.errors import ConflictError, RegistryError
-from registry.state import Release
-from serving.home import Home, open_ledger, read_ledger, signer
+from registry.state import Release, State
+from serving.acknowledgement import Ack, Author, Halt, Outcome, Refusal, Resumption
+from serving.home import Home, note_seen, signer, wait_for_ledger
 from serving.membership import CONFIRMED, How, Membership, Pulse, Terms, Wake
+from serving.restoration import job_about, to_bring_back, way_back
 
 log = logging.getLogger(__name__)
 
@@ -32,53 +36,22 @@ PREPARE_S = 120.0
 ACTOR = "lethe-coordinator"
 
 
-@dataclass(frozen=True)
-class Author:
-    """Who acts, why, and under which request; all three go into the record."""
-
-    actor: str
-    reason: str
-    request_id: str
-
-
-@dataclass(frozen=True)
-class Ack:
-    """No response to a request sent from `at` on comes from a release older than `release`."""
-
-    release: int
-    at: float
-    """Unix time, seconds."""
-    ms: float
-    """From the durable activation to the acknowledgement."""
-    members: dict[str, How]
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A release was not activated; the active one serves on."""
-
-    stage: str
-    detail: str
-
-
-Outcome = Ack | Refusal
-
-
 class Coordinator:
     """Runs as an asyncio Ray actor; every method is called remotely."""
 
-    def __init__(self, home: Path, registry: Path, terms: Terms) -> None:
+    def __init__(self, home: Path, registry: Path | str, terms: Terms) -> None:
         self._home = Home(home, registry)
-        self._ledger = open_ledger(self._home)
+        self._ledger = wait_for_ledger(self._home)
         self._operator = signer(self._home, "operator")
         self._publisher = signer(self._home, "publisher")
-        state = read_ledger(self._ledger)
-        self._membership = Membership(state.active, terms=terms)
+        state = self._ledger.state
+        self._membership = Membership(state.active, terms=terms, suspended=state.suspended)
         self._terms = terms
         self._preparing = -1
         self._changed = asyncio.Condition()
         self._committing = asyncio.Lock()
         self._prepared_one_by_one = asyncio.Lock()
+        self._bringing_back = asyncio.Lock()
         self._activated_at: dict[int, float] = {}
         self._housekeeping = asyncio.get_running_loop().create_task(self._keep_house())
 
@@ -94,9 +67,11 @@ class Coordinator:
             self._membership.leave(member)
             self._changed.notify_all()
 
-    async def heartbeat(self, member: str, running: int) -> Pulse:
-        extended = self._membership.heartbeat(member, running)
-        if extended:
+    async def heartbeat(
+        self, member: str, running: int, silent: bool = False, beat: int = 0
+    ) -> Pulse:
+        extended = self._membership.heartbeat(member, running, silent=silent, beat=beat)
+        if extended or silent:
             async with self._changed:
                 self._changed.notify_all()
         return Pulse(self._membership.committed, self._terms.seconds if extended else 0.0)
@@ -105,12 +80,20 @@ class Coordinator:
         """Long poll: answers as soon as there is more to do than `seen`."""
 
         def news() -> bool:
-            return self._membership.committed > seen.committed or self._preparing > seen.prepare
+            return (
+                self._membership.committed > seen.committed
+                or self._preparing > seen.prepare
+                or self._membership.suspended != seen.suspended
+            )
 
         async with self._changed:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait_for(news), timeout)
-        return Wake(committed=self._membership.committed, prepare=self._preparing)
+        return Wake(
+            committed=self._membership.committed,
+            prepare=self._preparing,
+            suspended=self._membership.suspended,
+        )
 
     async def prepared(self, member: str, release: int, problem: str | None) -> None:
         async with self._changed:
@@ -134,34 +117,56 @@ class Coordinator:
 
     async def roll_back(self, to: int, author: Author) -> Outcome:
         """Serve release `to`'s adapters again, as a new release, with every guard kept."""
-        return await self._activate(
-            lambda: publish.roll_back(
-                self._ledger,
-                self._operator,
-                to=to,
-                actor=author.actor,
-                reason=author.reason,
-                request_id=author.request_id,
-            ),
-            author,
-            prepare=True,
-        )
+        return await self._activate(lambda: self._define_rollback(to, author), author, prepare=True)
+
+    async def bring_back(self, author: Author) -> Outcome:
+        """Serve those again whose erasure was ended: by older adapters if the weights have
+        forgotten them, else by no more than a smaller mask."""
+        async with self._bringing_back:
+            state = await asyncio.to_thread(self._ledger.refresh)
+            if not to_bring_back(state):
+                return await self.acknowledge(state.active)
+            return await self._activate(lambda: self._define_return(author), author, prepare=True)
+
+    async def suspend(self, author: Author) -> Halt | Refusal:
+        """Have nothing answered; says so when that is true. Suspending twice is the same."""
+        started = time.monotonic()
+        problem = await self._record_standing("suspended", author)
+        if problem is not None:
+            return problem
+        async with self._changed:
+            while not self._membership.quiet:
+                if not self._membership.suspended:
+                    return Refusal("resumed", "serving was resumed meanwhile")
+                await self._next_change()
+            members = self._membership.stopped()
+        ms = (time.monotonic() - started) * 1000
+        return Halt(at=time.time(), ms=round(ms, 3), members=members)
+
+    async def resume(self, author: Author) -> Resumption | Refusal:
+        """Have replicas answer again, and wait, for a lease at most, until they do."""
+        problem = await self._record_standing("resumed", author)
+        if problem is not None:
+            return problem
+        deadline = time.monotonic() + self._terms.seconds
+        async with self._changed:
+            while not self._membership.serving and time.monotonic() < deadline:
+                await self._next_change()
+            now = self._membership.leased_members
+        return Resumption(at=time.time(), members=sorted(now))
 
     async def acknowledge(self, release: int) -> Ack:
         """Wait until `release` is acknowledged, and record who confirmed it."""
         async with self._changed:
             while not self._membership.acknowledged(release):
-                # Leases end by themselves: wake up for the next one.
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(
-                        self._changed.wait(), self._membership.next_change() + 0.01
-                    )
+                await self._next_change()
             members = self._membership.outcome(release)
         now = time.time()
         started = self._activated_at.get(release)
         ms = (time.monotonic() - started) * 1000 if started is not None else 0.0
         if self._ledger.state.confirmed < release:
             await asyncio.to_thread(self._record_confirmation, release, members, ms)
+        await asyncio.to_thread(self._note_seen)
         return Ack(release=release, at=now, ms=round(ms, 3), members=members)
 
     async def members(self) -> dict[str, dict[str, object]]:
@@ -191,6 +196,8 @@ class Coordinator:
                 if problems:
                     detail = "; ".join(f"{who}: {why}" for who, why in problems.items())
                     return Refusal("prepare", detail)
+                if self._membership.suspended:
+                    return Refusal("suspended", "serving is suspended, so no replica builds it")
                 if not self._membership.leased:
                     return Refusal("members", "no replica holds a lease, so none could build it")
             try:
@@ -232,11 +239,33 @@ class Coordinator:
                 if time.monotonic() > deadline:
                     late = self._membership.unprepared(release)
                     return dict.fromkeys(late, f"not built within {PREPARE_S:g} s")
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(
-                        self._changed.wait(), self._membership.next_change() + 0.01
-                    )
+                await self._next_change()
             return self._membership.problems(release)
+
+    async def _next_change(self) -> None:
+        """Wait for news, with `_changed` held. Leases end by themselves: for the next one too."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), self._membership.next_change() + 0.01)
+
+    async def _record_standing(self, wanted: ServingState, author: Author) -> Refusal | None:
+        """Make it durable that serving is suspended or not, then known."""
+        async with self._committing:
+            try:
+                await asyncio.to_thread(self._record_suspension, wanted, author)
+            except RegistryError as error:
+                # As with an activation: it may stand in the log all the same.
+                log.error("%s: %s", wanted, error)
+                state = await asyncio.to_thread(self._ledger.refresh)
+                if state.suspended is not (wanted == "suspended"):
+                    return Refusal("registry", str(error))
+            await self._tell_standing(wanted == "suspended")
+        await asyncio.to_thread(self._note_seen)
+        return None
+
+    async def _tell_standing(self, suspended: bool) -> None:
+        async with self._changed:
+            self._membership.suspend(suspended)
+            self._changed.notify_all()
 
     def _publish(self, kind: Literal["guard", "adapter"], job: str, author: Author) -> Release:
         return publish.publish_release(
@@ -244,6 +273,38 @@ class Coordinator:
             self._publisher,
             kind=kind,
             job=job,
+            actor=author.actor,
+            reason=author.reason,
+            request_id=author.request_id,
+        )
+
+    def _define_return(self, author: Author) -> Release:
+        state = self._ledger.refresh()
+        waiting = to_bring_back(state)
+        if not waiting:
+            raise ConflictError("nobody has to be brought back any more")
+        to = way_back(state)
+        if to is None:
+            return self._publish("guard", job_about(state, waiting).id, author)
+        return self._define_rollback(to, author)
+
+    def _define_rollback(self, to: int, author: Author) -> Release:
+        return publish.roll_back(
+            self._ledger,
+            self._operator,
+            to=to,
+            actor=author.actor,
+            reason=author.reason,
+            request_id=author.request_id,
+        )
+
+    def _record_suspension(self, wanted: ServingState, author: Author) -> None:
+        if self._ledger.refresh().suspended is (wanted == "suspended"):
+            return
+        publish.suspend(
+            self._ledger,
+            self._operator,
+            state=wanted,
             actor=author.actor,
             reason=author.reason,
             request_id=author.request_id,
@@ -277,14 +338,33 @@ class Coordinator:
             # The acknowledgement holds all the same: it is a fact about the replicas.
             log.error("the confirmation of release %d was not recorded: %s", release, error)
 
+    def _note_seen(self) -> None:
+        """Before anything is acknowledged: an older copy of the registry would take it back."""
+        try:
+            note_seen(self._home, self._ledger, self._operator)
+        except RegistryError as error:
+            log.error("the high-water mark was not raised: %s", error)
+
     async def _keep_house(self) -> None:
-        """Acknowledge what a predecessor activated; drop members that fell silent."""
-        state = self._ledger.state
-        if state.active > state.confirmed:
-            await self.acknowledge(state.active)
+        """Finish what a predecessor, or a failure, left; drop members that fell silent."""
         while True:
+            try:
+                await self._tidy(await asyncio.to_thread(self._ledger.refresh))
+                await asyncio.to_thread(self._note_seen)
+            except RegistryError as error:
+                # What is active goes on: leases hang on what was committed, not on this.
+                log.error("the ledger can't be read: %s", error)
             await asyncio.sleep(self._terms.seconds)
-            state = self._ledger.state
-            if state.active > state.confirmed and self._membership.acknowledged(state.active):
-                await self.acknowledge(state.active)  # recording it failed before
             self._membership.drop_silent(self._terms.seconds * 4)
+
+    async def _tidy(self, state: State) -> None:
+        if state.suspended != self._membership.suspended:  # recorded by somebody else
+            async with self._committing:
+                await self._tell_standing(self._ledger.state.suspended)
+        if state.active > state.confirmed and state.active == self._membership.committed:
+            await self.acknowledge(state.active)
+        if to_bring_back(state) and not state.suspended:
+            author = Author(ACTOR, "a restoration that was cut off", f"tidy-{state.seq}")
+            outcome = await self.bring_back(author)
+            if isinstance(outcome, Refusal):
+                log.warning("restored subjects are not served yet: %s", outcome.detail)

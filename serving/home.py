@@ -3,12 +3,15 @@
 keys/         signing keys, one a role, and trust.json        (0600)
 tokens/       bearer tokens: operator, auditor                (0600)
 backbones/    what was trained here, by recipe
-registry/     the ledger and its blobs (or elsewhere: `registry` in the settings)
+registry/     the ledger and its blobs (or elsewhere, also in a bucket: `registry` in the settings)
 registry-evidence.json  what live traffic has shown, per stack of adapters
+highwater.json  the newest record ever seen, signed: an older copy of the registry is refused
+checkpoints/  what long logs added up to when they were last read
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import secrets
@@ -18,11 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from registry.errors import StoreError
-from registry.keys import Role, Signer, Trust, init_keys
+from registry import checkpoint
+from registry.errors import IntegrityError, StoreError
+from registry.highwater import HIGHWATER_FILE, check_mark, raise_mark, read_mark
+from registry.keys import TRUST_FILE, Role, Signer, Trust, init_keys
 from registry.ledger import Ledger
-from registry.state import State
-from registry.store import DirectoryStore
+from registry.store import open_store
 from registry.subjects import SubjectMap
 from serving.settings import Settings
 
@@ -42,7 +46,8 @@ class HomeError(Exception):
 @dataclass(frozen=True)
 class Home:
     path: Path
-    registry: Path
+    registry: Path | str
+    """A folder, or the URL of a bucket's."""
 
     @property
     def keys(self) -> Path:
@@ -58,19 +63,41 @@ class Home:
 
     @property
     def evidence(self) -> Path:
-        # Beside the registry that it is about: several may share one home.
-        return self.registry.with_name(f"{self.registry.name}-evidence.json")
+        return self._beside("evidence.json")
+
+    @property
+    def highwater(self) -> Path:
+        if self.registry == self.path / "registry":
+            return self.path / HIGHWATER_FILE
+        return self._beside(HIGHWATER_FILE)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def trust(self) -> Trust:
+        """Raises as `Trust.load`."""
+        return Trust.load(self.keys / TRUST_FILE)
+
+    def _beside(self, name: str) -> Path:
+        """A file beside the registry that it is about: several may share one home."""
+        if isinstance(self.registry, Path):
+            return self.registry.with_name(f"{self.registry.name}-{name}")
+        digest = hashlib.sha256(self.registry.encode()).hexdigest()[:12]
+        return self.path / f"bucket-{digest}-{name}"
 
 
 def home_of(settings: Settings) -> Home:
-    return Home(settings.home_path, settings.registry_path)
+    return Home(settings.home_path, settings.registry_location)
 
 
 def prepare_home(home: Home) -> None:
     """Make what a first start lacks: folders, signing keys, tokens. Raises `HomeError`."""
     try:
         home.path.mkdir(parents=True, exist_ok=True)
-        home.registry.mkdir(parents=True, exist_ok=True)
+        if isinstance(home.registry, Path):
+            home.registry.mkdir(parents=True, exist_ok=True)
         home.tokens.mkdir(mode=0o700, exist_ok=True)
         init_keys(home.keys)
         for caller in CALLERS:
@@ -115,27 +142,67 @@ def token(home: Home, caller: Caller) -> str:
         raise HomeError(f"{path} belongs to somebody else: the {caller} token is needed") from None
 
 
-def open_ledger(home: Home) -> Ledger:
-    return Ledger(DirectoryStore(home.registry), Trust.load(home.keys / "trust.json"))
+def open_ledger(home: Home, *, read_only: bool = False) -> Ledger:
+    """The registry's ledger, not read yet. `read_only`: a bucket needs no more than that then."""
+    return Ledger(open_store(home.registry, read_only=read_only), home.trust)
 
 
-def read_ledger(ledger: Ledger) -> State:
-    """The ledger's state, waited for while the storage fails.
+def open_current_ledger(home: Home, *, read_only: bool = False) -> Ledger:
+    """The ledger, read, and held against the newest record that was ever seen of it.
+
+    Raises as `Ledger.refresh`, and IntegrityError with the check "replay" when this is an older
+    copy of the registry, whose records are all good in themselves.
+    """
+    trust = home.trust
+    store = open_store(home.registry, read_only=read_only)
+    ledger = checkpoint.open_ledger(store, trust, directory=home.checkpoints)
+    check_mark(ledger, read_mark(home.highwater, trust), path=home.highwater)
+    return ledger
+
+
+def wait_for_ledger(home: Home, *, read_only: bool = False) -> Ledger:
+    """`open_current_ledger`, waited for while the storage fails.
 
     For the constructors of actors: Ray restarts a process that dies, but gives an actor up for
     good whose constructor raises. A ledger that fails its checks does raise: it must not be served.
     """
     while True:
         try:
-            return ledger.refresh()
+            return open_current_ledger(home, read_only=read_only)
         except StoreError as error:
             log.error("the ledger can't be read, trying again: %s", error)
             time.sleep(STORE_RETRY_S)
 
 
-def open_subjects(home: Home) -> SubjectMap:
+def check_registry(home: Home) -> Ledger:
+    """`open_current_ledger` for a start, with what to do about an older copy.
+
+    Raises as that, but `HomeError` for an older copy.
+    """
+    try:
+        return open_current_ledger(home)
+    except IntegrityError as error:
+        if error.check != "replay":
+            raise
+        raise HomeError(
+            f"the registry {home.registry} is not served: {error}. Put the newest copy back. If "
+            "there is none and what is missing may be lost, let that be known to whoever asked "
+            f"for erasures since, and delete {home.highwater} and {home.checkpoints}"
+        ) from None
+
+
+def note_seen(home: Home, ledger: Ledger, operator: Signer) -> None:
+    """Sign that the newest record of `ledger` was seen. Raises as `registry.highwater.raise_mark`.
+
+    What was acknowledged after this can't be taken back by an older copy without being noticed.
+    """
+    state = ledger.state
+    raise_mark(home.highwater, seq=state.seq, head=state.head, signer=operator, trust=home.trust)
+
+
+def open_subjects(home: Home, *, read_only: bool = False) -> SubjectMap:
     # Its files hold class names.
-    return SubjectMap(DirectoryStore(home.registry, file_mode=0o600))
+    return SubjectMap(open_store(home.registry, read_only=read_only, file_mode=0o600))
 
 
 def signer(home: Home, role: Role) -> Signer:

@@ -12,6 +12,7 @@ from typing import Any
 
 from registry.errors import NotFoundError
 from registry.state import Job, State
+from serving.restoration import was_taken_off
 
 ClassOf = Callable[[str], str]
 """Subject -> class name; raises NotFoundError when the subject map no longer holds it."""
@@ -35,13 +36,32 @@ def named(subject: str, class_of: ClassOf) -> str:
 
 def pending_jobs(state: State) -> list[Job]:
     """Jobs that are not at their end, oldest first."""
-    ended = ("done", "refused", "restored")
+    ended = ("refused", "restored")
     return [
         job
         for job in state.jobs.values()
-        # An adapter that was active once is not put back after a rollback took it away.
-        if job.state not in ended and release_of(state, job.id, "adapter") is None
+        if job.state not in ended and adopted_release(state, job.id) is None
     ]
+
+
+def adopted_release(state: State, job_id: str) -> int | None:
+    """The activated release that put the job's present adapter on the stack.
+
+    It stays that one when a rollback took the adapter away, which is not put back. None again when
+    it had to go because somebody was brought back: the job is trained anew then.
+    """
+    job = state.jobs[job_id]
+    adapter = job.adapter
+    if adapter is None or was_taken_off(state, job):
+        return None
+    return next(
+        (
+            number
+            for number, release in state.releases.items()
+            if release.kind == "adapter" and adapter in release.adapters and release.activated_at
+        ),
+        None,
+    )
 
 
 def release_of(state: State, job_id: str, kind: str) -> int | None:
@@ -75,12 +95,12 @@ def job_view(
     """One forget job as JSON. `ahead`: jobs that are trained before it; `progress`: if any;
     `problem`: the trainer's own words, which no record may hold."""
     stage: str = job.state
-    adopted = release_of(state, job.id, "adapter")
+    adopted = adopted_release(state, job.id)
     if progress:
         stage = "training"
-    elif adopted is not None:
+    elif adopted is not None and stage != "restored":
         stage = "done" if state.confirmed >= adopted else "published"
-    elif stage == "requested":
+    elif stage in ("requested", "done"):
         stage = "queued"
     return {
         "job": job.id,

@@ -37,6 +37,10 @@ class NotCurrentError(Exception):
     """This replica can't prove that it is current, so it doesn't serve."""
 
 
+class SuspendedError(Exception):
+    """The ledger says that nothing may be served."""
+
+
 class Member:
     """Keeps one replica's slot at the committed release, and its lease."""
 
@@ -60,11 +64,15 @@ class Member:
         self._on_swap = on_swap
         self._clock = clock
         self._lease_until = float("-inf")
+        self._lease_lock = threading.Lock()
+        self._suspended = False
+        self._silent = False
+        self._stops = 0
         self._drained = -1
         self._stuck_since: float | None = None
         self._stop = threading.Event()
         self._beat_now = threading.Event()
-        self._leased = threading.Event()
+        self._decided = threading.Event()
         self._swapping = threading.Lock()
         self._threads: list[threading.Thread] = []
 
@@ -75,8 +83,16 @@ class Member:
         """Seconds for which this replica may still serve; negative when it may not."""
         return self._lease_until - self._clock()
 
+    @property
+    def suspended(self) -> bool:
+        """Whether serving is suspended, as far as this replica knows."""
+        return self._suspended
+
     def check(self) -> None:
-        """Raises `NotCurrentError` unless this replica holds a lease now."""
+        """Raises `NotCurrentError` unless this replica holds a lease now, `SuspendedError` while
+        serving is suspended."""
+        if self._suspended:
+            raise SuspendedError("serving is suspended")
         if self.lease_left <= 0:
             raise NotCurrentError("this replica's lease has run out; it may be behind")
 
@@ -104,7 +120,8 @@ class Member:
     def start(self, timeout: float) -> None:
         """Register, reach the active release and obtain a lease, all before serving.
 
-        Raises `NotCurrentError` when that takes longer than `timeout` seconds.
+        While serving is suspended there is no lease: then it returns without one, and `check`
+        refuses. Raises `NotCurrentError` when it takes longer than `timeout` seconds.
         """
         deadline = self._clock() + timeout
         while True:
@@ -120,8 +137,9 @@ class Member:
             thread = threading.Thread(target=target, name=f"member{target.__name__}", daemon=True)
             thread.start()
             self._threads.append(thread)
-        self._leased.wait(max(deadline - self._clock(), 1.0))
-        self.check()
+        self._decided.wait(max(deadline - self._clock(), 1.0))
+        if not self._suspended:
+            self.check()
 
     def stop(self) -> None:
         """End the lease first, then tell the coordinator."""
@@ -139,23 +157,27 @@ class Member:
     # -- the two threads
 
     def _keep_lease(self) -> None:
+        beat = 0
         while not self._stop.is_set():
-            sent = self._clock()
+            beat += 1
+            sent, stops = self._clock(), self._stops
             try:
-                pulse: Pulse = self._ask("heartbeat", self.name, self._drained)
+                pulse: Pulse = self._ask("heartbeat", self.name, self._drained, self._silent, beat)
             except RayError as error:
                 log.warning("heartbeat failed: %s", type(error).__name__)
                 self._stop.wait(RETRY_S)
                 continue
-            if pulse.granted and not self._stop.is_set():
-                # The coordinator's terms, not this process's settings: it waits by its own.
-                self._lease_until = sent + pulse.granted - self._terms.margin
-                self._leased.set()
+            with self._lease_lock:
+                # One that was asked for before a stop, or before its end, is void.
+                if pulse.granted and stops == self._stops and not self._stop.is_set():
+                    # The coordinator's terms, not this process's settings: it waits by its own.
+                    self._lease_until = sent + pulse.granted - self._terms.margin
+                    self._decided.set()
             self._beat_now.wait(self._terms.heartbeat)
             self._beat_now.clear()
 
     def _follow(self) -> None:
-        seen = Wake(committed=self._drained, prepare=self._drained)
+        seen = Wake(self._drained, self._drained, suspended=self._silent)
         while not self._stop.is_set():
             try:
                 ref = self._coordinator.follow.remote(self.name, seen, FOLLOW_S)
@@ -169,8 +191,11 @@ class Member:
                 threading.Thread(
                     target=self._prepare, args=(wake.prepare,), name="prepare", daemon=True
                 ).start()
-            seen = Wake(seen.committed, wake.prepare)
-            if wake.committed > self._drained:
+            seen = Wake(seen.committed, wake.prepare, seen.suspended)
+            if wake.suspended:
+                # To stop, the coordinator's word is enough; to go on, only the ledger's is.
+                self._halt()
+            if wake.committed > self._drained or not self._stands_as(wake):
                 try:
                     self.catch_up()
                 except Exception as error:
@@ -183,7 +208,7 @@ class Member:
                     continue
             if self._drained >= wake.committed:
                 self._stuck_since = None
-            seen = wake
+            seen = Wake(wake.committed, wake.prepare, wake.suspended and self._silent)
 
     def _prepare(self, number: int) -> None:
         try:
@@ -199,11 +224,12 @@ class Member:
             log.warning("the coordinator that asked for release %d is gone", number)
 
     def catch_up(self) -> None:
-        """Flip to the ledger's active release, drain, confirm. Raises `RegistryError` or
-        `BuildError`; the active release then stays."""
+        """Flip to the ledger's active release, drain, confirm, and stop or go on serving as it
+        says. Raises `RegistryError` or `BuildError`; the active release then stays."""
         with self._swapping:
             started = self._clock()
             number = self._reader.active()
+            self._stand_as_the_ledger_says()
             if number > self._drained:
                 ready = self._reader.ready(number, self._slot)
                 built = self._clock()
@@ -214,6 +240,31 @@ class Member:
                     self._on_swap("flip", self._clock() - built)
                     self._on_swap("ok", self._clock() - started)
         self._beat_now.set()
+
+    def _stands_as(self, wake: Wake) -> bool:
+        return self._silent if wake.suspended else not self._suspended
+
+    def _stand_as_the_ledger_says(self) -> None:
+        if self._reader.suspended:
+            self._halt()
+            # Answers that were checked before the stop may still be on their way.
+            self._silent = self._slot.drain(None, timeout=self._terms.seconds)
+        elif self._suspended:
+            self._silent = False
+            self._void_lease()
+            self._suspended = False
+
+    def _halt(self) -> None:
+        """Answer nothing from here on."""
+        self._suspended = True
+        self._void_lease()
+        self._decided.set()
+
+    def _void_lease(self) -> None:
+        """Give the lease up, and any that a heartbeat under way may bring."""
+        with self._lease_lock:
+            self._stops += 1
+            self._lease_until = float("-inf")
 
     def _ask(self, method: str, *arguments: object) -> Any:
         call = getattr(self._coordinator, method)

@@ -6,6 +6,9 @@ granted before a commit has run out or its member has confirmed, no older releas
 The member counts its lease from the moment that it *sent* the heartbeat, less a margin, the
 coordinator from the moment that it *received* it: the member's always ends first.
 
+While serving is suspended no lease is extended, and a member that has given its own up (it is
+*silent*: nothing is on its way out either) says so; when none is left, nobody serves.
+
 No clock, no Ray and no I/O here; `clock` is seconds on any clock that never jumps back.
 """
 
@@ -47,6 +50,10 @@ class Standing:
     heard: float = float("-inf")
     prepared: dict[int, str | None] = field(default_factory=dict)
     """Release -> None when it stands ready on the side, else why it could not be built."""
+    silent: bool = False
+    """It has said that it holds no lease and answers nothing, since serving is suspended."""
+    beat: int = 0
+    """Number of its newest heartbeat."""
 
 
 @dataclass(frozen=True)
@@ -60,19 +67,28 @@ class Pulse:
 
 @dataclass(frozen=True)
 class Wake:
-    """What `follow` waits for: a newer committed release, or one to prepare."""
+    """What `follow` waits for: a newer committed release, one to prepare, a stop or its end."""
 
     committed: int
     prepare: int
+    suspended: bool = False
 
 
 class Membership:
     """The coordinator's view of its members. Single-threaded: its owner serialises the calls."""
 
-    def __init__(self, committed: int, *, terms: Terms, clock: Clock = boot_clock) -> None:
+    def __init__(
+        self,
+        committed: int,
+        *,
+        terms: Terms,
+        clock: Clock = boot_clock,
+        suspended: bool = False,
+    ) -> None:
         self._terms = terms
         self._clock = clock
         self._committed = committed
+        self._suspended = suspended
         # A predecessor may have granted leases that we know nothing of.
         self._grace_until = clock() + terms.seconds
         self._members: dict[str, Standing] = {}
@@ -94,18 +110,35 @@ class Membership:
         """A member stops serving for good; it has ended its lease itself."""
         self._members.pop(name, None)
 
-    def heartbeat(self, name: str, running: int) -> bool:
-        """Note that `name` runs `running`; True when its lease was extended."""
+    def heartbeat(self, name: str, running: int, *, silent: bool = False, beat: int = 0) -> bool:
+        """Note that `name` runs `running`; True when its lease was extended.
+
+        `silent`: it has given its lease up. `beat` numbers its heartbeats: one that was overtaken
+        says nothing any more, or it could take back a lease that is in use.
+        """
         now = self._clock()
         member = self._members.get(name, Standing())
-        current = running >= self._committed
-        lease_until = now + self._terms.seconds if current else member.lease_until
-        self._members[name] = replace(member, running=running, lease_until=lease_until, heard=now)
-        return current
+        if beat < member.beat:
+            return False
+        extended = running >= self._committed and not self._suspended and not silent
+        lease_until = now + self._terms.seconds if extended else member.lease_until
+        self._members[name] = replace(
+            member,
+            running=running,
+            lease_until=float("-inf") if silent else lease_until,
+            heard=now,
+            silent=silent,
+            beat=beat,
+        )
+        return extended
 
     def prepared(self, name: str, release: int, problem: str | None) -> None:
         if name in self._members:
             self._members[name].prepared[release] = problem
+
+    def suspend(self, suspended: bool) -> None:
+        """That serving is suspended, or is no longer, is durable."""
+        self._suspended = suspended
 
     def commit(self, release: int) -> None:
         """The activation of `release` is durable. Raises ValueError if it is not newer."""
@@ -154,14 +187,40 @@ class Membership:
         return self._clock() >= self._grace_until
 
     @property
-    def leased(self) -> int:
+    def leased_members(self) -> set[str]:
         """Members that hold a lease now."""
         now = self._clock()
-        return sum(member.lease_until > now for member in self._members.values())
+        return {name for name, member in self._members.items() if member.lease_until > now}
+
+    @property
+    def leased(self) -> int:
+        return len(self.leased_members)
 
     def acknowledged(self, release: int) -> bool:
         """True when no response to a request sent from now on can be older than `release`."""
         return self._committed >= release and self.settled and not self.blocking(release)
+
+    @property
+    def suspended(self) -> bool:
+        return self._suspended
+
+    @property
+    def quiet(self) -> bool:
+        """True when no response to any request can be sent until serving is resumed."""
+        return self._suspended and self.settled and not self.leased
+
+    @property
+    def serving(self) -> bool:
+        """True when every member holds a lease, and there is one."""
+        return 0 < len(self._members) == self.leased
+
+    def stopped(self) -> dict[str, How]:
+        """How each member came to answer nothing: it said so, or its lease ran out."""
+        return {
+            name: CONFIRMED if member.silent else LEASE_EXPIRED
+            for name, member in self._members.items()
+            if member.silent or member.lease_until > float("-inf")
+        }
 
     def outcome(self, release: int) -> dict[str, How]:
         """How each member came to be past `release`: it confirmed, or its lease ran out."""

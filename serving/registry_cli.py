@@ -24,7 +24,7 @@ from registry.audit import audit_to_json
 from registry.audit_page import audit_html, audit_text
 from registry.errors import CheckError, NotFoundError, StoreError
 from registry.figures import report_figures
-from registry.highwater import HIGHWATER_FILE, Mark, raise_mark, read_mark
+from registry.highwater import Mark, raise_mark, read_mark
 from registry.history import difference, release_history
 from registry.keys import TRUST_FILE, Trust
 from registry.ledger import FORMAT_KEY, LOG_PREFIX, Ledger, utc_now
@@ -181,11 +181,11 @@ def verify(
         store, trusted = _opened(config, registry, trust)
         home = home_of(load_settings(config)) if registry is None else None
         # A copy may rightly be older than what was seen here.
-        mark = read_mark(home.path / HIGHWATER_FILE, trusted) if home is not None else None
+        mark = read_mark(home.highwater, trusted) if home is not None else None
         found = _examined(store, trusted, at_least=at_least, mark=mark, quiet=as_json)
         if home is not None and not found.problems and (home.keys / "operator.pem").exists():
             raise_mark(
-                home.path / HIGHWATER_FILE,
+                home.highwater,
                 seq=found.seq,
                 head=found.head,
                 signer=signer(home, "operator"),
@@ -279,7 +279,7 @@ def hold(
 ) -> None:
     """Place a legal hold on a subject: nothing of it may be deleted. Needs the operator's key."""
     with plain_errors():
-        store, trusted = _opened(config, None, None)
+        store, trusted = _opened(config, None, None, read_only=False)
         ledger = Ledger(store, trusted)
         known = subject in ledger.refresh().subjects
         subject_id = subject if known else _subject_of(subject, store)

@@ -39,6 +39,11 @@ class ReleaseReader:
         return self._ledger.refresh().active
 
     @property
+    def suspended(self) -> bool:
+        """Whether nothing may be served, as of the last look at the ledger."""
+        return self._ledger.state.suspended
+
+    @property
     def seq(self) -> int:
         """Sequence number of the last record that was accepted."""
         return self._ledger.state.seq

@@ -27,7 +27,7 @@ from forgetting.backbone import transform
 from serving.backbones import open_backbone
 from serving.decode import decode_image
 from serving.engines.torch_eager import TorchEngine
-from serving.home import home_of, open_ledger, open_subjects, token
+from serving.home import home_of, open_subjects, token, wait_for_ledger
 from serving.member import Member
 from serving.membership import Terms, boot_clock
 from serving.metrics import Metrics
@@ -103,7 +103,9 @@ class Recognizer:
         )
         probe = torch.zeros(1, *backbone.spec.preprocess.input_size)
         self.slot = Slot(TorchEngine(backbone.model), probe)
-        self.reader = ReleaseReader(open_ledger(home), open_subjects(home), backbone)
+        self.reader = ReleaseReader(
+            wait_for_ledger(home, read_only=True), open_subjects(home, read_only=True), backbone
+        )
         self.shadow = Shadow(
             self.slot.bare,
             self.metrics,
@@ -132,7 +134,7 @@ class Recognizer:
         """Answer one image.
 
         Raises `DecodeError` for a bad image, `NotCurrentError` when this replica may not serve
-        or can't reach `min_release`.
+        or can't reach `min_release`, `SuspendedError` when none may.
         """
         request_id = uuid.uuid4().hex
         loop = asyncio.get_running_loop()
@@ -158,9 +160,9 @@ class Recognizer:
 
     async def _lease(self, deadline: float) -> None:
         """Wait for a lease until `deadline`: a replica that was frozen for a moment answers late
-        and not never. Raises `NotCurrentError`."""
+        and not never. Raises as `Member.check`."""
         while self.member.lease_left <= 0:
-            if asyncio.get_running_loop().time() >= deadline:
+            if self.member.suspended or asyncio.get_running_loop().time() >= deadline:
                 self.member.check()
             await asyncio.sleep(LEASE_POLL_S)
 

@@ -110,7 +110,9 @@ class Settings(BaseSettings):
     )
 
     home: Path = Field(Path("~/.lethe"), description="keys, tokens, backbones, registry")
-    registry: Path | None = Field(None, description="registry folder; default HOME/registry")
+    registry: Path | str | None = Field(
+        None, description="registry folder, or s3://, gs://, az://; default HOME/registry"
+    )
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
     replicas: int = Field(2, gt=0)
@@ -135,12 +137,21 @@ class Settings(BaseSettings):
         return self.home.expanduser().absolute()
 
     @property
-    def registry_path(self) -> Path:
-        return (self.registry or self.home_path / "registry").expanduser().absolute()
+    def registry_location(self) -> Path | str:
+        """An absolute folder, or the URL of a bucket's."""
+        if self.registry is None:
+            return self.home_path / "registry"
+        if is_url(self.registry):
+            return str(self.registry)
+        return Path(self.registry).expanduser().absolute()
 
     @property
     def url(self) -> str:
         return f"http://{self.host}:{self.port}"
+
+
+def is_url(where: Path | str) -> bool:
+    return isinstance(where, str) and "://" in where
 
 
 def load_settings(config: Path | None = None, **flags: Any) -> Settings:
@@ -192,11 +203,14 @@ def _anchored(settings: Settings, folder: Path) -> Settings:
     backbone = chosen.model_copy(
         update={name: fixed(getattr(chosen, name)) for name in ("directory", "weights", "labels")}
     )
+    registry = settings.registry
+    if registry is not None and not is_url(registry):
+        registry = fixed(Path(registry))
     images = settings.images if settings.images == DIGITS else str(fixed(Path(settings.images)))
     return settings.model_copy(
         update={
             "home": fixed(settings.home),
-            "registry": fixed(settings.registry),
+            "registry": registry,
             "images": images,
             "backbone": backbone,
         }

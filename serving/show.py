@@ -113,6 +113,8 @@ def ended(console: Console, job: dict[str, Any], report: dict[str, Any] | None) 
 def status(console: Console, answer: dict[str, Any]) -> None:
     acknowledged = "acknowledged" if answer["acknowledged"] else "not acknowledged yet"
     console.print(f"release {answer['release']}, {acknowledged}", highlight=False)
+    if answer["suspended"]:
+        console.print("suspended: nothing is answered until `lethe resume`", highlight=False)
     console.print(
         f"forgotten by the weights: {_names(answer['forgotten_by_weights'])}\n"
         f"masked only:              {_names(answer['masked_only'])}",
@@ -160,6 +162,33 @@ def rolled_back(console: Console, ack: dict[str, Any]) -> None:
         f"still masked: {_names(ack['still_masked'])}",
         highlight=False,
     )
+
+
+def restored(console: Console, ack: dict[str, Any]) -> None:
+    console.print(
+        f"release {ack['release']} recognises {ack['class']} again, on {len(ack['replicas'])} "
+        f"replicas, {ack['swap_ms']:.0f} ms after it was durable; "
+        f"still masked: {_names(ack['still_masked'])}",
+        highlight=False,
+    )
+    if ack["trained_again"]:
+        console.print(
+            f"the weights know {_names(ack['trained_again'])} again too, which stay masked and are "
+            "trained anew now",
+            highlight=False,
+        )
+
+
+def suspended(console: Console, answer: dict[str, Any]) -> None:
+    console.print(
+        f"nothing is answered any more: {len(answer['replicas'])} replicas stopped within "
+        f"{answer['ms']:.0f} ms; `lethe resume` ends it",
+        highlight=False,
+    )
+
+
+def resumed(console: Console, answer: dict[str, Any]) -> None:
+    console.print(f"{len(answer['replicas'])} replicas answer again", highlight=False)
 
 
 def predictions(console: Console, answers: list[dict[str, Any]]) -> None:

@@ -149,12 +149,15 @@ class Slot:
                 del self._pins[ready.number]
                 self._changed.notify_all()
 
-    def drain(self, number: int, timeout: float) -> bool:
-        """Wait until nothing older than release `number` is being answered; False on timeout."""
+    def drain(self, number: int | None, timeout: float) -> bool:
+        """Wait until nothing older than release `number` is being answered, or with None nothing
+        at all; False on timeout."""
+
+        def drained() -> bool:
+            return all(number is not None and pinned >= number for pinned in self._pins)
+
         with self._changed:
-            return self._changed.wait_for(
-                lambda: all(pinned >= number for pinned in self._pins), timeout
-            )
+            return self._changed.wait_for(drained, timeout)
 
     def wait_for(self, number: int, timeout: float) -> bool:
         """Wait until release `number` or a newer one is active; False on timeout."""

@@ -23,8 +23,8 @@ from registry.keys import Signer
 from registry.ledger import Ledger
 from registry.state import Job
 from registry.subjects import SubjectMap
+from serving.acknowledgement import Author, Refusal
 from serving.activation import Activation
-from serving.coordinator import Author, Refusal
 from serving.jobs import pending_jobs
 from serving.train_job import NotTrained, Trained, TrainJob
 
@@ -51,14 +51,17 @@ class ForgetWorker:
         activation: Activation,
         trainer: Any,
         attempts: int,
+        accepting: threading.Lock,
     ) -> None:
-        """`trainer` is an actor handle; a job is given up after `attempts` failed trainings."""
+        """`trainer` is an actor handle; a job is given up after `attempts` failed trainings.
+        `accepting` is held while a command changes who is under erasure."""
         self._ledger = ledger
         self._publisher = publisher
         self._subjects = subjects
         self._activation = activation
         self._trainer = trainer
         self._attempts = attempts
+        self._accepting = accepting
         self._work = threading.Event()
         self.training: dict[str, dict[str, Any]] = {}
         """Progress of the job that trains, by job."""
@@ -106,22 +109,16 @@ class ForgetWorker:
             if isinstance(outcome, Refusal):
                 raise HeldUpError(outcome.detail)
         stack = self._stack()
-        if job.adapter is None or self._ledger.state.adapters[job.adapter].stack != stack:
+        if not self._is_trained(job, stack):
             trained = self._train(job, stack)
-            if trained.refused is not None:
-                self._refuse(job, "gates", trained.refused, trained.report)
-                return
-            publish.record_trained(
-                self._ledger,
-                self._publisher,
-                job=job.id,
-                files=trained.files,
-                stack=stack,
-                report=trained.report,
-                actor=ACTOR,
-                reason=f"trained in {trained.seconds:.1f} s",
-                request_id=job.request_id,
-            )
+            with self._accepting:
+                if self._ledger.refresh().jobs[job.id].erasing != job.erasing:
+                    log.info("%s: somebody was restored meanwhile; this training is void", job.id)
+                    return
+                if trained.refused is not None:
+                    self._refuse(job, "gates", trained.refused, trained.report)
+                    return
+                self._record(job, stack, trained)
         author = Author(ACTOR, f"adapter of {job.id}", job.request_id)
         outcome = self._activation.adopt(job, author)
         if isinstance(outcome, Refusal) and outcome.stage == "stack":
@@ -130,6 +127,26 @@ class ForgetWorker:
             stage = outcome.stage if outcome.stage == "prepare" else None
             raise HeldUpError(outcome.detail, stage=stage)
 
+    def _is_trained(self, job: Job, stack: tuple[str, ...]) -> bool:
+        """Whether the job's adapter is for this stack, and for whom the job is still about."""
+        if job.adapter is None:
+            return False
+        adapter = self._ledger.state.adapters[job.adapter]
+        return adapter.stack == stack and adapter.subjects == job.erasing
+
+    def _record(self, job: Job, stack: tuple[str, ...], trained: Trained) -> None:
+        publish.record_trained(
+            self._ledger,
+            self._publisher,
+            job=job.id,
+            files=trained.files,
+            stack=stack,
+            report=trained.report,
+            actor=ACTOR,
+            reason=f"trained in {trained.seconds:.1f} s",
+            request_id=job.request_id,
+        )
+
     def _stack(self) -> tuple[str, ...]:
         state = self._ledger.refresh()
         return tuple(state.releases[state.active].adapters)
@@ -137,12 +154,12 @@ class ForgetWorker:
     def _train(self, job: Job, stack: tuple[str, ...]) -> Trained:
         state = self._ledger.state
         learned = state.subjects_erased_by_weights(state.active)
-        earlier = sorted(learned - set(job.subjects))
-        withheld = sorted(state.erasing - learned - set(job.subjects))
-        names = {s: self._subjects.class_of(s) for s in (*job.subjects, *earlier, *withheld)}
+        earlier = sorted(learned - set(job.erasing))
+        withheld = sorted(state.erasing - learned - set(job.erasing))
+        names = {s: self._subjects.class_of(s) for s in (*job.erasing, *earlier, *withheld)}
         task = TrainJob(
             job=job.id,
-            forget=tuple(names[s] for s in job.subjects),
+            forget=tuple(names[s] for s in job.erasing),
             earlier=tuple(names[s] for s in earlier),
             withheld=tuple(names[s] for s in withheld),
             subjects={name: subject for subject, name in names.items()},

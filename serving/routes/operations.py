@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from serving.jobs import Rejection
 from serving.routes.access import Replica, operator_only
@@ -39,6 +39,26 @@ class ForgetCommand(_Command):
 
 class RollbackCommand(_Command):
     release: int = Field(ge=0, examples=[2])
+
+
+class ReasonedCommand(_Command):
+    reason: str = Field(
+        min_length=1,
+        max_length=500,
+        pattern=r"^[^\x00-\x1f\x7f]*$",
+        description="why, on one line; it stands in the ledger for good, so name nobody",
+    )
+
+
+class RestoreCommand(ReasonedCommand):
+    class_name: str | None = Field(None, alias="class", min_length=1, examples=["7"])
+    subject: str | None = Field(None, pattern=r"^[0-9a-f]{32}$")
+
+    @model_validator(mode="after")
+    def _one(self) -> RestoreCommand:
+        if (self.class_name is None) == (self.subject is None):
+            raise ValueError("name either a class or a subject")
+        return self
 
 
 @router.post("/forget", status_code=202)
@@ -88,6 +108,46 @@ async def rollback(
     return _or_problem(
         await replica.control.rollback.remote(
             command.release, ACTOR, command.reason, idempotency_key or uuid.uuid4().hex
+        )
+    )
+
+
+@router.post("/restore")
+async def restore(
+    command: RestoreCommand, replica: Replica, idempotency_key: IdempotencyKey = None
+) -> dict[str, Any]:
+    """End an erasure: the class is recognised again on every replica when this answers."""
+    return _or_problem(
+        await replica.control.restore.remote(
+            command.class_name,
+            command.subject,
+            ACTOR,
+            command.reason,
+            idempotency_key or uuid.uuid4().hex,
+        )
+    )
+
+
+@router.post("/suspend")
+async def suspend(
+    command: ReasonedCommand, replica: Replica, idempotency_key: IdempotencyKey = None
+) -> dict[str, Any]:
+    """Answer no prediction any more, on any replica, when this answers; until resumed."""
+    return _or_problem(
+        await replica.control.suspend.remote(
+            ACTOR, command.reason, idempotency_key or uuid.uuid4().hex
+        )
+    )
+
+
+@router.post("/resume")
+async def resume(
+    command: ReasonedCommand, replica: Replica, idempotency_key: IdempotencyKey = None
+) -> dict[str, Any]:
+    """Answer predictions again."""
+    return _or_problem(
+        await replica.control.resume.remote(
+            ACTOR, command.reason, idempotency_key or uuid.uuid4().hex
         )
     )
 

@@ -11,7 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from ray.exceptions import RayError
 
 from serving.routes.access import Replica
-from serving.routes.problems import problem
+from serving.routes.problems import problem, suspension
 
 router = APIRouter(tags=["probes"])
 
@@ -27,6 +27,8 @@ async def healthz(replica: Replica) -> dict[str, Any]:
 @router.get("/readyz", response_model=None)
 async def readyz(replica: Replica) -> dict[str, Any] | Response:
     """This replica can prove that it is current, so it serves."""
+    if replica.member.suspended:
+        return suspension()
     ready = replica.slot.active
     if ready is None or replica.member.lease_left <= 0:
         return problem(503, "This replica can't prove that it is current, so it doesn't serve.")

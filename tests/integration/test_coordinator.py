@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +12,12 @@ from typing import Any
 import pytest
 
 from registry import publish
+from registry.errors import IntegrityError
+from registry.highwater import read_mark
 from registry.ledger import Ledger
 from registry.state import Job
-from serving.coordinator import Ack, Author, Coordinator, Refusal
+from serving.acknowledgement import Ack, Author, Halt, Refusal, Resumption
+from serving.coordinator import Coordinator
 from serving.home import Home, open_ledger, open_subjects, prepare_home, signer
 from serving.membership import CONFIRMED, LEASE_EXPIRED, Terms, Wake
 
@@ -31,6 +35,8 @@ class Replica:
     frozen: bool = False
     running: int = -1
     built: list[int] = field(default_factory=list)
+    silent: bool = False
+    leases: list[bool] = field(default_factory=list)
 
     async def live(self, coordinator: Coordinator) -> None:
         self.running = await coordinator.register(self.name)
@@ -39,7 +45,8 @@ class Replica:
     async def _beat(self, coordinator: Coordinator) -> None:
         while True:
             if not self.frozen:
-                await coordinator.heartbeat(self.name, self.running)
+                pulse = await coordinator.heartbeat(self.name, self.running, self.silent)
+                self.leases.append(pulse.granted > 0)
             await asyncio.sleep(TERMS.heartbeat)
 
     async def _follow(self, coordinator: Coordinator) -> None:
@@ -51,9 +58,9 @@ class Replica:
             if wake.prepare > seen.prepare:
                 self.built.append(wake.prepare)
                 await coordinator.prepared(self.name, wake.prepare, self.problem)
-            if wake.committed > self.running:
-                self.running = wake.committed
-                await coordinator.heartbeat(self.name, self.running)
+            if wake.committed > self.running or wake.suspended != self.silent:
+                self.running, self.silent = wake.committed, wake.suspended
+                await coordinator.heartbeat(self.name, self.running, self.silent)
             seen = wake
 
 
@@ -254,3 +261,162 @@ def test_a_guard_is_not_held_up_by_a_release_that_is_being_built(stage: Stage) -
         )
 
     play(stage, [slow], act)
+
+
+def test_a_suspension_is_durable_and_acknowledged_when_nobody_serves(stage: Stage) -> None:
+    replicas = [Replica("a"), Replica("b")]
+
+    async def act(coordinator: Coordinator) -> None:
+        halt = await coordinator.suspend(AUTHOR)
+        assert isinstance(halt, Halt)
+        assert halt.members == {"a": CONFIRMED, "b": CONFIRMED}
+        assert stage.ledger.refresh().suspended
+        again = await coordinator.suspend(AUTHOR)
+        assert isinstance(again, Halt)
+        given = len(replicas[0].leases)
+        await asyncio.sleep(TERMS.heartbeat * 4)
+        assert not any(replicas[0].leases[given:])
+        # A command is accepted and masked all the same; what has to be built waits.
+        job = stage.request("ada")
+        assert isinstance(await coordinator.guard(job.id, AUTHOR), Ack)
+        stage.trained(job, ())
+        outcome = await coordinator.adopt(job.id, AUTHOR)
+        assert isinstance(outcome, Refusal)
+        assert outcome.stage == "suspended"
+        resumed = await coordinator.resume(AUTHOR)
+        assert isinstance(resumed, Resumption)
+        assert resumed.members == ["a", "b"]
+        assert not stage.ledger.refresh().suspended
+        assert isinstance(await coordinator.adopt(job.id, AUTHOR), Ack)
+
+    play(stage, replicas, act)
+
+
+def test_a_frozen_member_holds_a_suspension_up_until_its_lease_is_out(stage: Stage) -> None:
+    frozen = Replica("b")
+
+    async def act(coordinator: Coordinator) -> None:
+        frozen.frozen = True
+        halt = await coordinator.suspend(AUTHOR)
+        assert isinstance(halt, Halt)
+        assert halt.members == {"a": CONFIRMED, "b": LEASE_EXPIRED}
+        assert 100 < halt.ms <= (TERMS.seconds + 0.5) * 1000
+
+    play(stage, [Replica("a"), frozen], act)
+
+
+def test_a_new_coordinator_finds_serving_suspended(stage: Stage) -> None:
+    publish.suspend(
+        stage.ledger,
+        signer(stage.home, "operator"),
+        state="suspended",
+        actor="tester",
+        reason="then the coordinator was killed",
+        request_id="r",
+    )
+    replica = Replica("a")
+
+    async def act(coordinator: Coordinator) -> None:
+        assert isinstance(await coordinator.suspend(AUTHOR), Halt)
+        assert not any(replica.leases)
+
+    play(stage, [replica], act)
+
+
+def test_a_suspension_that_somebody_else_recorded_is_noticed(stage: Stage) -> None:
+    async def act(coordinator: Coordinator) -> None:
+        publish.suspend(
+            stage.ledger,
+            signer(stage.home, "operator"),
+            state="suspended",
+            actor="tester",
+            reason="by another process",
+            request_id="r",
+        )
+        await asyncio.sleep(TERMS.seconds + 0.3)
+        assert replica.silent
+
+    replica = Replica("a")
+    play(stage, [replica], act)
+
+
+def restore(stage: Stage, job: Job) -> None:
+    publish.restore(
+        stage.ledger,
+        signer(stage.home, "operator"),
+        subjects=job.subjects,
+        actor="tester",
+        reason="asked for it",
+        request_id=f"restore-{job.id}",
+    )
+
+
+def test_who_was_restored_is_brought_back_and_the_others_stay_masked(stage: Stage) -> None:
+    async def act(coordinator: Coordinator) -> None:
+        first, second = stage.request("ada"), stage.request("bo")
+        await coordinator.guard(first.id, AUTHOR)
+        await coordinator.guard(second.id, AUTHOR)
+        stage.trained(first, ())
+        assert isinstance(await coordinator.adopt(first.id, AUTHOR), Ack)
+        restore(stage, first)
+        ack = await coordinator.bring_back(AUTHOR)
+        assert isinstance(ack, Ack)
+        state = stage.ledger.refresh()
+        assert state.active == state.confirmed == ack.release
+        assert state.active_release.adapters == ()
+        assert state.active_release.guard == frozenset(second.subjects)
+        # The second was masked and no more: a smaller mask is enough.
+        restore(stage, second)
+        assert isinstance(await coordinator.bring_back(AUTHOR), Ack)
+        assert stage.ledger.refresh().active_release.kind == "guard"
+        assert stage.ledger.state.active_release.guard == frozenset()
+
+    play(stage, [Replica("a"), Replica("b")], act)
+
+
+def test_a_new_coordinator_brings_back_who_was_restored_before_the_old_one_died(
+    stage: Stage,
+) -> None:
+    job = stage.request("ada")
+
+    async def die(coordinator: Coordinator) -> None:
+        await coordinator.guard(job.id, AUTHOR)
+        stage.trained(job, ())
+        assert isinstance(await coordinator.adopt(job.id, AUTHOR), Ack)
+
+    async def finish(_: Coordinator) -> None:
+        for _ in range(100):
+            await asyncio.sleep(0.05)
+            state = stage.ledger.refresh()
+            if state.active == state.confirmed and not state.active_release.guard:
+                break
+        assert state.active_release.guard == frozenset()
+        assert state.active_release.adapters == ()
+        assert state.confirmed == state.active
+
+    play(stage, [Replica("a")], die)
+    restore(stage, job)
+    play(stage, [Replica("a")], finish)
+
+
+def test_what_was_acknowledged_cannot_be_taken_back_by_an_older_copy(
+    stage: Stage, tmp_path: Path
+) -> None:
+    job = stage.request("ada")
+    shutil.copytree(stage.home.registry, tmp_path / "older")
+
+    async def act(coordinator: Coordinator) -> None:
+        assert isinstance(await coordinator.guard(job.id, AUTHOR), Ack)
+        mark = read_mark(stage.home.highwater, stage.home.trust)
+        assert mark is not None
+        assert mark.seq == stage.ledger.refresh().seq
+
+    play(stage, [Replica("a")], act)
+    shutil.rmtree(stage.home.registry)
+    shutil.copytree(tmp_path / "older", stage.home.registry)
+
+    async def start() -> None:
+        stage.coordinator()
+
+    with pytest.raises(IntegrityError, match="older copy"):
+        asyncio.run(start())

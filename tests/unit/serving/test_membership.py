@@ -106,12 +106,64 @@ def test_members_that_left_or_fell_silent_are_forgotten(settled: Membership, clo
     assert settled.members == {}
 
 
+def test_a_suspension_is_quiet_when_every_member_is_silent(settled: Membership) -> None:
+    assert settled.serving
+    settled.suspend(True)
+    assert not settled.quiet
+    assert not settled.heartbeat("a", 1)
+    settled.heartbeat("a", 1, silent=True)
+    settled.heartbeat("b", 1, silent=True)
+    assert settled.quiet
+    assert settled.stopped() == {"a": CONFIRMED, "b": CONFIRMED}
+
+
+def test_a_member_that_does_not_hear_of_a_suspension_holds_it_up_for_its_lease(
+    settled: Membership, clock: Clock
+) -> None:
+    settled.suspend(True)
+    settled.heartbeat("a", 1, silent=True)
+    clock.now += TERMS.seconds - 0.01
+    assert not settled.heartbeat("b", 1)
+    assert not settled.quiet
+    clock.now += 0.02
+    assert settled.quiet
+    assert settled.stopped() == {"a": CONFIRMED, "b": LEASE_EXPIRED}
+
+
+def test_resuming_gives_leases_to_those_that_speak_up_again(settled: Membership) -> None:
+    settled.suspend(True)
+    for name in ("a", "b"):
+        settled.heartbeat(name, 1, silent=True)
+    settled.suspend(False)
+    assert not settled.heartbeat("a", 1, silent=True)
+    assert settled.heartbeat("a", 1)
+    assert not settled.serving
+    assert settled.heartbeat("b", 1)
+    assert settled.serving
+
+
+def test_a_heartbeat_that_was_overtaken_takes_no_lease_back(settled: Membership) -> None:
+    assert settled.heartbeat("a", 1, beat=2)
+    assert not settled.heartbeat("a", 1, silent=True, beat=1)
+    settled.suspend(True)
+    settled.heartbeat("b", 1, silent=True)
+    assert not settled.quiet
+
+
+def test_a_restarted_coordinator_waits_before_it_says_that_nobody_serves(clock: Clock) -> None:
+    membership = Membership(5, terms=TERMS, clock=clock, suspended=True)
+    assert not membership.quiet
+    clock.now += TERMS.seconds
+    assert membership.quiet
+
+
 class Protocol(RuleBasedStateMachine):
     """Random joins, freezes, lost replies, crashes and restarts against what replicas may serve.
 
     Each replica is modelled by what it believes: the release it runs and when its own lease ends,
     counted from the sending of its heartbeat, less the margin. The invariant is the product's
     first: once a release is acknowledged, no replica that believes in its lease runs an older one.
+    And the second: once a suspension is acknowledged, nobody serves until it is resumed.
     """
 
     @initialize()
@@ -121,15 +173,23 @@ class Protocol(RuleBasedStateMachine):
         self.ledger = 0
         self.acknowledged = 0
         self.replicas: dict[str, dict[str, float]] = {}
-        self.in_flight: list[tuple[str, float, int]] = []
+        self.in_flight: list[tuple[str, float, int, int, int]] = []
         self.born = 0
+        self.suspended = False
+        self.stopped = False
 
     @rule()
     def join(self) -> None:
         name = f"r{self.born}"
         self.born += 1
         self.membership.register(name)
-        self.replicas[name] = {"running": self.ledger, "until": float("-inf")}
+        self.replicas[name] = {
+            "running": self.ledger,
+            "until": float("-inf"),
+            "halted": float(self.suspended),
+            "stops": 0,
+            "beat": 0,
+        }
 
     @rule(data=st.data(), lost=st.booleans())
     def beat(self, data: st.DataObject, lost: bool) -> None:
@@ -137,7 +197,13 @@ class Protocol(RuleBasedStateMachine):
             return
         name = data.draw(st.sampled_from(sorted(self.replicas)))
         replica = self.replicas[name]
-        extended = self.membership.heartbeat(name, int(replica["running"]))
+        replica["beat"] += 1
+        extended = self.membership.heartbeat(
+            name,
+            int(replica["running"]),
+            silent=bool(replica["halted"]),
+            beat=int(replica["beat"]),
+        )
         if extended and not lost:
             replica["until"] = self.clock.now + TERMS.seconds - TERMS.margin
 
@@ -145,16 +211,44 @@ class Protocol(RuleBasedStateMachine):
     def send_a_slow_beat(self, data: st.DataObject) -> None:
         if self.replicas:
             name = data.draw(st.sampled_from(sorted(self.replicas)))
-            self.in_flight.append((name, self.clock.now, int(self.replicas[name]["running"])))
+            replica = self.replicas[name]
+            replica["beat"] += 1
+            running, beat, stops = (int(replica[k]) for k in ("running", "beat", "stops"))
+            silent = bool(replica["halted"])
+            self.in_flight.append((name, self.clock.now, running, beat, -1 if silent else stops))
 
     @rule()
     def deliver_a_slow_beat(self) -> None:
         if not self.in_flight:
             return
-        name, sent, running = self.in_flight.pop(0)
-        if self.membership.heartbeat(name, running) and name in self.replicas:
+        name, sent, running, beat, stops = self.in_flight.pop(0)
+        extended = self.membership.heartbeat(name, running, silent=stops < 0, beat=beat)
+        if extended and name in self.replicas and stops == self.replicas[name]["stops"]:
             until = sent + TERMS.seconds - TERMS.margin
             self.replicas[name]["until"] = max(self.replicas[name]["until"], until)
+
+    @rule(data=st.data())
+    def obey(self, data: st.DataObject) -> None:
+        """A replica reads in the ledger whether it may serve, and takes its time to."""
+        if self.replicas:
+            replica = self.replicas[data.draw(st.sampled_from(sorted(self.replicas)))]
+            if replica["halted"] != self.suspended:
+                replica["halted"] = float(self.suspended)
+                replica["stops"] += 1
+                replica["until"] = float("-inf")
+
+    @rule(told=st.booleans(), suspended=st.booleans())
+    def suspend_or_resume(self, told: bool, suspended: bool) -> None:
+        self.suspended = suspended
+        self.stopped = self.stopped and suspended
+        if told:
+            self.membership.suspend(suspended)
+        else:
+            self.restart_the_coordinator()
+
+    @rule()
+    def acknowledge_the_suspension(self) -> None:
+        self.stopped = self.stopped or self.membership.quiet
 
     @rule(data=st.data())
     def catch_up(self, data: st.DataObject) -> None:
@@ -178,7 +272,9 @@ class Protocol(RuleBasedStateMachine):
 
     @rule()
     def restart_the_coordinator(self) -> None:
-        self.membership = Membership(self.ledger, terms=TERMS, clock=self.clock)
+        self.membership = Membership(
+            self.ledger, terms=TERMS, clock=self.clock, suspended=self.suspended
+        )
 
     @rule(seconds=st.floats(0.01, 9.0))
     def wait(self, seconds: float) -> None:
@@ -196,6 +292,7 @@ class Protocol(RuleBasedStateMachine):
         for name, replica in self.replicas.items():
             if replica["until"] > self.clock.now:
                 assert replica["running"] >= self.acknowledged, name
+                assert not self.stopped, name
 
 
 Protocol.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

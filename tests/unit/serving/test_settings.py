@@ -59,3 +59,14 @@ def test_relative_paths_are_the_settings_files_own(tmp_path: Path) -> None:
     assert chosen.images == str(folder / "faces")
     assert chosen.backbone.directory is not None
     assert chosen.backbone.directory.resolve() == tmp_path / "vit"
+
+
+def test_a_registry_is_a_folder_or_a_bucket(tmp_path: Path) -> None:
+    assert load_settings().registry_location == Path("~/.lethe").expanduser() / "registry"
+    file = tmp_path / "lethe.toml"
+    file.write_text("registry = 'here'\n")
+    assert load_settings(file).registry_location == tmp_path / "here"
+    file.write_text("registry = 's3://bucket/folder'\n")
+    assert load_settings(file).registry_location == "s3://bucket/folder"
+    assert load_settings(registry="gs://b/f").registry_location == "gs://b/f"
+    assert load_settings(registry=tmp_path / "there").registry_location == tmp_path / "there"

@@ -1,0 +1,152 @@
+"""An erasure that is ended, and serving that is suspended, over real HTTP and under traffic."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from forgetting.data import open_image_set
+from serving.client import ClientError
+from serving.traffic import Traffic, audit, held_out
+from tests.e2e.conftest import Server
+
+
+@pytest.fixture(scope="module")
+def running(make_server: Callable[..., Server]) -> Iterator[Server]:
+    server = make_server("[lease]\nseconds = 5.0\nmargin = 0.5\nheartbeat = 0.3\n").start()
+    yield server
+    assert server.stop() == 0
+
+
+def shares(server: Server, *classes: str) -> dict[str, tuple[float, float]]:
+    """For each class: how often it is named rightly, and by the weights before the mask."""
+    answers = audit(
+        server.url, server.auditor_token, held_out(open_image_set("digits"), list(classes))
+    )
+    assert all(a.ok for a in answers)
+    found = {}
+    for name in classes:
+        own = [a for a in answers if a.label == name]
+        named = sum(a.named == name for a in own) / len(own)
+        found[name] = (named, sum(a.weights == name for a in own) / len(own))
+    return found
+
+
+def test_a_restored_class_is_recognised_again_and_who_was_learned_on_top_is_learned_anew(
+    running: Server,
+) -> None:
+    with running.client() as client:
+        for name in ("3", "8"):
+            done = client.wait(client.forget([name])["job"])
+            assert done["state"] == "done", done["refused"]
+        assert max(map(max, shares(running, "3", "8").values())) <= 0.01
+        with pytest.raises(ClientError, match="No erasure was ever requested"):
+            client.restore("7", reason="a mistake")
+        with Traffic(running.url, running.auditor_token, images="digits", rate=20) as traffic:
+            traffic.wait_for(10)
+            ack = client.restore("3", reason="the request was withdrawn", key="restore-3")
+            traffic.wait_for(10)
+        assert [a for a in traffic.answers if not a.ok] == []
+        assert (ack["class"], ack["trained_again"], ack["still_masked"]) == ("3", ["8"], ["8"])
+        # Sent again, it is the same command; from somebody else there is nothing left to end.
+        assert client.restore("3", reason="the request was withdrawn", key="restore-3")["release"]
+        with pytest.raises(ClientError, match="restored before"):
+            client.restore(subject=ack["subject"], reason="once more")
+        after = shares(running, "3", "8")
+        assert min(after["3"]) >= 0.9
+        assert after["8"][0] == 0
+        states = {job["classes"][0]: job["state"] for job in client.status()["jobs"]}
+        assert states["3"] == "restored"
+        assert states["8"] in ("queued", "training", "published", "done")
+        done = client.wait(client.status()["jobs"][-1]["job"])
+        assert done["classes"] == ["8"]
+        assert done["state"] == "done", done["refused"]
+        again = shares(running, "3", "8")
+        assert min(again["3"]) >= 0.9
+        assert max(again["8"]) <= 0.01
+    told = running.lethe("audit", ack["subject"]).stdout
+    assert "the request was withdrawn" in told
+    assert "restored" in told
+
+
+def predict(server: Server) -> httpx.Response:
+    image = held_out(open_image_set("digits"), ["1"])[0][1]
+    return httpx.post(
+        f"{server.url}/v1/predict",
+        content=image,
+        headers={"Content-Type": "image/png"},
+        trust_env=False,
+    )
+
+
+def replica_names(server: Server) -> set[str]:
+    with server.client() as client:
+        status: dict[str, Any] = client.status()
+    return set(status["replicas"])
+
+
+def test_no_request_is_answered_while_serving_is_suspended(running: Server) -> None:
+    with Traffic(running.url, running.auditor_token, images="digits", rate=40) as traffic:
+        traffic.wait_for(40)
+        said = running.lethe("suspend", "--reason", "wrong data was found")
+        suspended = time.monotonic()
+        assert said.returncode == 0, said.stderr
+        assert "nothing is answered any more: 2 replicas stopped" in said.stdout
+        traffic.wait_for(40)
+        refused = predict(running)
+        assert refused.status_code == 503
+        assert refused.headers["content-type"] == "application/problem+json"
+        assert "suspended" in refused.json()["detail"]
+        assert "lethe resume" in refused.json()["advice"]
+        ready = httpx.get(f"{running.url}/readyz", trust_env=False)
+        assert ready.status_code == 503
+        assert "suspended" in ready.json()["detail"]
+        # A replica and a coordinator that start now don't serve either.
+        before = replica_names(running)
+        os.kill(int(min(before).partition("-")[0]), signal.SIGKILL)
+        os.kill(running.process("ray::Coordinator"), signal.SIGKILL)
+        deadline = time.monotonic() + 90
+        while len(replica_names(running) - before) < 1 and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert replica_names(running) - before, "no replica came back"
+        traffic.wait_for(80)
+        assert "suspended" in running.lethe("status").stdout
+        with running.client() as client, pytest.raises(ClientError, match="suspended"):
+            client.rollback(0)
+        resuming = time.monotonic()
+        said = running.lethe("resume", "--reason", "it was a false alarm")
+        resumed = time.monotonic()
+        assert said.returncode == 0, said.stderr
+        assert "2 replicas answer again" in said.stdout
+        traffic.wait_for(40)
+    answers = traffic.answers
+    # Late ones included: nothing came in after the acknowledgement, whenever it was sent.
+    assert [a for a in answers if a.ok and suspended < a.got < resuming] == []
+    assert len([a for a in answers if a.status == 503 and a.sent > suspended]) >= 80
+    assert [a for a in answers if a.ok and a.sent < suspended - 5]
+    late = [a for a in answers if a.sent > resumed + 1]
+    assert len(late) >= 10
+    assert [a for a in late if not a.ok] == []
+    assert predict(running).status_code == 200
+    assert httpx.get(f"{running.url}/readyz", trust_env=False).status_code == 200
+
+
+def test_a_server_that_starts_while_serving_is_suspended_waits_to_be_resumed(
+    running: Server,
+) -> None:
+    with running.client() as client:
+        client.suspend(reason="over night")
+        client.suspend(reason="over night, said twice")
+    assert running.stop() == 0
+    running.start()
+    with running.client() as client:
+        assert client.status()["suspended"]
+        assert predict(running).status_code == 503
+        client.resume(reason="in the morning")
+        assert predict(running).status_code == 200

@@ -1,0 +1,140 @@
+"""What a restored subject still needs, and who has to be trained again, on real ledgers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from registry.keys import ROLES, Signer, Trust, init_keys
+from registry.ledger import Ledger
+from registry.store import DirectoryStore
+from serving.jobs import adopted_release, job_view, pending_jobs
+from serving.restoration import to_bring_back, was_taken_off, way_back
+from tests.unit.registry.registry_acts import Acts, subject
+
+ADA, BO, CY = 1, 2, 3
+
+
+@pytest.fixture
+def acts(tmp_path: Path) -> Acts:
+    init_keys(tmp_path / "keys")
+    signers = {role: Signer.load(tmp_path / "keys" / f"{role}.pem") for role in ROLES}
+    trust = Trust.load(tmp_path / "keys" / "trust.json")
+    return Acts(Ledger(DirectoryStore(tmp_path / "registry"), trust), signers)
+
+
+def stage_of(acts: Acts, job: str) -> str:
+    view = job_view(
+        acts.state.jobs[job], acts.state, class_of=str, progress={}, problem=None, ahead=0
+    )
+    stage: str = view["state"]
+    return stage
+
+
+def bring_back(acts: Acts) -> None:
+    """What the coordinator does."""
+    to = way_back(acts.state)
+    assert to is not None
+    acts.serve(acts.roll_back(to).number)
+
+
+def test_nothing_is_brought_back_that_was_not_restored(acts: Acts) -> None:
+    acts.erase(ADA)
+    assert to_bring_back(acts.state) == frozenset()
+    acts.serve(acts.roll_back(0).number)
+    assert to_bring_back(acts.state) == frozenset()
+
+
+def test_a_restored_subject_is_brought_back_by_the_newest_release_that_knows_it(
+    acts: Acts,
+) -> None:
+    acts.erase(ADA)
+    acts.erase(BO)
+    acts.restore(BO)
+    assert to_bring_back(acts.state) == {subject(BO)}
+    to = way_back(acts.state)
+    assert to is not None
+    assert acts.state.subjects_erased_by_weights(to) == {subject(ADA)}
+    bring_back(acts)
+    assert to_bring_back(acts.state) == frozenset()
+    assert acts.state.active_release.guard == {subject(ADA)}
+
+
+def test_a_subject_that_was_only_masked_needs_no_other_weights(acts: Acts) -> None:
+    acts.erase(ADA)
+    job = acts.forget(BO)
+    acts.serve(acts.publish("guard", job.id).number)
+    acts.restore(BO)
+    assert to_bring_back(acts.state) == {subject(BO)}
+    assert way_back(acts.state) is None
+    acts.serve(acts.publish("guard", job.id).number)
+    assert to_bring_back(acts.state) == frozenset()
+
+
+def test_a_mask_for_somebody_else_does_not_pass_for_bringing_back(acts: Acts) -> None:
+    """The weights still erase the restored one, though no guard has it any more."""
+    acts.erase(ADA)
+    acts.restore(ADA)
+    other = acts.forget(BO)
+    acts.serve(acts.publish("guard", other.id).number)
+    assert acts.state.subjects_to_unmask == frozenset()
+    assert to_bring_back(acts.state) == {subject(ADA)}
+    bring_back(acts)
+    assert to_bring_back(acts.state) == frozenset()
+
+
+def test_a_later_rollback_to_weights_that_forgot_a_restored_one_is_left_alone(acts: Acts) -> None:
+    acts.erase(ADA)
+    with_ada = acts.state.active
+    acts.restore(ADA)
+    bring_back(acts)
+    acts.serve(acts.roll_back(with_ada).number)
+    assert to_bring_back(acts.state) == frozenset()
+    # Asked for once more and restored once more, it has to be brought back again.
+    acts.erase(BO)
+    job = acts.forget(ADA)
+    acts.serve(acts.publish("guard", job.id).number)
+    acts.restore(ADA)
+    assert to_bring_back(acts.state) == {subject(ADA)}
+
+
+def test_who_was_trained_on_top_is_trained_again_and_reads_as_queued(acts: Acts) -> None:
+    first, second = acts.erase(ADA), acts.erase(BO)
+    assert pending_jobs(acts.state) == []
+    acts.restore(ADA)
+    assert pending_jobs(acts.state) == []
+    bring_back(acts)
+    assert [job.id for job in pending_jobs(acts.state)] == [second.id]
+    assert stage_of(acts, first.id) == "restored"
+    assert stage_of(acts, second.id) == "queued"
+    assert adopted_release(acts.state, second.id) is None
+    acts.train(second.id)
+    assert stage_of(acts, second.id) == "trained"
+    made = acts.publish("adapter", second.id)
+    acts.serve(made.number)
+    assert pending_jobs(acts.state) == []
+    assert stage_of(acts, second.id) == "done"
+    assert adopted_release(acts.state, second.id) == made.number
+
+
+def test_who_shared_an_adapter_with_the_restored_one_is_trained_again(acts: Acts) -> None:
+    job = acts.erase(ADA, BO)
+    acts.restore(ADA)
+    bring_back(acts)
+    assert [pending.erasing for pending in pending_jobs(acts.state)] == [(subject(BO),)]
+    assert stage_of(acts, job.id) == "queued"
+    assert acts.state.active_release.guard == {subject(BO)}
+
+
+def test_a_rollback_for_quality_puts_no_job_back(acts: Acts) -> None:
+    job = acts.erase(ADA)
+    acts.erase(BO)
+    acts.serve(acts.roll_back(0).number)
+    assert pending_jobs(acts.state) == []
+    assert not was_taken_off(acts.state, acts.state.jobs[job.id])
+    # Nor does it when somebody else is restored afterwards: it was off already.
+    acts.erase(CY)
+    acts.restore(CY)
+    bring_back(acts)
+    assert pending_jobs(acts.state) == []
