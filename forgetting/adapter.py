@@ -31,6 +31,7 @@ from forgetting.adapter_files import (
     code_version,
     facts_bytes,
     json_bytes,
+    rank_limit,
     read_facts,
     read_json,
     read_kind,
@@ -98,9 +99,9 @@ class Adapter:
         if not self.pairs:
             raise AdapterError("an adapter without a single pair would forget nothing")
         for path, (a, b) in self.pairs.items():
-            _check_pair(path, a, b)
+            _check_pair(path, a, b, facts=self.facts)
         if self.erasure is not None:
-            check_erasure(self.erasure)
+            check_erasure(self.erasure, self.facts)
         ordered = {path: self.pairs[path] for path in sorted(self.pairs)}
         object.__setattr__(self, "pairs", MappingProxyType(ordered))
 
@@ -227,13 +228,14 @@ def _weight(model: nn.Module, path: str) -> Tensor:
     return module.weight
 
 
-def _check_pair(path: str, a: Tensor, b: Tensor) -> None:
+def _check_pair(path: str, a: Tensor, b: Tensor, *, facts: AdapterFacts) -> None:
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
         raise AdapterError(
             f"{path}: expected A (r, in) and B (out, r), found {tuple(a.shape)}, {tuple(b.shape)}"
         )
-    if not 1 <= a.shape[0] <= MAX_RANK:
-        raise AdapterError(f"{path}: rank {a.shape[0]} is not in 1..{MAX_RANK}")
+    limit = rank_limit(facts, full=min(b.shape[0], a.shape[1]))
+    if not 1 <= a.shape[0] <= limit:
+        raise AdapterError(f"{path}: rank {a.shape[0]} is not in 1..{limit}")
     for name, tensor in (("lora_A", a), ("lora_B", b)):
         check_tensor(f"{path}.{name}", tensor)
 

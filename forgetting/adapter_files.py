@@ -22,6 +22,8 @@ from forgetting.errors import AdapterError
 
 FACTS_FILE = "forget.json"
 MAX_RANK = 128
+COMPACTION = "compaction"
+"""The `method` in the facts of an adapter that stands for a stack."""
 _FORMAT = 1
 _METADATA = {"format": "pt"}
 
@@ -156,6 +158,15 @@ def read_facts(content: bytes) -> AdapterFacts:
         groups_kept=raw["groups_kept"],
         groups_total=raw["groups_total"],
     )
+
+
+def rank_limit(facts: AdapterFacts, *, full: int) -> int:
+    """The highest rank that an adapter's pair or erasure may have.
+
+    What was learned at once has `MAX_RANK`; what stands for a stack may need the `full` rank of
+    its matrix, and no more.
+    """
+    return full if facts.method == COMPACTION else MAX_RANK
 
 
 def check_backbone(facts: AdapterFacts, fingerprint: str) -> None:

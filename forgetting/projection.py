@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from forgetting.adapter_files import (
+    COMPACTION,
     FACTS_FILE,
     MAX_RANK,
     AdapterFacts,
@@ -48,8 +49,9 @@ class Projection:
     facts: AdapterFacts
 
     def __post_init__(self) -> None:
-        check_erasure(self.erasure)
-        _check_projects(self.erasure)
+        check_erasure(self.erasure, self.facts)
+        if self.facts.method != COMPACTION:  # two projections in a row are none any more
+            _check_projects(self.erasure)
 
 
 def projection_files(projection: Projection) -> dict[str, bytes]:
@@ -79,7 +81,7 @@ def read_erasure(content: bytes, backbone: Backbone) -> Erasure:
     except TargetError as error:
         raise AdapterError(str(error)) from error
     erasure = Erasure(*(tensors[key] for key in _KEYS))
-    check_erasure(erasure)
+    check_erasure(erasure, None)
     if erasure.a.shape[1] != width:
         raise AdapterError(
             f"{PROJECTION_FILE}: the projection is for features of width {erasure.a.shape[1]}, the "
@@ -100,8 +102,11 @@ def projection_from_files(files: Mapping[str, bytes], backbone: Backbone) -> Pro
     return Projection(read_erasure(files[PROJECTION_FILE], backbone), facts)
 
 
-def check_erasure(erasure: Erasure) -> None:
-    """Raises `AdapterError` where shapes, types or values can't be right."""
+def check_erasure(erasure: Erasure, facts: AdapterFacts | None) -> None:
+    """Raises `AdapterError` where shapes, types or values can't be right.
+
+    Without `facts` any rank passes; whoever makes an adapter of it checks again.
+    """
     a, b = erasure.a, erasure.b
     if a.ndim != 2 or tuple(b.shape) != tuple(reversed(a.shape)):
         raise AdapterError(
@@ -113,8 +118,10 @@ def check_erasure(erasure: Erasure) -> None:
             raise AdapterError(
                 f"projection.{name}: expected shape ({width},), found {tuple(vector.shape)}"
             )
-    if not 1 <= rank <= min(MAX_RANK, width - 1):
-        raise AdapterError(f"projection: rank {rank} is not in 1..{min(MAX_RANK, width - 1)}")
+    any_rank = facts is None or facts.method == COMPACTION
+    limit = width if any_rank else min(MAX_RANK, width - 1)
+    if not 1 <= rank <= limit:
+        raise AdapterError(f"projection: rank {rank} is not in 1..{limit}")
     for name in ("a", "b", "mean", "shift"):
         check_tensor(f"projection.{name}", getattr(erasure, name))
 
