@@ -1,14 +1,13 @@
 """The `lethe` command: serve, forget, status, releases, rollback, restore, suspend, resume,
 predict, pretrain, demo.
 
-What works on the registry's own files, server or not, is in `registry_cli`; benchmarks are in
-`bench_cli`.
+What works on the registry's own files, server or not, is in `registry_cli` and `erasure_cli`;
+benchmarks are in `bench_cli`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +15,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from serving import bench_cli, registry_cli, show
+from serving import bench_cli, erasure_cli, registry_cli, show
 from serving.client import Client
 from serving.home import home_of, token
 from serving.settings import Settings, is_url, load_settings
@@ -28,7 +27,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Serve a vision model that can forget.",
 )
-SUBJECT_ID = re.compile(r"[0-9a-f]{32}")
 Url = Annotated[str | None, typer.Option("--url", envvar="LETHE_URL", help="the server")]
 Reason = Annotated[str, typer.Option("--reason", help="stands in the ledger; name nobody")]
 NeededReason = Annotated[str, typer.Option("--reason", help="stands in the ledger; name nobody")]
@@ -158,7 +156,7 @@ def restore(
 ) -> None:
     """End an erasure: the class is recognised again. What was trained on top is trained anew."""
     with plain_errors(), _client(config, url) as client:
-        if SUBJECT_ID.fullmatch(whom):
+        if erasure_cli.SUBJECT_ID.fullmatch(whom):
             ack = client.restore(subject=whom, reason=reason)
         else:
             ack = client.restore(whom, reason=reason)
@@ -247,6 +245,7 @@ def demo(
 
 
 registry_cli.add_to(app)
+erasure_cli.add_to(app)
 bench_cli.add_to(app)
 
 

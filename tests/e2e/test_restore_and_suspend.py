@@ -17,9 +17,20 @@ from serving.traffic import Traffic, audit, held_out
 from tests.e2e.conftest import Server
 
 
+SETTINGS = """
+[lease]
+seconds = 5.0
+margin = 0.5
+heartbeat = 0.3
+[forget.gates]  # what is forgotten how well is for other tests
+probe = 1.0
+prototypes = 1.0
+"""
+
+
 @pytest.fixture(scope="module")
 def running(make_server: Callable[..., Server]) -> Iterator[Server]:
-    server = make_server("[lease]\nseconds = 5.0\nmargin = 0.5\nheartbeat = 0.3\n").start()
+    server = make_server(SETTINGS).start()
     yield server
     assert server.stop() == 0
 
