@@ -20,11 +20,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from registry import publish
+from registry import publish, publish_compaction
 from registry.declarations import ServingState
 from registry.errors import ConflictError, RegistryError
 from registry.state import Release, State
 from serving.acknowledgement import Ack, Author, Halt, Outcome, Refusal, Resumption
+from serving.compaction import compaction_to_serve
 from serving.home import Home, note_seen, signer, wait_for_ledger
 from serving.membership import CONFIRMED, How, Membership, Pulse, Terms, Wake
 from serving.restoration import job_about, to_bring_back, way_back
@@ -368,3 +369,24 @@ class Coordinator:
             outcome = await self.bring_back(author)
             if isinstance(outcome, Refusal):
                 log.warning("restored subjects are not served yet: %s", outcome.detail)
+        adapter = compaction_to_serve(state)
+        if adapter is not None and not state.suspended:
+            await self._serve_compaction(adapter)
+
+    async def _serve_compaction(self, adapter: str) -> None:
+        """Serve one adapter in the place of the stack that it stands for."""
+        author = Author(ACTOR, "one adapter for the stack", f"compaction-{adapter[-12:]}")
+        outcome = await self._activate(
+            lambda: publish_compaction.publish_compaction(
+                self._ledger,
+                self._publisher,
+                adapter=adapter,
+                actor=author.actor,
+                reason=author.reason,
+                request_id=author.request_id,
+            ),
+            author,
+            prepare=True,
+        )
+        if isinstance(outcome, Refusal):
+            log.warning("the compaction %s is not served: %s", adapter, outcome.detail)

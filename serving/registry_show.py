@@ -40,6 +40,17 @@ def log(console: Console, entries: Sequence[Entry]) -> None:
         )
 
 
+def compaction(console: Console, view: dict[str, Any]) -> None:
+    release = f"release {view['release']}" if view["release"] is not None else "not served yet"
+    _line(console, f"{release}: adapter {view['adapter']}")
+    _line(
+        console,
+        f"  stands for {len(view['folds'])} adapters and {len(view['subjects'])} subjects, rank "
+        f"{view['rank']}, {view['bytes_after']} bytes instead of {view['bytes_before']}",
+    )
+    _line(console, f"  its logits differ by {view['difference']:.1e} from the stack's")
+
+
 def release(console: Console, view: dict[str, Any]) -> None:
     kind = view["kind"] + (
         f" to {view['rolled_back_to']}" if view["rolled_back_to"] is not None else ""
