@@ -119,7 +119,13 @@ def prepare(settings: Settings, progress: Any = lambda _: None) -> Backbone:
     _check_forget_settings(settings)
     prepare_backbone(settings, progress)
     backbone = open_backbone(settings)
-    known = check_registry(home).state.backbone
+    state = check_registry(home).state
+    if state.seal is not None and state.seal.backbone == backbone.fingerprint:
+        raise HomeError(
+            f"the registry {home.registry} ended when it was sealed into this backbone: give the "
+            'backbone a new one, registry = "a new folder"'
+        )
+    known = state.backbone
     if known is not None and known != backbone.fingerprint:
         raise HomeError(
             f"the registry {home.registry} was made for backbone {known}, the settings name "

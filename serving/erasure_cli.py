@@ -1,5 +1,5 @@
-"""`lethe tombstone`: what ends an erasure for good. It works on the registry's own files, so it
-needs no server, and the eraser's key.
+"""`lethe tombstone` and `lethe seal`: what makes an erasure final. They work on the registry's own
+files, so they need no server, but the eraser's or the operator's key.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 import uuid
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,6 +30,7 @@ SUBJECT_ID = re.compile(r"[0-9a-f]{32}")
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     app.command()(tombstone)
+    app.command()(seal)
 
 
 def tombstone(
@@ -68,6 +70,36 @@ def tombstone(
         )
         out.print(
             f"record {ledger.state.seq}: {subject} has a tombstone; {gone} were deleted, {rest}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def seal(
+    to: Annotated[Path, typer.Option("--out", help="folder to write the new backbone to")],
+    reason: Reason,
+    actor: Actor = "operator",
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Fold the active release into a new backbone without the forgotten classes, for good.
+
+    This registry ends with it; replicas go on with it until they are started anew with the new
+    backbone and a registry of its own.
+    """
+    with plain_errors():
+        from serving.sealed_release import seal_registry
+
+        settings = load_settings(config)
+        found = seal_registry(settings, to, actor=actor, reason=reason)
+        if as_json:
+            print_json({"out": str(to), **asdict(found)})
+            return
+        out.print(
+            f"release {found.release} is sealed into {to}: {found.classes} classes, without "
+            f"{found.left_out} forgotten ones, {found.backbone}\n"
+            "serve it with these settings, then what it was made of may be deleted:\n"
+            f'  registry = "a new folder"\n  [backbone]\n  directory = "{to}"',
             highlight=False,
             soft_wrap=True,
         )
