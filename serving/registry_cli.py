@@ -84,6 +84,7 @@ def show(
                 {
                     "adapter": adapter.id,
                     "job": adapter.job,
+                    "folds": adapter.folds,
                     "trained_at": encode_time(adapter.at),
                     "subjects": named(adapter.subjects, subjects),
                     "files": {name: asdict(file) for name, file in adapter.files.items()},

@@ -66,7 +66,8 @@ def release(console: Console, view: dict[str, Any]) -> None:
     _line(console, f"masked: {_names(view['guard'])}")
     for adapter in view["adapters"]:
         _line(console, f"adapter {adapter['adapter']}")
-        _line(console, f"  {adapter['job']}, erases {_names(adapter['subjects'])}")
+        origin = adapter["job"] or f"stands for {len(adapter['folds'])} adapters"
+        _line(console, f"  {origin}, erases {_names(adapter['subjects'])}")
         for name, file in adapter["files"].items():
             _line(console, f"  {file['size']:>10} bytes  {short(file['digest'])}  {name}")
         for name, value in adapter["figures"].items():
