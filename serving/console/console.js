@@ -124,14 +124,15 @@ class Console {
       const act = (name, row) => this.#act(name, row);
       drawErasures(this.#found, this.#live?.commands ?? [], act);
       drawReleases(this.#releases, act);
-      this.#sayHalted();
     }
+    this.#sayHalted();
     this.#sayContact();
   }
 
   #sayHalted() {
-    const { suspended, sealed } = this.#found;
-    say(at("halted"), suspended ? "Serving is suspended: every request is answered 503 until it is resumed." : sealed ? "This registry is sealed: its weights were folded into a new backbone, and no release follows." : "");
+    const { suspended } = this.#status;
+    const sealed = this.#found?.sealed ?? false;
+    say(at("halted"), suspended ? "Serving is suspended: no prediction is answered until somebody says lethe resume." : sealed ? "This registry is sealed: its weights were folded into a new backbone, and no release follows." : "");
     show(at("halted"), suspended || sealed);
   }
 

@@ -189,7 +189,9 @@ export function restoreQuestion(row) {
     go: () => `Restore ${row.class}`,
     path: "restore",
     body: (reason) => ({ subject: row.subject, reason }),
-    told: (answer) =>
-      `${row.class} is restored${answer.release === undefined || answer.release === null ? "" : ` by release ${answer.release}`}.`,
+    told: (ack) => {
+      const again = ack.trained_again.length ? `; to be trained again: ${names(ack.trained_again)}` : "";
+      return `${ack.class} is restored by release ${ack.release}${again}; still masked: ${names(ack.still_masked)}.`;
+    },
   };
 }

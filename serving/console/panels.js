@@ -109,7 +109,7 @@ export function drawReplicas(status, live) {
       lease: numbers ? numbers.lease_s.toFixed(1) : null,
       images: numbers?.images ?? null,
       // Without live numbers there is nothing to say of a lease.
-      state: live ? replicaState(member, numbers) : { words: member?.behind ? "behind" : "", tone: "" },
+      state: live ? replicaState(member, numbers, status.suspended) : { words: member?.behind ? "behind" : "", tone: "" },
     };
   });
   rows(at("replicas"), items, (item) => item.name, (item) => ({

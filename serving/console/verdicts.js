@@ -45,7 +45,11 @@ export function retainedVerdict(live) {
 /** The headline and the sentence below it. */
 export function headline(status) {
   const number = status.release;
-  const where = status.acknowledged ? "serves on every replica" : "is active, not on every replica yet";
+  const where = status.suspended
+    ? "is active; serving is suspended"
+    : status.acknowledged
+      ? "serves on every replica"
+      : "is active, not on every replica yet";
   const title = number === 0 ? `The bare backbone ${where}` : `Release ${number} ${where}`;
   const learned = status.forgotten_by_weights;
   const masked = status.masked_only;
@@ -58,7 +62,8 @@ export function headline(status) {
 }
 
 /** A replica's state in words; `heard` is its row of the live numbers, if any. */
-export function replicaState(member, heard) {
+export function replicaState(member, heard, suspended) {
+  if (suspended) return { words: "suspended", tone: "warn" };
   if (member === undefined) return { words: "not a member", tone: "warn" };
   if (member.behind) return { words: "behind", tone: "bad" };
   if (heard === undefined) return { words: "no numbers", tone: "warn" };

@@ -10,7 +10,7 @@ import time
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Request
+from fastapi import APIRouter, Depends, FastAPI, Header, Request
 from fastapi.responses import Response
 
 from registry.audit import audit, audit_to_json
@@ -21,7 +21,7 @@ from registry.subjects import SubjectMap
 from serving.console.erasures import erasures_view
 from serving.console.files import HEADERS, PAGE, File, read_files
 from serving.console.readings import drift_view, leak_view, replicas_view
-from serving.home import home_of, open_ledger, open_subjects
+from serving.home import home_of, open_current_ledger, open_subjects
 from serving.jobs import Rejection, named
 from serving.replica import Recognizer
 from serving.routes.access import Replica, operator_only
@@ -104,13 +104,13 @@ async def live(request: Request, replica: Replica) -> dict[str, Any]:
 @asked.get("/erasures")
 async def erasures(request: Request, replica: Replica) -> dict[str, Any]:
     """Every class that was ever to be forgotten, how far that is, and what is left."""
-    return await asyncio.to_thread(_erasures, replica, *_registry(request, replica))
+    return await asyncio.to_thread(_erasures, replica, request.app)
 
 
 @asked.get("/audit/{subject}")
 async def audit_card(subject: str, request: Request, replica: Replica) -> dict[str, Any]:
     """The whole life of one erasure, from the ledger: times, actors, digests, figures."""
-    return await asyncio.to_thread(_audit, subject, *_registry(request, replica))
+    return await asyncio.to_thread(_audit, subject, replica, request.app)
 
 
 async def _metrics_page(replica: Recognizer) -> bytes:
@@ -135,29 +135,31 @@ def _commands(request: Request) -> list[str]:
     return [command for command in COMMANDS if "post" in paths.get(f"/v1/{command}", {})]
 
 
-def _registry(request: Request, replica: Recognizer) -> tuple[Ledger, SubjectMap]:
+def _registry(replica: Recognizer, app: FastAPI) -> tuple[Ledger, SubjectMap]:
     """A reader of the ledger for the console alone, so that no look of it holds up a swap."""
-    held: tuple[Ledger, SubjectMap] | None = getattr(request.app.state, "registry", None)
+    held: tuple[Ledger, SubjectMap] | None = getattr(app.state, "registry", None)
     if held is None:
         home = home_of(replica.settings)
-        held = request.app.state.registry = open_ledger(home), open_subjects(home)
+        ledger = open_current_ledger(home, read_only=True)
+        held = app.state.registry = ledger, open_subjects(home, read_only=True)
     return held
 
 
-def _erasures(replica: Recognizer, ledger: Ledger, subjects: SubjectMap) -> dict[str, Any]:
+def _erasures(replica: Recognizer, app: FastAPI) -> dict[str, Any]:
+    ledger, subjects = _registry(replica, app)
     state = ledger.refresh()
     rows = erasures_view(state, class_of=subjects.class_of)
     gone = {row["class"] for row in rows if row["standing"] != "restored"}
     return {
         "registry_seq": state.seq,
-        "suspended": state.suspended,
         "sealed": state.seal is not None,
         "erasures": rows,
         "retained": [name for name in replica.classes if name not in gone],
     }
 
 
-def _audit(subject: str, ledger: Ledger, subjects: SubjectMap) -> dict[str, Any]:
+def _audit(subject: str, replica: Recognizer, app: FastAPI) -> dict[str, Any]:
+    ledger, subjects = _registry(replica, app)
     try:
         found = audit(ledger, subject)
     except NotFoundError:

@@ -132,7 +132,7 @@ class Console:
         dialog.dismiss()
 
     def unlock(self) -> Page:
-        self.page.get_by_label("Token").fill(self.server.operator_token)
+        self.page.locator("#token").fill(self.server.operator_token)
         self.page.keyboard.press("Enter")
         expect(self.page.locator("#leak-verdict")).not_to_have_text("…")
         return self.page
@@ -181,9 +181,9 @@ def row(page: Page, table: str, words: str) -> Any:
 
 def test_the_token_is_asked_for_and_stays_in_this_tab(console: Console) -> None:
     page = console.page
-    expect(page.get_by_label("Token")).to_be_focused()
+    expect(page.locator("#token")).to_be_focused()
     expect(page.locator("main")).to_be_hidden()
-    page.get_by_label("Token").fill("wrong")
+    page.locator("#token").fill("wrong")
     page.get_by_role("button", name="Open the console").click()
     expect(page.get_by_role("alert").filter(has_text="doesn’t take this token")).to_be_visible()
     console.unlock()
@@ -193,7 +193,7 @@ def test_the_token_is_asked_for_and_stays_in_this_tab(console: Console) -> None:
     expect(page.locator("main")).to_be_visible()
     page.get_by_role("button", name="Lock").click()
     expect(page.locator("main")).to_be_hidden()
-    expect(page.get_by_label("Token")).to_be_focused()
+    expect(page.locator("#token")).to_be_focused()
     assert page.evaluate("sessionStorage.length") == 0
     assert console.server.operator_token not in page.content()
 
@@ -418,16 +418,49 @@ def test_rollback_says_what_it_does_and_does_it(erased: Erased, page: Page, serv
         assert client.status()["masked_only"] == [HOSTILE]
 
 
-def test_a_refused_command_says_why_and_can_be_given_up(
+def test_a_refused_command_says_why_and_can_be_sent_again(
     erased: Erased, page: Page, server: Server
 ) -> None:
     page.get_by_role("button", name="Roll back to release 2").click()
     with server.client() as client:
-        client.rollback(2, reason="somebody else was faster")
+        client.suspend(reason="a test")
+        page.get_by_role("button", name="Roll back to 2").click()
+        expect(page.locator("#ask-problem")).to_contain_text("suspended")
+        client.resume(reason="a test")
     page.get_by_role("button", name="Roll back to 2").click()
-    expect(page.locator("#ask-problem")).to_contain_text("Release 2 is the active one")
-    page.keyboard.press("Escape")
+    expect(page.locator("#notice")).to_contain_text("serves what release 2 had")
     expect(page.locator("#ask")).to_be_hidden()
+
+
+def test_restore_needs_a_reason_and_brings_the_class_back(
+    erased: Erased, page: Page, server: Server
+) -> None:
+    restore = row(page, "erasures", "job-1").get_by_role("button", name="Restore")
+    restore.click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text(f"ends the erasure of {HOSTILE}")
+    page.locator("#ask-go").click()
+    expect(page.locator("#ask-problem")).to_have_text("A reason is needed.")
+    expect(page.locator("#ask-reason")).to_be_focused()
+    page.locator("#ask-reason").fill("the request was withdrawn")
+    page.locator("#ask-go").click()
+    expect(page.locator("#notice")).to_contain_text(f"{HOSTILE} is restored by release")
+    expect(row(page, "erasures", "job-1")).to_contain_text("Restored: the erasure was ended")
+    expect(restore).to_have_count(0)
+    # The button is gone with its row's erasure; the focus is not lost with it.
+    expect(page.locator("#headline")).to_be_focused()
+    with server.client() as client:
+        assert client.status()["under_erasure"] == []
+
+
+def test_a_suspended_server_is_shown_as_suspended(page: Page, server: Server) -> None:
+    with server.client() as client:
+        client.suspend(reason="a test")
+        words = page.get_by_role("alert").filter(has_text="Serving is suspended")
+        expect(words).to_be_visible()
+        expect(page.locator("#replicas tbody")).to_contain_text("suspended")
+        client.resume(reason="a test")
+    expect(words).to_be_hidden()
 
 
 # -- cut off
