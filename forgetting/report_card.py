@@ -107,8 +107,9 @@ def _leaks(leaks: Leaks | None) -> list[str]:
         return [f"What attacks win back can't be measured: {leaks.unmeasurable}."]
     told = f"| membership AUC | | {leaks.membership_before:.2f} | {leaks.membership_auc:.2f} | | |"
     return [
-        "What attacks win back of the forgotten classes; *kept* is the share of what they win from "
-        f"the backbone, above chance. Prototypes had {leaks.fresh_shots} unseen images of a class.",
+        f"What attacks with {leaks.images} training images win back of the forgotten classes; "
+        "*kept* is the share of what they win from the backbone, above chance. Prototypes had "
+        f"{leaks.fresh_shots} unseen images of a class.",
         "",
         "| attack | images | backbone | after | chance | kept |",
         "|---|---|---|---|---|---|",

@@ -83,6 +83,7 @@ class Leaks:
         membership_auc: 0.5 + |AUC - 0.5| between training and test images of the forgotten
             classes, by the score that tells most; 0.5 is none; None as above.
         membership_before: The same of the bare backbone.
+        images: Training images that the attackers had, forgotten and retained.
         fresh_shots: Images of a class that the prototypes really had, at most 5.
         unmeasurable: Why the data allow no figures, in a sentence; None where they do.
         cpu_seconds: Of this process, for all of it.
@@ -91,6 +92,7 @@ class Leaks:
     figures: Mapping[str, LeakFigure]
     membership_auc: float | None
     membership_before: float | None
+    images: int
     fresh_shots: int
     unmeasurable: str | None
     cpu_seconds: float
@@ -135,7 +137,7 @@ def measure_leaks(
     asked = _askable(forget)
     lacking = _lacking(train, asked=asked, retained=retained, gone=gone)
     if lacking is not None:
-        return Leaks({}, None, None, 0, lacking, time.process_time() - began)
+        return Leaks({}, None, None, len(train), 0, lacking, time.process_time() - began)
     test = Samples(torch.cat([asked.x, retained.x]), torch.cat([asked.y, retained.y]))
     whole = len(indices(images, "train", classes=names))
     config = AttackConfig(
@@ -168,6 +170,7 @@ def measure_leaks(
         },
         membership_auc=_told_apart(after),
         membership_before=_told_apart(before),
+        images=len(train),
         fresh_shots=min(config.prototypes.shots, int(counts.max()) // 2),
         unmeasurable=None,
         cpu_seconds=time.process_time() - began,

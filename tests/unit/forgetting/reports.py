@@ -16,6 +16,7 @@ LEAKS = Leaks(
     },
     membership_auc=0.54,
     membership_before=0.6,
+    images=200,
     fresh_shots=5,
     unmeasurable=None,
     cpu_seconds=1.5,

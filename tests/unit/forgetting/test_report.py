@@ -75,7 +75,8 @@ def test_card_says_what_was_not_judged_and_what_nothing_is_known_of() -> None:
     )
     card = to_markdown(dark, judge(dark, GateConfig()))
     assert card.startswith("# Forget report: accepted")
-    assert "| probe |  | 0.7000 | not judged: no forgotten class has two test images |" in card
+    limit = f"{GateConfig().probe:.4f}"
+    assert f"| probe |  | {limit} | not judged: no forgotten class has two test images |" in card
     assert "can't be measured: no forgotten class has two" in card
     assert "nothing is known of 3 retained classes" in card
     assert "| of these without training images | 0 | no images |  | no images |" in card

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,10 +11,12 @@ import torch
 from forgetting.adapter import effective_weights, from_files
 from forgetting.backbone import Backbone
 from forgetting.data import ImageSet, indices, to_tensors
-from forgetting.errors import DataError
+from forgetting.errors import BackboneError, DataError
 from forgetting.measure import share_right
 from forgetting.method import Progress
+from forgetting.methods.lethe import Lethe
 from forgetting.report_card import dumps, to_markdown
+from forgetting.subset import without_classes
 from forgetting.task import TaskResult, adapted_model, run_task
 from forgetting.train import TrainConfig
 
@@ -51,6 +55,19 @@ def test_report_counts_what_the_shipped_files_do(
     assert first.report.adapter_bytes == sum(len(c) for c in first.files.values())
 
 
+def test_report_measures_what_the_gates_ask_for(first: TaskResult) -> None:
+    report = first.report
+    assert [gate.name for gate in first.gates if gate.value is None] == []
+    assert 0 < report.near_after.n < report.acc_r_after.n
+    assert 0 < report.ece_after < 0.5
+    assert report.leak.n <= report.acc_f_before.hits
+    assert report.emission.n == report.acc_r_after.n
+    assert report.leaks is not None
+    assert report.leaks.figures["prototypes"].after < report.leaks.figures["prototypes"].before
+    assert report.unmeasured == 0
+    assert report.acc_m_after is None
+
+
 def test_adapted_model_has_the_effective_weights_and_leaves_the_backbone(
     first: TaskResult, backbone: Backbone
 ) -> None:
@@ -69,6 +86,7 @@ def test_facts_name_subjects_and_never_classes(first: TaskResult, backbone: Back
     assert facts.subjects == ("subject-a",)
     assert facts.seed == 5
     assert facts.config["rank"] == QUICK.rank
+    assert facts.method == Lethe.name
     assert facts.groups_kept == len(first.adapter.pairs) // 2
     assert json.loads(first.files["forget.json"])["data_digest"] == first.report.data_digest
 
@@ -163,3 +181,86 @@ def test_stack_without_ids_is_refused(
             stack_ids=[],
             config=QUICK,
         )
+
+
+def _moved(images: ImageSet, name: str, *, to: str) -> ImageSet:
+    """All of a class's images in one split."""
+    label = images.classes.index(name)
+    split = tuple(
+        to if own == label else part for own, part in zip(images.labels, images.split, strict=True)
+    )
+    return replace(images, split=split)
+
+
+def _forget(backbone: Backbone, images: ImageSet, *names: str) -> TaskResult:
+    return run_task(
+        backbone,
+        [],
+        images=images,
+        forget=names,
+        earlier=[],
+        subjects=SUBJECTS,
+        stack_ids=[],
+        config=QUICK,
+    )
+
+
+def test_missing_images_are_reported_and_never_passed_over(
+    backbone: Backbone, digit_images: ImageSet
+) -> None:
+    """1 can't be reported on, 5 can't be replayed, of 6 nothing is known."""
+    images = _moved(_moved(digit_images, "1", to="train"), "5", to="test")
+    result = _forget(backbone, without_classes(images, ["6"]), "0", "1")
+    report, gates = result.report, {gate.name: gate for gate in result.gates}
+    assert report.by_subject["subject-b"].n == 0
+    assert not gates["worst_class"].passed
+    assert gates["worst_class"].advice.startswith("1 classes under erasure have no test image")
+    assert not result.passed
+    assert report.acc_m_before is not None
+    assert report.acc_m_after is not None
+    assert report.acc_m_after.n == report.acc_m_before.n == sum(digit_images.labels == 5)
+    assert report.images["retain_train"] == 6 * QUICK.replay_per_class
+    assert report.unmeasured == 1
+    assert "nothing is known of 1 retained classes" in to_markdown(report, result.gates)
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_class_without_training_images_is_refused_by_name(
+    backbone: Backbone, digit_images: ImageSet, split: str
+) -> None:
+    with pytest.raises(DataError, match="class '1' has no images to learn from in digits"):
+        _forget(backbone, _moved(digit_images, "1", to=split), "0", "1")
+
+
+def test_class_without_any_image_is_refused_by_name(
+    backbone: Backbone, digit_images: ImageSet
+) -> None:
+    with pytest.raises(DataError, match="class '0' has no images to learn from in digits"):
+        _forget(backbone, without_classes(digit_images, ["0"]), "0")
+
+
+def test_nothing_to_replay_is_refused(backbone: Backbone, digit_images: ImageSet) -> None:
+    images = digit_images
+    for name in digit_images.classes[1:]:
+        images = _moved(images, name, to="test")
+    with pytest.raises(DataError, match="leave 9 classes with images, 0 of them with training"):
+        _forget(backbone, images, "0")
+
+
+def test_image_that_broke_since_the_set_was_opened_is_named(
+    backbone: Backbone, digit_images: ImageSet
+) -> None:
+    sources = list(digit_images.sources)
+    broken = int(indices(digit_images, "train", classes=["0"])[0])
+    sources[broken] = b"no image"
+    with pytest.raises(DataError, match=f"image {broken} of digits can't be decoded"):
+        _forget(backbone, replace(digit_images, sources=tuple(sources)), "0")
+
+
+def test_head_that_no_attack_knows_is_refused_before_training(
+    backbone: Backbone, digit_images: ImageSet
+) -> None:
+    model = copy.deepcopy(backbone.model)
+    model.head = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.Linear(32, 10))
+    with pytest.raises(BackboneError, match="one linear in the model's head, found 2"):
+        _forget(replace(backbone, model=model), digit_images, "0")

@@ -1,11 +1,93 @@
-"""What of a failed training may go into the ledger."""
+"""What a training hands back, and what of a failed one may go into the ledger."""
 
 from __future__ import annotations
 
-import pytest
+import json
+from collections.abc import Mapping
+from pathlib import Path
 
+import numpy as np
+import pytest
+from PIL import Image
+
+from forgetting.augment import Augmentation
+from forgetting.backbone import save_backbone
+from forgetting.data import image_folder
 from forgetting.errors import DataError, TrainingError
-from serving.learning import kind_of
+from forgetting.pretrain import PretrainConfig, pretrain
+from serving.learning import Learner, kind_of
+from serving.settings import load_settings
+from serving.train_job import NotTrained, Trained, TrainJob
+
+TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
+# One step of next to no size, so that nothing is forgotten.
+IDLE = {"select_steps": 1, "refit_steps": 1, "rate": 1e-9, "erase": 0.0}
+LENIENT = {"acc_f": 1.0, "worst_class": 1.0, "probe": 1.0, "prototypes": 1.0, "dump_share": 1.0}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four classes of twelve images, told apart by which stripe is bright, and their backbone."""
+    root = tmp_path_factory.mktemp("learner")
+    rng = np.random.default_rng(0)
+    for i, name in enumerate(("bo", "cy", "dee", "zoe")):
+        (root / "images" / name).mkdir(parents=True)
+        for j in range(12):
+            pixels = rng.integers(0, 60, size=(16, 16), dtype=np.uint8)
+            pixels[4 * i : 4 * i + 4] += 150
+            Image.fromarray(pixels).save(root / "images" / name / f"{j}.png")
+    images = image_folder(root / "images")
+    still = Augmentation(rotation=0, scale=0, shift=0, contrast=0, brightness=0)
+    config = PretrainConfig(steps=150, batch=24, peak_rate=5e-3, augmentation=still)
+    save_backbone(root / "backbone", pretrain(images, model_args=TINY, config=config).backbone)
+    return root
+
+
+def _learn(folder: Path, *names: str, gates: Mapping[str, float]) -> Trained | NotTrained:
+    settings = load_settings(
+        home=folder / "home",
+        images=str(folder / "images"),
+        backbone={"directory": folder / "backbone"},
+        forget={"train": IDLE, "gates": gates},
+    )
+    job = TrainJob(
+        job="job-1",
+        forget=names,
+        earlier=(),
+        withheld=(),
+        subjects={name: f"subject-{i}" for i, name in enumerate(names)},
+        stack=(),
+        files=(),
+    )
+    return Learner(settings).train(job)
+
+
+def test_refusal_names_gate_value_limit_and_advice(folder: Path) -> None:
+    learned = _learn(folder, "zoe", gates={})
+    assert isinstance(learned, Trained)
+    assert learned.refused is not None
+    first = learned.refused.split("; ")[0]
+    assert first.startswith("acc_f is 0.")
+    assert "limit 0.0100: give more forget images" in first
+    assert "zoe" not in learned.refused
+    assert json.loads(learned.report)["passed"] is False
+    assert "zoe" not in learned.report.decode()
+
+
+def test_limits_of_the_settings_decide(folder: Path) -> None:
+    learned = _learn(folder, "zoe", gates=LENIENT)
+    assert isinstance(learned, Trained)
+    assert learned.refused is None
+    limits = {gate["name"]: gate["limit"] for gate in json.loads(learned.report)["gates"]}
+    assert limits["acc_f"] == limits["worst_class"] == 1.0
+
+
+def test_class_without_images_is_no_adapter_and_names_nobody_in_the_ledger(folder: Path) -> None:
+    learned = _learn(folder, "eve", gates={})
+    assert isinstance(learned, NotTrained)
+    assert learned.kind.startswith("the images of the data set can't be used")
+    assert "eve" not in learned.kind
+    assert "no class 'eve'" in learned.detail
 
 
 @pytest.mark.parametrize(
