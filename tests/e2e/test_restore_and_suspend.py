@@ -16,7 +16,6 @@ from serving.client import ClientError
 from serving.traffic import Traffic, audit, held_out
 from tests.e2e.conftest import Server
 
-
 SETTINGS = """
 [lease]
 seconds = 5.0
@@ -161,3 +160,24 @@ def test_a_server_that_starts_while_serving_is_suspended_waits_to_be_resumed(
         assert predict(running).status_code == 503
         client.resume(reason="in the morning")
         assert predict(running).status_code == 200
+
+
+def test_what_is_sealed_is_served_as_a_backbone_that_never_knew_the_forgotten_class(
+    running: Server, make_server: Callable[..., Server]
+) -> None:
+    before = shares(running, "8", "1")
+    to = running.home / "sealed"
+    said = running.lethe("seal", "--out", str(to), "--reason", "it is final")
+    assert said.returncode == 0, said.stderr
+    assert "9 classes, without 1 forgotten ones" in said.stdout
+    # Who runs goes on; nothing new can be recorded.
+    assert predict(running).status_code == 200
+    with running.client() as client, pytest.raises(ClientError, match="sealed"):
+        client.forget(["2"])
+    heir = make_server(f"[backbone]\ndirectory = '{to}'\n").start()
+    after = shares(heir, "8", "1")
+    assert after["8"] == (0, 0)
+    assert after["1"] == pytest.approx(before["1"], abs=0.01)
+    with heir.client() as client, pytest.raises(ClientError, match="has no class '8'"):
+        client.forget(["8"])
+    assert heir.stop() == 0
