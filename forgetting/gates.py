@@ -172,6 +172,8 @@ def _leak(name: str, leaks: Leaks | None, figure: str, *, share: float, least: i
     if found is None:
         return GateResult(name, False, None, share, "the attack was not run: measure it")
     limit = found.allowed(share)
+    if not found.n:
+        return GateResult(name, True, None, limit, "not judged: no class has two test images")
     return _too_few(name, found.n, limit=limit, least=least) or _gate(name, found.low, limit)
 
 

@@ -49,7 +49,7 @@ class LeakFigure:
         after: Recall of test images by the attacked adapted model, mean over the attack's draws.
         before: The same attack on the bare backbone.
         chance: What guessing wins.
-        n: Test images that were asked.
+        n: Test images that were asked; 0 where there was none beside those that were shown.
     """
 
     after: float
@@ -116,7 +116,8 @@ def measure_leaks(
         model: With the stack and this task's adapter.
         images: Labelled by the backbone's head.
         classes: Who is who.
-        forget: Test images of this task's classes. Classes with a single one are left out.
+        forget: Test images of this task's classes. Classes with a single one are left out where
+            others have more.
 
     Raises:
         DataError: An image can't be decoded, or embeddings are not finite.
@@ -134,7 +135,7 @@ def measure_leaks(
     train = samples("train", names, most)
     retained = samples("test", classes.retained, RETAINED_TEST)
     gone = torch.tensor(sorted(class_index(images, name) for name in classes.under_erasure))
-    asked = _askable(forget)
+    asked = _in_pairs(forget)
     lacking = _lacking(train, asked=asked, retained=retained, gone=gone)
     if lacking is not None:
         return Leaks({}, None, None, len(train), 0, lacking, time.process_time() - began)
@@ -157,7 +158,7 @@ def measure_leaks(
         for attacked in (model, backbone.model)
     )
     counts = asked.y.bincount()[torch.unique(asked.y)]
-    fresh = int((counts - counts // 2).sum())
+    fresh = int((counts - counts // 2)[counts > 1].sum())
     return Leaks(
         figures={
             name: LeakFigure(
@@ -177,16 +178,15 @@ def measure_leaks(
     )
 
 
-def _askable(forget: Samples) -> Samples:
-    """Without classes that have one image: it can't be both shown and asked."""
-    counts = forget.y.bincount()
-    chosen = counts[forget.y] > 1 if len(forget) else torch.empty(0, dtype=torch.bool)
-    return Samples(forget.x[chosen], forget.y[chosen])
+def _in_pairs(forget: Samples) -> Samples:
+    """Without classes of a single image, which can't be both shown and asked; all if none is."""
+    chosen = forget.y.bincount()[forget.y] > 1
+    return Samples(forget.x[chosen], forget.y[chosen]) if bool(chosen.any()) else forget
 
 
 def _lacking(train: Samples, *, asked: Samples, retained: Samples, gone: Tensor) -> str | None:
     if len(asked) == 0:
-        return "no forgotten class has two test images"
+        return "there are no test images of the forgotten classes"
     if len(retained) == 0:
         return "there are no test images of retained classes"
     inside = int(torch.isin(train.y, gone).sum())

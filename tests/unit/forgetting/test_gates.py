@@ -104,9 +104,14 @@ def test_figure_that_is_no_number_is_not_passed() -> None:
             lambda r: _leaking(r, "prototypes", LeakFigure(1.0, 1.0, 0.1, 9)),
         ),
         (
+            "prototypes",
+            "no class has two test images",
+            lambda r: _leaking(r, "prototypes", LeakFigure(0.0, 1.0, 0.1, 0)),
+        ),
+        (
             "probe",
-            "no class has two",
-            lambda r: replace(r, leaks=replace(LEAKS, unmeasurable="no class has two")),
+            "no training images",
+            lambda r: replace(r, leaks=replace(LEAKS, unmeasurable="no training images")),
         ),
     ],
 )

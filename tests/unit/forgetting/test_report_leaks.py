@@ -96,7 +96,7 @@ def test_images_of_earlier_classes_are_left_out(backbone: Backbone, digit_images
     assert leaks.images == 9 * 5
 
 
-def test_class_with_one_test_image_is_not_asked_about(
+def test_class_with_one_test_image_is_asked_about_only_where_none_has_more(
     backbone: Backbone, digit_images: ImageSet
 ) -> None:
     labels, parts = digit_images.labels, np.array(digit_images.split)
@@ -105,9 +105,17 @@ def test_class_with_one_test_image_is_not_asked_about(
     one = _measured(backbone, backbone.model, few)
     assert one.figures["probe_5"].n == len(indices(few, "test", classes=["1"]))
     alone = TaskClasses(tuple(str(d) for d in range(1, 10)), forget=("0",), earlier=())
-    none = _measured(backbone, backbone.model, few, classes=alone)
-    assert none.figures == {}
-    assert none.unmeasurable == "no forgotten class has two test images"
+    alone_measured = _measured(backbone, backbone.model, few, classes=alone)
+    counts = {name: figure.n for name, figure in alone_measured.figures.items()}
+    assert counts == {"recovery": 1, "probe_1": 1, "probe_5": 1, "probe_20": 1, "prototypes": 0}
+
+
+def test_without_test_images_nothing_is_attacked(
+    backbone: Backbone, digit_images: ImageSet
+) -> None:
+    leaks = _measured(backbone, backbone.model, digit_images, asked=0)
+    assert leaks.figures == {}
+    assert leaks.unmeasurable == "there are no test images of the forgotten classes"
 
 
 def _dropped(images: ImageSet, rows: NDArray[np.int64]) -> ImageSet:
