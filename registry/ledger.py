@@ -22,7 +22,7 @@ from registry.errors import (
 from registry.fold import apply
 from registry.keys import Signer, Trust
 from registry.record import GENESIS, Draft, Entry, Record, digest_of, open_record, seal_record
-from registry.schema import DIGEST, Fields, decode_json, encode_json
+from registry.schema import DIGEST, Fields, decode_written, encode_json
 from registry.state import State
 from registry.store import Store
 
@@ -309,7 +309,7 @@ FORMAT = encode_json({"format": FORMAT_NAME, "version": FORMAT_VERSION})
 
 def read_format(data: bytes) -> None:
     """Check the bytes of format.json. Raises: FormatError."""
-    fields = Fields(decode_json(data, where=FORMAT_KEY), where=FORMAT_KEY)
+    fields = Fields(decode_written(data, where=FORMAT_KEY), where=FORMAT_KEY)
     name, version = fields.choice("format", (FORMAT_NAME,)), fields.integer("version", at_least=1)
     if version != FORMAT_VERSION:
         fields.refuse(

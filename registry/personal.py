@@ -1,12 +1,13 @@
 """What a registry keeps of a subject beside the log, and its deletion under a tombstone.
 
     subjects/<id>.json                  its entry in the subject map, with the claim of its class
-    subjects/<id>/images/...            images that were given for it
+    subjects/<id>/images/<sha256>       images that were given with the request to forget it
     subjects/<id>/prototypes/...        templates that were computed from such images
 
 Nothing here is part of the log, so all of it can go while the chain still verifies.
 """
 
+import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import get_args
 
 from registry import publish
 from registry.declarations import Deletable
-from registry.errors import NotFoundError
+from registry.errors import AlreadyExistsError, NotFoundError
 from registry.keys import Signer
 from registry.ledger import Ledger
 from registry.store import Store
@@ -33,6 +34,26 @@ class Deletion:
     objects: tuple[Deletable, ...]
     files: tuple[str, ...]
     map_entry_kept: bool
+
+
+def keep_image(store: Store, subject: str, data: bytes) -> str:
+    """Store an image for a subject, durably, and return its key; the same one twice is one.
+
+    Raises: StoreError.
+    """
+    key = f"{PREFIX}{subject}/images/{hashlib.sha256(data).hexdigest()}"
+    with suppress(AlreadyExistsError):
+        store.create(key, data)
+    return key
+
+
+def images_of(store: Store, subject: str) -> list[bytes]:
+    """The images that are kept for a subject, in a fixed order. Raises: StoreError."""
+    found = []
+    for key in files_of(store, subject)["images"]:
+        with suppress(NotFoundError):  # deleted since
+            found.append(store.read(key))
+    return found
 
 
 def files_of(store: Store, subject: str) -> Mapping[Deletable, list[str]]:

@@ -41,6 +41,18 @@ def decode_json(data: bytes, *, where: str) -> dict[str, Any]:
     return value
 
 
+def decode_written(data: bytes, *, where: str) -> dict[str, Any]:
+    """As `decode_json`, for what only `encode_json` writes: no byte of it can change unnoticed."""
+    value = decode_json(data, where=where)
+    if encode_json(value) != data:
+        raise FormatError(
+            "expected JSON as this registry writes it, to the byte; restore the file from a copy",
+            check="schema",
+            where=where,
+        )
+    return value
+
+
 def encode_time(time: datetime) -> str:
     """RFC 3339 in UTC with milliseconds, "2026-11-20T14:03:58.123Z"."""
     return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -18,7 +18,7 @@ import secrets
 from contextlib import suppress
 
 from registry.errors import AlreadyExistsError, CheckError, IntegrityError, NotFoundError
-from registry.schema import SUBJECT, Fields, decode_json, encode_json
+from registry.schema import SUBJECT, Fields, decode_written, encode_json
 from registry.store import Store
 
 PREFIX = "subjects/"
@@ -75,7 +75,7 @@ class SubjectMap:
             data = self._store.read(key)
         except NotFoundError:
             raise NotFoundError(f"the subject {subject} is not in the map (any more)") from None
-        fields = Fields(decode_json(data, where=key), where=key)
+        fields = Fields(decode_written(data, where=key), where=key)
         class_name = fields.text("class", _CLASS_NAME)
         secret = bytes.fromhex(fields.text("key", _HEX_KEY))
         fields.finish()
@@ -143,7 +143,7 @@ class SubjectMap:
             data = self._store.read(key)
         except NotFoundError:
             return None
-        fields = Fields(decode_json(data, where=key), where=key)
+        fields = Fields(decode_written(data, where=key), where=key)
         subject = fields.text("subject", SUBJECT)
         fields.finish()
         return subject

@@ -1,7 +1,7 @@
-"""A writer process for the race and kill tests: `python ledger_writer.py ROOT NAME COUNT`.
+"""A writer process for the race and kill tests: `python ledger_writer.py REGISTRY KEYS NAME COUNT`.
 
 Appends notes and blobs until COUNT are acknowledged (0: until killed), and prints a line for each
-one only after the ledger has said that it is durable.
+one only after the ledger has said that it is durable. REGISTRY is a folder or the URL of a bucket.
 """
 
 import sys
@@ -10,12 +10,12 @@ from pathlib import Path
 from registry import publish
 from registry.keys import Signer, Trust
 from registry.ledger import Ledger
-from registry.store import DirectoryStore
+from registry.store import open_store
 
 
-def main(root: Path, name: str, count: int) -> None:
-    ledger = Ledger(DirectoryStore(root / "registry"), Trust.load(root / "keys" / "trust.json"))
-    operator = Signer.load(root / "keys" / "operator.pem")
+def main(registry: str, keys: Path, name: str, count: int) -> None:
+    ledger = Ledger(open_store(registry), Trust.load(keys / "trust.json"))
+    operator = Signer.load(keys / "operator.pem")
     number = 0
     while count == 0 or number < count:
         digest = ledger.put_blob(f"{name} {number}".encode() * 100)
@@ -32,4 +32,4 @@ def main(root: Path, name: str, count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))

@@ -108,8 +108,9 @@ def test_a_longer_file_is_found_and_named(copy: DirectoryStore, trust: Trust) ->
     for key in copy.list(""):
         path = copy.root / key
         good = path.read_bytes()
-        path.write_bytes(good + b"x")
-        assert key in [where for _, where in problems(copy, trust)]
+        for more in (b"x", b"\n"):
+            path.write_bytes(good + more)
+            assert key in [where for _, where in problems(copy, trust)], f"{key} and {more!r}"
         path.write_bytes(good)
 
 
