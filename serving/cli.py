@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from serving import bench_cli, erasure_cli, registry_cli, show
-from serving.client import Client
+from serving.client import Client, read_images
 from serving.home import home_of, token
 from serving.settings import Settings, is_url, load_settings
 from serving.terminal import Config, Json, err, fail, out, plain_errors, print_json
@@ -80,6 +80,9 @@ def _prepare(settings: Settings) -> None:
 def forget(
     classes: Annotated[list[str], typer.Argument(help="classes to forget")],
     wait: Annotated[bool, typer.Option("--wait", help="until the weights have forgotten")] = False,
+    images: Annotated[
+        Path | None, typer.Option("--images", help="folder of images of the one class to forget")
+    ] = None,
     reason: Reason = "",
     config: Config = None,
     url: Url = None,
@@ -87,7 +90,10 @@ def forget(
 ) -> None:
     """Forget classes: masked at once on every replica, then trained out of the weights."""
     with plain_errors(), _client(config, url) as client:
-        job = client.forget(classes, reason=reason)
+        if images is not None and len(classes) > 1:
+            fail("--images holds images of one class: name that one alone")
+        given = {} if images is None else {classes[0]: read_images(images)}
+        job = client.forget(classes, reason=reason, images=given)
         if not as_json:
             show.accepted(out, job)
         if wait:

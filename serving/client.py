@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import mimetypes
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +16,7 @@ import httpx
 POLL_S = 0.3
 TRIES = 8
 RETRY_S = 1.0
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 ENDED = ("done", "refused", "restored")
 
 
@@ -72,11 +74,25 @@ class Client:
     # -- operations
 
     def forget(
-        self, classes: Sequence[str], *, reason: str = "", key: str | None = None
+        self,
+        classes: Sequence[str],
+        *,
+        reason: str = "",
+        key: str | None = None,
+        images: Mapping[str, Sequence[bytes]] | None = None,
     ) -> dict[str, Any]:
         """Accepted, and masked on every replica, when this returns. Sent again with the same
-        idempotency key, made here unless given, should the connection break."""
-        return self._command("/v1/forget", {"classes": list(classes), "reason": reason}, key)
+        idempotency key, made here unless given, should the connection break.
+
+        `images`: image files by class, to learn from beside those of the server's data set.
+        """
+        body: dict[str, Any] = {"classes": list(classes), "reason": reason}
+        if images:
+            body["images"] = {
+                name: [base64.b64encode(data).decode() for data in given]
+                for name, given in images.items()
+            }
+        return self._command("/v1/forget", body, key)
 
     def rollback(self, release: int, *, reason: str = "", key: str | None = None) -> dict[str, Any]:
         return self._command("/v1/rollback", {"release": release, "reason": reason}, key)
@@ -165,6 +181,18 @@ class Client:
         if response.is_error:
             raise ClientError(_sentence(response))
         return response
+
+
+def read_images(folder: Path) -> list[bytes]:
+    """The image files of a folder. Raises `ClientError` when there are none."""
+    try:
+        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        found = [path.read_bytes() for path in files]
+    except OSError as error:
+        raise ClientError(f"can't read {error.filename}: {error.strerror}") from None
+    if not found:
+        raise ClientError(f"{folder} has no images ({', '.join(IMAGE_SUFFIXES)})")
+    return found
 
 
 def _sentence(response: httpx.Response) -> str:

@@ -11,16 +11,19 @@ It holds nothing that the ledger doesn't, so it may be killed at any moment.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from registry import publish
 from registry.declarations import Restored
 from registry.errors import ConflictError, FormatError
+from registry.personal import keep_image
 from registry.state import Job, State
+from registry.subjects import SubjectMap
 from serving.acknowledgement import Ack, Author, Refusal
 from serving.activation import Activation, rollback_of
-from serving.home import home_of, open_subjects, signer, wait_for_ledger
+from serving.home import home_of, open_private_store, signer, wait_for_ledger
 from serving.jobs import (
     Rejection,
     job_view,
@@ -56,14 +59,15 @@ class Control:
         self._classes = classes
         home = home_of(settings)
         self._ledger = wait_for_ledger(home)
-        self._subjects = open_subjects(home)
+        self._private = open_private_store(home)
+        self._subjects = SubjectMap(self._private)
         self._operator = signer(home, "operator")
         self._accepting = threading.Lock()
         self._activation = Activation(coordinator, self._ledger)
         self._worker = ForgetWorker(
             self._ledger,
             signer(home, "publisher"),
-            subjects=self._subjects,
+            private=self._private,
             activation=self._activation,
             trainer=trainer,
             attempts=settings.forget.attempts,
@@ -73,23 +77,35 @@ class Control:
     # -- commands
 
     def forget(
-        self, classes: Sequence[str], actor: str, reason: str, request_id: str
+        self,
+        classes: Sequence[str],
+        actor: str,
+        reason: str,
+        request_id: str,
+        images: Mapping[str, Sequence[bytes]] = MappingProxyType({}),
     ) -> dict[str, Any] | Rejection:
-        """Accept a forget command: durable, and masked on every replica, when this returns."""
+        """Accept a forget command: durable, and masked on every replica, when this returns.
+
+        `images`, checked ones, by class: to learn from beside those of the data set.
+        """
         with self._accepting:
             state = self._ledger.refresh()
             known = state.requests.get(request_id)
             if known is None:
-                rejection = self._why_not(classes, state)
+                rejection = self._why_not(classes, state) or _why_not_with(images, classes)
             else:
                 rejection = self._why_not_again(classes, state.jobs[known])
             if rejection is not None:
                 return rejection
+            subjects = {name: self._subjects.assign(name) for name in classes}
+            for name in images if known is None else ():
+                for data in images[name]:
+                    keep_image(self._private, subjects[name], data)
             try:
                 job = publish.request_forget(
                     self._ledger,
                     self._operator,
-                    subjects=[self._subjects.assign(name) for name in classes],
+                    subjects=list(subjects.values()),
                     backbone=self._backbone,
                     actor=actor,
                     reason=reason,
@@ -344,6 +360,15 @@ class Control:
                 "At least two must stay: a model that knows one class tells nothing.",
             )
         return None
+
+
+def _why_not_with(
+    images: Mapping[str, Sequence[bytes]], classes: Sequence[str]
+) -> Rejection | None:
+    others = sorted(set(images) - set(classes))
+    if not others:
+        return None
+    return Rejection(422, f"Images were sent of {others[0]!r}, which this doesn't forget.")
 
 
 def _why_no_rollback(to: int, state: State) -> Rejection | None:

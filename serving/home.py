@@ -26,7 +26,7 @@ from registry.errors import IntegrityError, StoreError
 from registry.highwater import HIGHWATER_FILE, check_mark, raise_mark, read_mark
 from registry.keys import TRUST_FILE, Role, Signer, Trust, init_keys
 from registry.ledger import Ledger
-from registry.store import open_store
+from registry.store import Store, open_store
 from registry.subjects import SubjectMap
 from serving.settings import Settings
 
@@ -200,9 +200,13 @@ def note_seen(home: Home, ledger: Ledger, operator: Signer) -> None:
     raise_mark(home.highwater, seq=state.seq, head=state.head, signer=operator, trust=home.trust)
 
 
+def open_private_store(home: Home, *, read_only: bool = False) -> Store:
+    """The registry's store, for what is about persons: nobody else may read what it writes."""
+    return open_store(home.registry, read_only=read_only, file_mode=0o600)
+
+
 def open_subjects(home: Home, *, read_only: bool = False) -> SubjectMap:
-    # Its files hold class names.
-    return SubjectMap(open_store(home.registry, read_only=read_only, file_mode=0o600))
+    return SubjectMap(open_private_store(home, read_only=read_only))
 
 
 def signer(home: Home, role: Role) -> Signer:

@@ -25,6 +25,7 @@ from forgetting.train import TrainConfig
 from serving.backbones import open_backbone
 from serving.settings import Settings
 from serving.train_job import NotTrained, Trained, TrainJob
+from serving.uploads import with_uploads
 
 KINDS: tuple[tuple[type[ForgettingError], str], ...] = (
     (DataError, "the images of the data set can't be used as they are"),
@@ -53,7 +54,7 @@ class Learner:
             result = run_task(
                 self._backbone,
                 stack,
-                images=self._images,
+                images=with_uploads(self._images, job.uploads),
                 forget=job.forget,
                 earlier=job.earlier,
                 withheld=job.withheld,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class TrainJob:
     """Ids of the adapters to train on top of."""
     files: tuple[Mapping[str, bytes], ...]
     """Their files, in the stack's order."""
+    uploads: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict)
+    """Class name -> images that came with the command, to learn from beside the data set's."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,9 @@ from registry.adapters import adapter_files
 from registry.errors import ConflictError, FormatError, RegistryError
 from registry.keys import Signer
 from registry.ledger import Ledger
+from registry.personal import images_of
 from registry.state import Job
+from registry.store import Store
 from registry.subjects import SubjectMap
 from serving.acknowledgement import Author, Refusal
 from serving.activation import Activation
@@ -47,17 +49,19 @@ class ForgetWorker:
         ledger: Ledger,
         publisher: Signer,
         *,
-        subjects: SubjectMap,
+        private: Store,
         activation: Activation,
         trainer: Any,
         attempts: int,
         accepting: threading.Lock,
     ) -> None:
-        """`trainer` is an actor handle; a job is given up after `attempts` failed trainings.
-        `accepting` is held while a command changes who is under erasure."""
+        """`private` holds the subject map and uploaded images; `trainer` is an actor handle. A job
+        is given up after `attempts` failed trainings. `accepting` is held while a command changes
+        who is under erasure."""
         self._ledger = ledger
         self._publisher = publisher
-        self._subjects = subjects
+        self._private = private
+        self._subjects = SubjectMap(private)
         self._activation = activation
         self._trainer = trainer
         self._attempts = attempts
@@ -165,6 +169,7 @@ class ForgetWorker:
             subjects={name: subject for subject, name in names.items()},
             stack=stack,
             files=tuple(adapter_files(self._ledger, adapter) for adapter in stack),
+            uploads={names[s]: tuple(images_of(self._private, s)) for s in job.erasing},
         )
         self.training[job.id] = {"phase": "starting"}
         try:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, model_validator
 
+from serving.decode import decode_image
 from serving.jobs import Rejection
 from serving.routes.access import Replica, operator_only
 from serving.routes.problems import ProblemError
@@ -35,6 +37,10 @@ class _Command(BaseModel):
 
 class ForgetCommand(_Command):
     classes: list[str] = Field(min_length=1, max_length=1000, examples=[["7"]])
+    images: dict[str, list[Base64Bytes]] = Field(
+        default_factory=dict,
+        description="class -> images of it (base64), to learn from beside the data set's",
+    )
 
 
 class RollbackCommand(_Command):
@@ -66,8 +72,15 @@ async def forget(
     command: ForgetCommand, replica: Replica, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Forget classes: they are masked on every replica when this answers, trained away after."""
+    for data in (data for given in command.images.values() for data in given):
+        # Raises a problem for what is no image; who trains finds no surprises.
+        await asyncio.to_thread(decode_image, data, max_pixels=replica.settings.limits.pixels)
     job = await replica.control.forget.remote(
-        command.classes, ACTOR, command.reason, idempotency_key or uuid.uuid4().hex
+        command.classes,
+        ACTOR,
+        command.reason,
+        idempotency_key or uuid.uuid4().hex,
+        command.images,
     )
     return JSONResponse(_or_problem(job), 202, headers={"Location": f"/v1/jobs/{job['job']}"})
 

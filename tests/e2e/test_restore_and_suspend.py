@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from forgetting.data import open_image_set
+from forgetting.data import image, indices, open_image_set, png_bytes
 from serving.client import ClientError
 from serving.traffic import Traffic, audit, held_out
 from tests.e2e.conftest import Server
@@ -51,10 +51,14 @@ def shares(server: Server, *classes: str) -> dict[str, tuple[float, float]]:
 def test_a_restored_class_is_recognised_again_and_who_was_learned_on_top_is_learned_anew(
     running: Server,
 ) -> None:
+    digits = open_image_set("digits")
+    own = indices(digits, "train", classes=["3"])
     with running.client() as client:
-        for name in ("3", "8"):
-            done = client.wait(client.forget([name])["job"])
+        for name, given in (("3", [png_bytes(image(digits, int(i))) for i in own[:5]]), ("8", [])):
+            done = client.wait(client.forget([name], images={name: given} if given else {})["job"])
             assert done["state"] == "done", done["refused"]
+            if given:
+                assert client.report(done["job"])["images"]["forget_train"] == len(own) + 5
         assert max(map(max, shares(running, "3", "8").values())) <= 0.01
         with pytest.raises(ClientError, match="No erasure was ever requested"):
             client.restore("7", reason="a mistake")
@@ -83,6 +87,24 @@ def test_a_restored_class_is_recognised_again_and_who_was_learned_on_top_is_lear
     told = running.lethe("audit", ack["subject"]).stdout
     assert "the request was withdrawn" in told
     assert "restored" in told
+    # Now that nobody needs to know whose id it is, all that is kept of it may go.
+    kept = running.home / "registry" / "subjects" / ack["subject"] / "images"
+    assert len(list(kept.iterdir())) == 5
+    gone = running.lethe("tombstone", "3", "--reason", "and nothing is to be kept")
+    assert gone.returncode == 0, gone.stderr
+    assert "5 files were deleted, the id leads to no class any more" in gone.stdout
+    assert list(kept.iterdir()) == []
+    assert "tombstone" in running.lethe("audit", ack["subject"]).stdout
+    assert running.lethe("verify").returncode == 0
+
+
+def test_what_is_sent_with_a_forget_command_must_be_images_of_its_class(running: Server) -> None:
+    scan = held_out(open_image_set("digits"), ["1"])[0][1]
+    with running.client() as client:
+        for images, words in (({"5": [b"no image"]}, "not an image"), ({"6": [scan]}, "'6'")):
+            with pytest.raises(ClientError, match=words):
+                client.forget(["5"], images=images)
+        assert client.status()["under_erasure"] == ["8"]
 
 
 def predict(server: Server) -> httpx.Response:
