@@ -13,6 +13,8 @@ const FIGURES = {
   acc_r_before: "Retained, backbone",
   acc_r_previous: "Retained, release before",
   acc_r_after: "Retained, this release",
+  near_before: "Near classes, backbone",
+  near_after: "Near classes, this release",
   groups_kept: "Groups with an update",
   groups_total: "Groups of the backbone",
   adapter_bytes: "Adapter, bytes",
@@ -67,7 +69,8 @@ function figure(value) {
   if (typeof value === "boolean") return value ? "yes" : "no";
   if (typeof value === "number") return Number.isInteger(value) ? count(value) : value.toPrecision(4);
   if (value === null || typeof value !== "object") return String(value);
-  const interval = Array.isArray(value.interval) ? ` [${value.interval.map((end) => percent(end)).join(", ")}]` : "";
+  const ends = value.interval ?? [value.low, value.high];
+  const interval = ends.every((end) => typeof end === "number") ? ` [${ends.map((end) => percent(end)).join(", ")}]` : "";
   const share = typeof value.value === "number" ? percent(value.value) : "–";
   return `${share}${interval}${value.n === undefined ? "" : ` of ${count(value.n)}`}`;
 }

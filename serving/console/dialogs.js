@@ -95,13 +95,18 @@ function refuse(words, field) {
 }
 
 function working() {
-  at("ask-go").disabled = true;
+  hold(true);
   say(at("ask-go"), "Working…");
 }
 
 function ready(words) {
-  at("ask-go").disabled = false;
+  hold(false);
   say(at("ask-go"), words);
+}
+
+/** While a command is under way nothing of it can be changed or sent again. */
+function hold(held) {
+  for (const id of ["pick", "ask-reason", "ask-go"]) at(id).disabled = held;
 }
 
 function picker(classes, chosen, changed) {

@@ -7,7 +7,7 @@ import { headline, leakVerdict, replicaState, retainedVerdict, sampledWords, sta
 
 const FIRST_ROWS = 20;
 const ENDED = ["done", "refused", "restored"];
-const KINDS = { bare: "bare backbone", guard: "mask", adapter: "adapter", rollback: "rollback" };
+const KINDS = { bare: "bare backbone", guard: "mask", adapter: "adapter", compaction: "compaction", rollback: "rollback" };
 
 export function drawNow(status) {
   const { title, words } = headline(status);
@@ -31,7 +31,7 @@ export function drawEvidence(status, live) {
     ["Drift evidence", `${signed(drift.evidence_log10)} of ${drift.proof_log10}`],
     ["Target", `${percent(drift.target)} disagree`],
     ["Disagreements", `${count(drift.disagreements)} of ${count(drift.compared)}`],
-    ["Sampled requests", sampledWords(live)],
+    ["Sampled since start", sampledWords(live)],
     ["Replicas heard", `${live.heard} of ${live.expected}`],
   ]);
 }

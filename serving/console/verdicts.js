@@ -34,7 +34,7 @@ export function retainedVerdict(live) {
   const { drift } = live;
   if (live.share === 0) return blind("Shadowing is off (monitor.share is 0): nothing is compared.");
   if (drift === null) return blind("The monitor has no numbers from any replica.");
-  if (drift.compared === 0) return blind("No sampled request was compared yet: send traffic, or raise monitor.share.");
+  if (drift.compared === 0) return blind("With the active weights, no sampled request was compared yet: send traffic, or raise monitor.share.");
   const word = `${percent(1 - drift.disagreements / drift.compared)} agree`;
   if (drift.evidence_log10 >= drift.proof_log10) {
     return { word, tone: "bad", words: `Proven: more than ${percent(drift.target)} of what is retained is named otherwise than by the backbone. See CollateralDrift in the runbook.` };

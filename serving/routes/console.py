@@ -97,7 +97,7 @@ async def live(request: Request, replica: Replica) -> dict[str, Any]:
         "leak": leak_view(now, counts),
         "drift": drift_view(now, counts),
         "replicas": replicas_view(now),
-        "commands": _commands(request),
+        "commands": await asyncio.to_thread(_commands, request.app),
     }
 
 
@@ -129,9 +129,9 @@ def _counts(replica: Recognizer) -> Counts:
     return Tally.load(home_of(replica.settings).evidence).total(ready.stack)
 
 
-def _commands(request: Request) -> list[str]:
-    """Of `COMMANDS`, those that this server takes."""
-    paths = request.app.openapi()["paths"]
+def _commands(app: FastAPI) -> list[str]:
+    """Of `COMMANDS`, those that this server takes. Its first call is slow."""
+    paths = app.openapi()["paths"]
     return [command for command in COMMANDS if "post" in paths.get(f"/v1/{command}", {})]
 
 

@@ -382,7 +382,7 @@ def test_times_are_the_viewers_with_utc_in_the_title(
 
 
 def test_live_traffic_is_counted_and_judged(
-    erased: Erased, page: Page, server: Server, pictures: Path
+    erased: Erased, page: Page, server: Server, pictures: Path, tmp_path: Path
 ) -> None:
     with Traffic(server.url, server.auditor_token, images=str(pictures), rate=12) as traffic:
         traffic.wait_for(100)
@@ -390,6 +390,7 @@ def test_live_traffic_is_counted_and_judged(
         expect(page.locator("#latency-verdict")).to_have_text(re.compile(r"^(over )?[\d.,]+ ms$"))
         expect(page.locator("#leak-verdict")).to_have_text("Quiet")
         expect(page.locator("#retained-verdict")).to_have_text(re.compile(r"^\d+\.\d % agree$"))
+        page.screenshot(path=tmp_path / "traffic.png", full_page=True)
     with httpx.Client(base_url=server.url, trust_env=False) as visitor:
         token = {"Authorization": f"Bearer {server.operator_token}"}
         found = visitor.get("/v1/live", headers=token).json()
@@ -427,6 +428,7 @@ def test_a_refused_command_says_why_and_can_be_sent_again(
         page.get_by_role("button", name="Roll back to 2").click()
         expect(page.locator("#ask-problem")).to_contain_text("suspended")
         client.resume(reason="a test")
+    expect(row(page, "replicas", "serving")).to_have_count(2)
     page.get_by_role("button", name="Roll back to 2").click()
     expect(page.locator("#notice")).to_contain_text("serves what release 2 had")
     expect(page.locator("#ask")).to_be_hidden()
