@@ -77,7 +77,9 @@ def run_task(
     Args:
         backbone: The frozen backbone.
         stack: The adapters in force, bottom first.
-        images: Train, val and test images; its class names must be the backbone's.
+        images: Train, val and test images; its class names must be the backbone's. Retained
+            classes may lack training images, which are then not replayed, and are measured and
+            reported as `acc_m`; of those without any image the report says that nothing is known.
         forget: Names of the classes to forget now.
         earlier: Names of all classes forgotten before.
         withheld: Names of other classes under erasure (masked, and still in the weights): their
