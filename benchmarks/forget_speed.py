@@ -7,9 +7,10 @@ is cached). On a GPU also with bfloat16 and with compiled blocks. Then a whole t
 phases: on digits, or with --casia on synthetic images of that set's shape (100 classes, 112 pixels,
 the Face Transformer), whose weights and pixels are random: shapes decide what a step costs.
 
-Ratios only, no pass or fail. What is timed is the product's own step, not a copy of it, so this
-reaches into `forgetting.train`. The task's erasure, one matrix product an image, is left out of the
-steps and is in the split.
+Ratios only, no pass or fail; on a CPU they are of its own seconds, which others on the machine
+don't lengthen. What is timed is the product's own step, not a copy of it, so this reaches into
+`forgetting.train`. The task's erasure, one matrix product an image, is left out of the steps and
+is in the split.
 """
 
 from __future__ import annotations
@@ -87,17 +88,18 @@ def variants(device: str) -> tuple[Variant, ...]:
 def rate(step: Callable[[], object], *, steps: int, images: int, device: str) -> float:
     """Images a second over `steps` calls, after one that may compile."""
     step()
-    _wait(device)
-    began = time.perf_counter()
+    began = _clock(device)
     for _ in range(steps):
         step()
-    _wait(device)
-    return steps * images / (time.perf_counter() - began)
+    return steps * images / (_clock(device) - began)
 
 
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+def _clock(device: str) -> float:
+    """CPU seconds of this process, or those of the clock once a GPU has done all it was given."""
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def compile_blocks(model: nn.Module) -> None:
@@ -211,8 +213,8 @@ def digits_task() -> tuple[Backbone, ImageSet, list[str]]:
 def task_split(
     backbone: Backbone, images: ImageSet, forget: list[str], *, config: TrainConfig
 ) -> tuple[dict[str, float], str]:
-    """Seconds of each phase of a task, and its report's card."""
-    profile = cProfile.Profile()
+    """CPU seconds of each phase of a task, and its report's card."""
+    profile = cProfile.Profile(time.process_time)
     result = profile.runcall(
         run_task,
         backbone,
@@ -239,6 +241,9 @@ def task_split(
 
     split = {"decode": spent("data", "to_tensors", caller="task")}
     split |= {phase: sum(spent(*at) for at in places) for phase, places in PHASES.items()}
+    unseen = [phase for phase, seconds in split.items() if not seconds]
+    if unseen:
+        raise SystemExit(f"no time was seen in {', '.join(unseen)}: has a function been renamed?")
     split["select"] -= spent("pools", "advanced")  # the cut moves up at its end
     whole = spent("task", "run_task")
     split["rest"] = whole - sum(split.values())
@@ -259,10 +264,8 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     small = device == "cpu"
-    steps, batch = (
-        chosen.steps or (2 if small else 20),
-        (chosen.images or (4 if small else 96)) // 2,
-    )
+    steps = (1 if small else 20) if chosen.steps is None else chosen.steps
+    batch = (chosen.images or (4 if small else 96)) // 2
     where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {chosen.threads} thread"
     print(f"{where}; {steps} steps of {2 * batch} images; torch {torch.__version__}\n")
     print("| backbone | | bare images/s | select / bare | refit / bare |\n|---|---|---|---|---|")
@@ -283,7 +286,7 @@ def main() -> None:
         backbone, images, forget = digits_task()
     split, card = task_split(backbone, images, forget, config=config)
     whole = sum(split.values())
-    print(f"\nA task on {images.name} ({len(images)} images, on the CPU): {whole:.1f} s, of it")
+    print(f"\nA task on {images.name} ({len(images)} images, on the CPU): {whole:.1f} CPU s, of it")
     print(", ".join(f"{phase} {seconds / whole:.0%}" for phase, seconds in split.items()))
     if chosen.card:
         print(f"\n{card}")
