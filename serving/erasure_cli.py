@@ -98,7 +98,8 @@ def seal(
         out.print(
             f"release {found.release} is sealed into {to}: {found.classes} classes, without "
             f"{found.left_out} forgotten ones, {found.backbone}\n"
-            "serve it with these settings, then what it was made of may be deleted:\n"
+            "serve it with these settings and a data set without those classes; then what it was "
+            "made of may be deleted:\n"
             f'  registry = "a new folder"\n  [backbone]\n  directory = "{to}"',
             highlight=False,
             soft_wrap=True,

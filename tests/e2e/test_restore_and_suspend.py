@@ -196,6 +196,7 @@ def test_what_is_sealed_is_served_as_a_backbone_that_never_knew_the_forgotten_cl
     assert predict(running).status_code == 200
     with running.client() as client, pytest.raises(ClientError, match="sealed"):
         client.forget(["2"])
+    assert running.stop() == 0
     heir = make_server(f"[backbone]\ndirectory = '{to}'\n").start()
     after = shares(heir, "8", "1")
     assert after["8"] == (0, 0)
