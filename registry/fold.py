@@ -263,11 +263,10 @@ def _confirmed(state: State, record: Record, body: Confirmed) -> State:
             f"release {state.confirmed} is confirmed, so {release.number} can't be any more"
         )
     changed: dict[str, Job] = {}
-    for id in state.adapters_in_force(release.number):
-        name = state.adapters[id].job
-        if name is None:
+    for id, entry in state.adapters_in_force(release.number).items():
+        if entry.job is None:
             continue
-        job = state.jobs[name]
+        job = state.jobs[entry.job]
         if job.adapter == id and job.state in ("trained", "published"):
             changed[job.id] = replace(job, state="done", done_at=record.at)
     unguarded = []

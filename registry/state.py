@@ -155,15 +155,15 @@ class State:
         adapters = self.releases[release].adapters
         return frozenset(subject for id in adapters for subject in self.adapters[id].subjects)
 
-    def adapters_in_force(self, release: int) -> frozenset[str]:
-        """The adapters of `release`, and those that these stand for."""
-        found: set[str] = set()
-        left = list(self.releases[release].adapters)
+    def adapters_in_force(self, release: int) -> dict[str, AdapterEntry]:
+        """The adapters of `release`, and those that these stand for, by id."""
+        found: dict[str, AdapterEntry] = {}
+        left = self.releases[release].adapters
         while left:
-            adapter = left.pop()
-            found.add(adapter)
-            left += self.adapters[adapter].folds
-        return frozenset(found)
+            entries = {adapter: self.adapters[adapter] for adapter in left}
+            found |= entries
+            left = tuple(below for entry in entries.values() for below in entry.folds)
+        return found
 
     @property
     def subjects_in_use(self) -> frozenset[str]:

@@ -79,7 +79,7 @@ def test_its_release_erases_and_masks_what_the_active_one_did() -> None:
     assert (after.kind, after.adapters, after.job) == ("compaction", (C.adapter,), None)
     assert after.guard == before.guard
     assert SERVED.subjects_erased_by_weights(4) == TWO.subjects_erased_by_weights(3)
-    assert SERVED.adapters_in_force(4) == {C.adapter, A1, A2}
+    assert SERVED.adapters_in_force(4).keys() == {C.adapter, A1, A2}
     assert {job.state for job in SERVED.jobs.values()} == {"done"}
 
 
@@ -102,7 +102,7 @@ def test_the_next_adapter_goes_on_top_and_is_folded_with_it() -> None:
     again = compacted(C.adapter, third.adapter, subjects=(S1, S2, S3), content=2)
     state = then(state, again, compaction(6, again.adapter, S1, S2, S3, parent=5), Activated(6))
     everything = {again.adapter, third.adapter, C.adapter, A1, A2}
-    assert state.adapters_in_force(6) == everything
+    assert state.adapters_in_force(6).keys() == everything
     assert then(state, confirmed(6)).jobs["job-3"].state == "done"
 
 

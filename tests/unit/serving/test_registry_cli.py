@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from registry import publish
 from registry.keys import Signer
 from serving.cli import app
-from serving.home import Home, open_ledger, open_subjects
+from serving.home import Home, open_ledger, open_subjects, prepare_home
 
 HEAD = "sha256:cdbea07abc166d36de79eeada59cbc382f4cd34f84ef2503da469bcaaf527dc6"
 ORPHAN = "blobs/sha256/00/" + "0" * 64
@@ -282,3 +282,48 @@ def test_keys_whose_private_half_is_elsewhere_are_listed_as_such(lethe: Lethe) -
 def test_no_registry_command_loads_torch() -> None:
     code = "import sys, serving.cli; sys.exit(any(m in sys.modules for m in ('torch', 'ray')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_older_copy_put_back_is_sound_and_found_by_the_number_that_was_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From end to end: a backup, an erasure after it, and the backup put back."""
+    monkeypatch.setenv("LETHE_HOME", str(tmp_path / "home"))
+    home = Home(tmp_path / "home", tmp_path / "home" / "registry")
+    prepare_home(home)
+    ledger, operator = open_ledger(home), Signer.load(home.keys / "operator.pem")
+
+    def request(name: str) -> int:
+        publish.request_forget(
+            ledger,
+            operator,
+            subjects=[open_subjects(home).assign(name)],
+            backbone="sha256:" + "b" * 64,
+            actor="ops",
+            reason="",
+            request_id=name,
+        )
+        return ledger.state.seq
+
+    def lethe(*arguments: object) -> Result:
+        return CliRunner().invoke(app, list(map(str, arguments)))
+
+    backup, copy = tmp_path / "backup.tar", tmp_path / "copy"
+    request("seven")
+    assert lethe("export", backup).exit_code == 0
+    seen = request("eight")
+    assert lethe("import", backup, "--registry", copy).exit_code == 0
+
+    elsewhere = ("--registry", copy, "--trust", home.keys / "trust.json")
+    assert read(lethe("verify", *elsewhere, "--json"))["sound"]
+    assert "older copy" in refused(lethe("verify", *elsewhere, "--at-least", seen))
+    found = lethe("verify", *elsewhere, "--at-least", seen, "--json")
+    assert found.exit_code == 1
+    (problem,) = json.loads(found.stdout)["problems"]
+    assert problem["check"] == "replay"
+    assert problem["where"] == f"log/{seen:020}.json"
+    assert lethe("verify", "--at-least", seen).exit_code == 0
+
+    shutil.rmtree(home.registry)
+    shutil.copytree(copy, home.registry)
+    assert "older copy" in refused(lethe("verify"))
