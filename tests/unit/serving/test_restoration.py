@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from registry.keys import ROLES, Signer, Trust, init_keys
 from registry.ledger import Ledger
 from registry.store import DirectoryStore
 from serving.jobs import adopted_release, job_view, pending_jobs
-from serving.restoration import to_bring_back, was_taken_off, way_back
+from serving.restoration import job_about, to_bring_back, was_taken_off, way_back
 from tests.unit.registry.registry_acts import Acts, subject
 
 ADA, BO, CY = 1, 2, 3
 
 
+def acts_in(folder: Path) -> Acts:
+    init_keys(folder / "keys")
+    signers = {role: Signer.load(folder / "keys" / f"{role}.pem") for role in ROLES}
+    trust = Trust.load(folder / "keys" / "trust.json")
+    return Acts(Ledger(DirectoryStore(folder / "registry"), trust), signers)
+
+
 @pytest.fixture
 def acts(tmp_path: Path) -> Acts:
-    init_keys(tmp_path / "keys")
-    signers = {role: Signer.load(tmp_path / "keys" / f"{role}.pem") for role in ROLES}
-    trust = Trust.load(tmp_path / "keys" / "trust.json")
-    return Acts(Ledger(DirectoryStore(tmp_path / "registry"), trust), signers)
+    return acts_in(tmp_path)
 
 
 def stage_of(acts: Acts, job: str) -> str:
@@ -138,3 +145,60 @@ def test_a_rollback_for_quality_puts_no_job_back(acts: Acts) -> None:
     acts.restore(CY)
     bring_back(acts)
     assert pending_jobs(acts.state) == []
+
+
+def train_pending(acts: Acts) -> None:
+    """What the worker does with the oldest pending job, if there is one."""
+    for job in pending_jobs(acts.state)[:1]:
+        if not job.guarded:
+            acts.serve(acts.publish("guard", job.id).number)
+        acts.train(job.id)
+        acts.serve(acts.publish("adapter", job.id).number)
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("forget"), st.sets(st.integers(0, 4), min_size=1, max_size=2)),
+    st.tuples(st.just("train"), st.just(frozenset())),
+    st.tuples(st.just("restore"), st.sets(st.integers(0, 4), min_size=1, max_size=1)),
+    st.tuples(st.just("roll back"), st.sets(st.integers(0, 9), min_size=1, max_size=1)),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(steps=st.lists(STEPS, min_size=3, max_size=14))
+def test_whoever_is_restored_is_served_and_nobody_else_is_exposed(
+    steps: list[tuple[str, set[int]]],
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        acts = acts_in(Path(folder))
+        for step, numbers in steps:
+            state = acts.state
+            subjects = {subject(number) for number in numbers}
+            if step == "forget" and subjects.isdisjoint(state.erasing):
+                acts.serve(acts.publish("guard", acts.forget(*numbers).id).number)
+            elif step == "train":
+                train_pending(acts)
+            elif step == "restore" and subjects <= state.erasing:
+                acts.restore(*numbers)
+                while to_bring_back(acts.state):
+                    to = way_back(acts.state)
+                    if to is None:
+                        job = job_about(acts.state, to_bring_back(acts.state))
+                        acts.serve(acts.publish("guard", job.id).number)
+                    else:
+                        acts.serve(acts.roll_back(to).number)
+                concealed = acts.state.active_release.guard | (
+                    acts.state.subjects_erased_by_weights(acts.state.active)
+                )
+                assert concealed.isdisjoint(subjects)
+            elif step == "roll back":
+                to = min(numbers) % (state.last_release + 1)
+                if to != state.active and state.backbone is not None:
+                    acts.serve(acts.roll_back(to).number)
+            assert acts.state.erasing <= acts.state.active_release.guard
+            assert to_bring_back(acts.state) == frozenset()
+        # Whoever waits for training gets it, once each: nobody waits for ever.
+        waiting = len(pending_jobs(acts.state))
+        for _ in range(waiting):
+            train_pending(acts)
+        assert pending_jobs(acts.state) == []
