@@ -26,7 +26,8 @@ export function leakVerdict(status, live) {
   if (leak.matches === 0) {
     return blind("No sampled request has shown a forgotten class yet: none leaked, and none could have.");
   }
-  return { word: "Quiet", tone: "", words: `At most ${percent(leak.upper_bound)} of such requests leak, with 95 % certainty.` };
+  const few = leak.upper_bound > leak.target ? `; to show the target of ${percent(leak.target)}, more matches are needed` : "";
+  return { word: "Quiet", tone: "", words: `At most ${percent(leak.upper_bound)} of such requests leak, with 95 % certainty${few}.` };
 }
 
 /** Agreement on retained classes: {word, words, tone}. */
