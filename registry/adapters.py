@@ -1,22 +1,33 @@
-"""The files of an adapter: stored for the record that will name them, and fetched by it."""
+"""The files of an adapter: as its record names them, and fetched by that."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from registry.bodies import FileRef, adapter_id
 from registry.errors import IntegrityError, NotFoundError
 from registry.ledger import Ledger, blob_key
+from registry.record import digest_of
 
 
-def store_adapter(
-    ledger: Ledger, files: Mapping[str, bytes], report: bytes
-) -> tuple[str, dict[str, FileRef], str]:
-    """Store an adapter's files and its report; the adapter's id, its files, the report's digest."""
-    *digests, report_digest = ledger.put_blobs([*files.values(), report])
-    refs = {
-        name: FileRef(digest, len(data))
-        for (name, data), digest in zip(files.items(), digests, strict=True)
-    }
-    return adapter_id(refs), refs, report_digest
+@dataclass(frozen=True, slots=True)
+class NewFiles:
+    """The files and the report of an adapter that is to be recorded.
+
+    `refs`: the files as the record names them. `blobs`: what is to be stored, by digest.
+    """
+
+    adapter: str
+    refs: Mapping[str, FileRef]
+    report: str
+    blobs: Mapping[str, bytes]
+
+
+def new_files(files: Mapping[str, bytes], report: bytes) -> NewFiles:
+    """Hash each once."""
+    refs = {name: FileRef(digest_of(data), len(data)) for name, data in files.items()}
+    blobs = {refs[name].digest: data for name, data in files.items()}
+    digest = digest_of(report)
+    return NewFiles(adapter_id(refs), refs, digest, {**blobs, digest: report})
 
 
 def adapter_files(ledger: Ledger, adapter: str) -> dict[str, bytes]:

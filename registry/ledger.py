@@ -9,7 +9,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 from registry.envelope import MAX_ENVELOPE_BYTES
@@ -76,7 +76,8 @@ class Ledger:
         self._clock = clock
         self._rng = rng if rng is not None else random.Random()
         self._patience_s = patience_s
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # of the state
+        self._appending = threading.RLock()  # one append at a time in this process
         self._state = known if known is not None else State()
         self._format_seen = False
         self._listed = False
@@ -115,12 +116,19 @@ class Ledger:
             self._listed = True
             return self._state
 
-    def append(self, make: Callable[[State], Draft | None], signer: Signer) -> State:
+    def append(
+        self,
+        make: Callable[[State], Draft | None],
+        signer: Signer,
+        *,
+        blobs: Mapping[str, bytes] | None = None,
+    ) -> State:
         """Add the record that `make` drafts from the current state, and return the state after it.
 
         `make` is called again with a newer state each time another writer comes first, and may
         raise, or return None when nothing is left to add. When this returns the record is
-        durable.
+        durable, and so are the `blobs` that it names, given by their digests: they are stored
+        before it, and not at all when there is nothing to add or the draft is refused.
 
         Raises: ConflictError (the record can't follow the state, or other writers were faster for
         `patience_s`), TrustError (the signer may not sign this type), FormatError (the draft),
@@ -128,8 +136,9 @@ class Ledger:
         """
         deadline = time.monotonic() + self._patience_s
         attempt = 0
+        unstored = dict(blobs or {})
         while True:
-            with self._lock:
+            with self._appending:
                 state = self.refresh()
                 draft = make(state)
                 if draft is None:
@@ -137,12 +146,13 @@ class Ledger:
                 data, entry = self._sealed(draft, state, signer)
                 after = apply(state, entry.record, digest=entry.digest)
                 self._ensure_format()
-                try:
-                    self._store.create(log_key(entry.record.seq), data)
-                except AlreadyExistsError:
-                    pass
-                else:
-                    self._state = after
+                key = log_key(entry.record.seq)
+                unstored, taken = self._create(unstored, then=(key, data))
+                if not taken:
+                    with self._lock:
+                        # Else another thread has read the new record by now, or more.
+                        if self._state is state:
+                            self._state = after
                     return after
             if time.monotonic() > deadline:
                 raise ConflictError(
@@ -181,15 +191,23 @@ class Ledger:
     def put_blobs(self, blobs: Sequence[bytes]) -> list[str]:
         """`put_blob` for several at once; takes about as long as the largest by itself."""
         digests = [digest_of(data) for data in blobs]
-        missing = dict(zip(digests, blobs, strict=True))
-        while missing:
-            # Made young first, then looked at: `upkeep.collect` takes old blobs that no record
-            # names, as these may be until our caller's record is there.
-            missing = {d: data for d, data in missing.items() if not self._renewed(d, len(data))}
-            if missing:
-                taken = self._store.create_all({blob_key(d): data for d, data in missing.items()})
-                missing = {d: data for d, data in missing.items() if blob_key(d) in taken}
+        unstored = dict(zip(digests, blobs, strict=True))
+        while unstored:
+            unstored, _ = self._create(unstored, then=None)
         return digests
+
+    def _create(
+        self, blobs: Mapping[str, bytes], *, then: tuple[str, bytes] | None
+    ) -> tuple[dict[str, bytes], tuple[str, ...]]:
+        """Store blobs by digest, `then` one object more, unless a name was taken just now.
+
+        Returns the blobs that were, to be tried again, and the keys that were, `then`'s included.
+        """
+        # Made young first, then looked at: `upkeep.collect` takes old blobs that no record names,
+        # as these may be until the record is there.
+        new = {d: data for d, data in blobs.items() if not self._renewed(d, len(data))}
+        taken = self._store.create_all({blob_key(d): b for d, b in new.items()}, then=then)
+        return {d: data for d, data in new.items() if blob_key(d) in taken}, taken
 
     def _renewed(self, digest: str, size: int) -> bool:
         """Make a blob young, if it is there, and check it. Raises: as `put_blob`."""

@@ -103,18 +103,15 @@ class ObjectStore:
                     raise
                 time.sleep(0.1 * attempt)
 
-    def create_all(self, objects: Mapping[str, bytes]) -> tuple[str, ...]:
-        def taken(key: str) -> bool:
-            try:
-                self.create(key, objects[key])
-            except AlreadyExistsError:
-                return True
-            return False
-
+    def create_all(
+        self, objects: Mapping[str, bytes], *, then: tuple[str, bytes] | None = None
+    ) -> tuple[str, ...]:
         with ThreadPoolExecutor(max_workers=min(8, max(1, len(objects)))) as pool:
-            return tuple(
-                key for key, was in zip(objects, pool.map(taken, objects), strict=True) if was
-            )
+            free = pool.map(lambda key: self._is_created(key, objects[key]), objects)
+            taken = tuple(key for key, created in zip(objects, free, strict=True) if not created)
+        if then is not None and not taken and not self._is_created(*then):
+            return (then[0],)
+        return taken
 
     def read(self, key: str, *, at_most: int | None = None) -> bytes:
         check_key(key)
@@ -196,6 +193,13 @@ class ObjectStore:
                 with self._errors(name, verb="deleted"), suppress(FileNotFoundError):
                     obstore.delete(self._writes, name)
         return tuple(sorted(found))
+
+    def _is_created(self, key: str, data: bytes) -> bool:
+        try:
+            self.create(key, data)
+        except AlreadyExistsError:
+            return False
+        return True
 
     def _probe(self) -> None:
         """See the server refuse to create an object twice; leaves nothing behind."""

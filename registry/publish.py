@@ -13,7 +13,7 @@ not do this, and StoreError when the storage fails.
 
 from collections.abc import Callable, Mapping, Sequence
 
-from registry.adapters import store_adapter
+from registry.adapters import new_files
 from registry.bodies import (
     Activated,
     Body,
@@ -41,7 +41,7 @@ from registry.errors import ConflictError, FormatError, NotFoundError
 from registry.fold_declarations import check_tombstone
 from registry.keys import Signer
 from registry.ledger import Ledger
-from registry.record import Draft, Record
+from registry.record import Draft, Record, digest_of
 from registry.state import AdapterEntry, Job, Release, State
 
 
@@ -94,20 +94,20 @@ def record_trained(
     `files` are the adapter's files by name, `stack` the ids of the adapters that it was trained
     on top of, lowest first.
     """
-    adapter, refs, report_digest = store_adapter(ledger, files, report)
+    new = new_files(files, report)
 
     def make(state: State) -> Draft:
         body = Trained(
             job=job,
-            adapter=adapter,
-            files=refs,
+            adapter=new.adapter,
+            files=new.refs,
             subjects=_job(state, job).erasing,
             stack=tuple(stack),
-            report=report_digest,
+            report=new.report,
         )
         return Draft(body, actor, reason, request_id)
 
-    return ledger.append(make, signer).adapters[adapter]
+    return ledger.append(make, signer, blobs=new.blobs).adapters[new.adapter]
 
 
 def refuse(
@@ -126,13 +126,14 @@ def refuse(
 
     Needs the role publisher. The job may be trained again.
     """
-    report_digest = None if report is None else ledger.put_blob(report)
+    blobs = {} if report is None else {digest_of(report): report}
+    report_digest = next(iter(blobs), None)
 
     def make(state: State) -> Draft:
         _job(state, job)
         return Draft(Refused(job, stage, detail, report_digest), actor, reason, request_id)
 
-    return ledger.append(make, signer).jobs[job]
+    return ledger.append(make, signer, blobs=blobs).jobs[job]
 
 
 def publish_release(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from registry.adapters import store_adapter
+from registry.adapters import new_files
 from registry.bodies import Compacted, Published
 from registry.errors import ConflictError, NotFoundError
 from registry.keys import Signer
@@ -27,17 +27,23 @@ def record_compacted(
     Needs the role publisher. `report` says how that was checked. The same files again are
     recorded once.
     """
-    adapter, refs, report_digest = store_adapter(ledger, files, report)
+    new = new_files(files, report)
 
     def make(state: State) -> Draft | None:
-        known = state.adapters.get(adapter)
+        known = state.adapters.get(new.adapter)
         if known is not None and known.folds == tuple(folds):
             return None
         subjects = [s for id in folds if id in state.adapters for s in state.adapters[id].subjects]
-        body = Compacted(adapter, refs, tuple(folds), tuple(dict.fromkeys(subjects)), report_digest)
+        body = Compacted(
+            adapter=new.adapter,
+            files=new.refs,
+            folds=tuple(folds),
+            subjects=tuple(dict.fromkeys(subjects)),
+            report=new.report,
+        )
         return Draft(body, actor, reason, request_id)
 
-    return ledger.append(make, signer).adapters[adapter]
+    return ledger.append(make, signer, blobs=new.blobs).adapters[new.adapter]
 
 
 def publish_compaction(

@@ -36,10 +36,14 @@ class Store(Protocol):
         """
         ...
 
-    def create_all(self, objects: Mapping[str, bytes]) -> tuple[str, ...]:
-        """`create` for several, in little more time than the largest takes by itself.
+    def create_all(
+        self, objects: Mapping[str, bytes], *, then: tuple[str, bytes] | None = None
+    ) -> tuple[str, ...]:
+        """`create` for several, in little more time than the largest takes by itself, and `then`
+        one more, which is never there, not after a power cut either, without all the others.
 
-        Returns the keys that existed already. After an error any of the new ones may be there.
+        Returns the keys that existed already. If there are any among `objects`, `then` is not
+        created. After an error any of the new ones may be there.
 
         Raises: StoreError.
         """
@@ -106,29 +110,27 @@ class DirectoryStore:
         if self.create_all({key: data}):
             raise AlreadyExistsError(f"{key}: exists already in {self.root}")
 
-    def create_all(self, objects: Mapping[str, bytes]) -> tuple[str, ...]:
+    def create_all(
+        self, objects: Mapping[str, bytes], *, then: tuple[str, bytes] | None = None
+    ) -> tuple[str, ...]:
         # In rounds, each ended by syncs side by side: a file system commits what is synced
-        # together in one go, and the number of these commits is what a publish waits for.
-        paths = {key: Path(self._path(key)) for key in objects}
-        with _os_errors(", ".join(objects), verb="stored"):
-            folders = self._make({path.parent for path in paths.values()})
+        # together in one go, and the number of these commits is what a publish waits for. The
+        # files are one round, the names of `objects` the next, that of `then` the last.
+        files = {**objects, **dict([then] if then is not None else [])}
+        paths = {key: Path(self._path(key)) for key in files}
+        with _os_errors(", ".join(files), verb="stored"):
+            made = self._make({path.parent for path in paths.values()})
             temporaries = {key: path.parent / _temporary_name() for key, path in paths.items()}
-            taken = []
             try:
-                _each(lambda key: self._write(temporaries[key], objects[key]), objects)
-                for key, path in paths.items():
-                    try:
-                        os.link(temporaries[key], path)
-                    except FileExistsError:
-                        taken.append(key)
+                _each(lambda key: self._write(temporaries[key], files[key]), files)
+                taken = self._name({key: temporaries[key] for key in objects}, paths, made=made)
+                if then is not None and not taken:
+                    taken = self._name({then[0]: temporaries[then[0]]}, paths, made=made)
             finally:
                 for temporary in temporaries.values():
                     with suppress(FileNotFoundError):
                         os.unlink(temporary)
-            # Where a name was taken too: the caller will rely on the other writer's object, which
-            # may not have got as far as its own sync.
-            self._sync({path.parent for path in paths.values()}, made=folders)
-        return tuple(taken)
+        return taken
 
     def read(self, key: str, *, at_most: int | None = None) -> bytes:
         path = self._path(key)
@@ -217,6 +219,22 @@ class DirectoryStore:
         finally:
             os.close(descriptor)
 
+    def _name(
+        self, temporaries: Mapping[str, Path], paths: Mapping[str, Path], *, made: set[Path]
+    ) -> tuple[str, ...]:
+        """Give written files their names, durably, and return those keys that were taken."""
+        taken = []
+        for key, temporary in temporaries.items():
+            try:
+                os.link(temporary, paths[key])
+            except FileExistsError:
+                taken.append(key)
+            os.unlink(temporary)
+        # Where a name was taken too: the caller will rely on the other writer's object, which may
+        # not have got as far as its own sync.
+        self._sync({paths[key].parent for key in temporaries}, made=made)
+        return tuple(taken)
+
     def _make(self, directories: Iterable[Path]) -> set[Path]:
         """Make directories and those above them, and return whose names may not last yet.
 
@@ -241,9 +259,11 @@ class DirectoryStore:
 
     def _sync(self, directories: Iterable[Path], *, made: set[Path]) -> None:
         """Have the names in `directories`, and those of the `made` ones, outlive a power cut."""
-        _each(_sync_directory, {*directories, *(path.parent for path in made)})
         with self._lock:
-            self._durable_directories.update(made)
+            new = made - self._durable_directories
+        _each(_sync_directory, {*directories, *(path.parent for path in new)})
+        with self._lock:
+            self._durable_directories.update(new)
 
 
 def is_key(text: str) -> bool:
