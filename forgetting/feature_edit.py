@@ -49,6 +49,12 @@ class Erasure:
         return sum(t.numel() for t in (self.a, self.b, self.mean, self.shift))
 
 
+def erased(e: Tensor, erasure: Erasure) -> Tensor:
+    """Features (n, d) after an erasure: e - B A (e - mean) + shift."""
+    # ((n, d) @ (d, k)) @ (k, d) -> (n, d)
+    return e - ((e - erasure.mean) @ erasure.a.T) @ erasure.b.T + erasure.shift
+
+
 @dataclass(frozen=True, eq=False)
 class FeatureEdit:
     """e' = M e + m with M (d, d) and m (d,)."""

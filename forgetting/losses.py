@@ -62,6 +62,17 @@ def retain_loss(logits: Tensor, target: Tensor) -> Tensor:
     return -(target * F.log_softmax(logits, dim=1)).sum(dim=1).mean()
 
 
+def feature_loss(embedding: Tensor, target: Tensor) -> Tensor:
+    """L_k = mean_i |e_i - t_i|^2 / mean_i |t_i - mean t|^2: retained features stay where they are.
+
+    Args:
+        embedding: (n, dim).
+        target: The features before (n, dim).
+    """
+    spread = (target - target.mean(dim=0)).square().sum(dim=1).mean()
+    return (embedding - target).square().sum(dim=1).mean() / spread
+
+
 def dispersion_loss(embedding: Tensor, y: Tensor, *, centre: Tensor) -> Tensor:
     """L_d = ReLU( mean over pairs i != j of one class of cos(e_i - c, e_j - c) ).
 

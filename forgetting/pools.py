@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from forgetting.augment import Augmentation, augmented
 from forgetting.errors import TrainingError
+from forgetting.feature_edit import Erasure, erased
 from forgetting.losses import chance_bound, cross_entropies, own_distribution
 from forgetting.measure import right
 from forgetting.method import ForgetData, Samples
@@ -27,7 +29,7 @@ class Pools:
         earlier: Images of classes that were forgotten before; may be empty.
         retain: Replayed images and their augmented copies.
         retain_target: As `forget_target`.
-        retain_embedding: As `forget_embedding`.
+        retain_embedding: As `forget_embedding`; what training holds them to.
         val_forget: For selection.
         val_retain: For selection.
         val_target: As `forget_target`, of `val_retain`.
@@ -125,14 +127,20 @@ def make_pools(
     )
 
 
-def steered(model: nn.Module, pools: Pools, *, forgotten: Tensor) -> Pools:
-    """The forget images' targets as `model`, which has an erasure in it, now answers them.
+def steered(model: nn.Module, pools: Pools, erasure: Erasure, *, forgotten: Tensor) -> Pools:
+    """What `model` answers now that `erasure` is in it: targets of forget and retain images.
 
     The bare model's answers to a class's images have a pattern of their own even without the class
     (who looks like whom), from which it could be told apart again; the erased model's have none.
     """
-    _, logits = answers(model, pools.forget, cut=lowest_cut(model))
-    return replace(pools, forget_target=own_distribution(logits, forgotten=forgotten))
+    vit: Any = model
+    with torch.no_grad():
+        logits = vit.get_classifier()(erased(pools.forget_embedding, erasure))
+    return replace(
+        pools,
+        forget_target=own_distribution(logits, forgotten=forgotten),
+        retain_embedding=erased(pools.retain_embedding, erasure),
+    )
 
 
 def answers(

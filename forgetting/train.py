@@ -1,6 +1,6 @@
 """Lethe's method: learn a sparse low-rank adapter that forgets, GS-LoRA++'s successor.
 
-    min  L_r + beta L_f + sigma L_s + delta L_d + alpha L_a  +  lambda sum_l |B_l|
+    min  L_r + beta L_f + sigma L_s + kappa L_k + delta L_d + alpha L_a  +  lambda sum_l |B_l|
 
 after GS-LoRA (Zhao et al., CVPR 2024, eq. 4 to 9) and Spotter (ICML 2026) for L_d; the terms are
 in `forgetting.losses`. First the closed form erases what distinguishes the forgotten classes in
@@ -30,6 +30,7 @@ from forgetting.lora import LowRank, attach, detach, update_norm, update_parts
 from forgetting.losses import (
     chance_bound,
     dispersion_loss,
+    feature_loss,
     forget_loss,
     group_norm,
     prox_threshold,
@@ -73,6 +74,7 @@ class TrainConfig:
         steer: Weight of the pull of forget images to the erased model's answer without the
             forgotten classes, so that they are not all pushed onto one retained class, and what
             the erasure took doesn't come back; 0 leaves it out.
+        keep: Weight of the loss that holds retained features where they are; 0 leaves it out.
         disperse: Weight of the dispersion of forget features; 0 leaves it out.
         relearn: Weight of the loss against a relearner; 0 leaves it out.
         erase: Most dimensions that one task's erasure takes from the feature, as a share of its
@@ -100,10 +102,11 @@ class TrainConfig:
     margin: float = 2.0
     beta: float = 1.0
     steer: float = 0.5
+    keep: float = 3.0
     disperse: float = 1.0
     relearn: float = 2.0
     erase: float = 0.1
-    erase_cost: float = 0.01
+    erase_cost: float = 0.005
     sparsity: float = 0.4
     most_share: float = 0.5
     copies: int = 3
@@ -161,7 +164,7 @@ def train(
     pools = make_pools(trained, data, copies=config.copies, generator=generator)
     erasure = erase(trained, pools, data, share=config.erase)
     if erasure is not None:
-        pools = steered(trained, pools, forgotten=data.forgotten)
+        pools = steered(trained, pools, erasure, forgotten=data.forgotten)
     rank = config.rank or affordable_rank(model, groups, erasure=erasure, config=config)
     attached = attach(trained, groups, rank=rank, generator=generator)
     run = _Run(trained, pools, attached, config=config, generator=generator, progress=progress)
@@ -305,6 +308,9 @@ class _Run:
         loss = retain + config.beta * forget
         if config.steer > 0:
             loss = loss + config.steer * retain_loss(logits[: len(f)], pools.forget_target[f])
+        if config.keep > 0:
+            kept = pools.retain_embedding[r]
+            loss = loss + config.keep * feature_loss(embedding[len(gone) :], kept)
         centre = embedding[len(gone) :].mean(dim=0).detach()
         return loss + self._recognisable(embedding[: len(gone)], gone, centre=centre)
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from forgetting.losses import (
     chance_bound,
     dispersion_loss,
+    feature_loss,
     forget_loss,
     group_norm,
     own_distribution,
@@ -107,6 +108,15 @@ def test_threshold_is_a_share_of_an_adam_step() -> None:
 
 def test_group_norm_is_over_all_parts() -> None:
     assert group_norm([torch.full((2,), 2.0), torch.full((2, 1), 2.0)]) == math.sqrt(16)
+
+
+def test_feature_loss_is_the_move_in_units_of_the_spread() -> None:
+    target = torch.tensor([[1.0, 0.0], [-1.0, 0.0]]) + 7.0  # a spread of 1 about their mean
+    assert float(feature_loss(target, target)) == 0.0
+    assert float(feature_loss(target + torch.tensor([0.0, 0.5]), target)) == pytest.approx(0.25)
+    # The same at any scale of the features.
+    near = float(feature_loss(10 * target + torch.tensor([0.0, 5.0]), 10 * target))
+    assert near == pytest.approx(0.25)
 
 
 def test_dispersion_is_the_mean_cosine_of_one_classs_pairs_seen_from_the_centre() -> None:

@@ -93,8 +93,10 @@ def test_steering_follows_the_erased_models_own_answers(untrained: Make, data: F
         head=None,
     )
     install_edit(model, composed([erasure]))
-    moved = steered(model, pools, forgotten=data.forgotten)
+    moved = steered(model, pools, erasure, forgotten=data.forgotten)
     assert not torch.equal(moved.forget_target, pools.forget_target)
+    embedding, _ = answers(model, pools.retain, cut=0)
+    assert torch.allclose(moved.retain_embedding, embedding, atol=1e-5)
     assert torch.equal(moved.retain_target, pools.retain_target)
     assert bool((moved.forget_target[:, 3] == 0).all())
 
