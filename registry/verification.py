@@ -18,7 +18,9 @@ from registry.record import Entry
 from registry.store import Store
 from registry.subjects import SubjectMap
 
-_OTHER_KEY = re.compile(r"format\.json|subjects/.*\.json")
+_OTHER_KEY = re.compile(
+    r"format\.json|subjects/.*\.json|subjects/[0-9a-f]{32}/(?:images|prototypes)/.*"
+)
 
 
 @dataclass(frozen=True, slots=True)

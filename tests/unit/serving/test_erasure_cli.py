@@ -66,6 +66,7 @@ def test_a_tombstone_leaves_nothing_of_a_subject_and_the_chain_still_verifies(
 ) -> None:
     stage.restore()
     assert len(kept_of_alice(stage)) == 3
+    assert json.loads(stage.lethe("fsck", "--json").stdout)["strays"] == []
     found = stage.lethe("tombstone", "alice", *WHY, "--json")
     assert found.exit_code == 0, found.output
     assert json.loads(found.stdout)["objects"] == ["images", "prototypes", "subject_map"]
