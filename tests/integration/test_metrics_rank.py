@@ -17,12 +17,12 @@ from forgetting.attacks.leak import LeakFigures, attack, excess, scalars
 from forgetting.augment import Augmentation
 from forgetting.data import ImageSet, digits, indices, to_tensors
 from forgetting.measure import drop, h_mean, most_hit, predict, right
-from forgetting.method import Samples
+from forgetting.method import Budget, Samples, Task
 from forgetting.methods.head_mask import mask
+from forgetting.methods.lethe import Lethe
 from forgetting.pretrain import PretrainConfig, Pretrained, pretrain, small_vit
 from forgetting.subset import without_classes
 from forgetting.task_data import TaskClasses, training_data
-from forgetting.train import TrainConfig, train
 
 GONE = ("3", "7")
 STRANGER = "9"
@@ -73,16 +73,12 @@ def models(images: ImageSet) -> dict[str, nn.Module]:
         replay_per_class=20,
         generator=torch.Generator().manual_seed(0),
     )
-    generator = torch.Generator().manual_seed(0)
-    learned = train(backbone.model, data, config=TrainConfig(), generator=generator)
-    adapted = copy.deepcopy(backbone.model)
-    with torch.no_grad():
-        for path, (a, b) in learned.pairs.items():
-            adapted.get_submodule(path).weight.add_(b @ a)  # type: ignore[operator]
+    task = Task(original=backbone.model, model=backbone.model, data=data)
+    learned = Lethe().learn(task, budget=Budget(), generator=torch.Generator().manual_seed(0))
     return {
         "backbone": backbone.model,
         "mask": masked,
-        "adapter": adapted,
+        "adapter": learned.model,
         "retrained": retrained,
     }
 
