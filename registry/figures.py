@@ -1,7 +1,7 @@
 """The figures of a report, read without knowing what measured them.
 
 To this package a report is a blob. When it is a JSON object, its plain values and its shares
-({"value", "n", "interval", ...}) are worth showing; anything else in it is left to the blob.
+({"value", "n", "low", "high", ...}) are worth showing; anything else in it is left to the blob.
 """
 
 import json
@@ -10,7 +10,7 @@ from registry.errors import NotFoundError
 from registry.ledger import Ledger
 from registry.schema import Json
 
-_SHARE = ("value", "interval", "hits", "n")
+_SHARE = ("value", "low", "high", "hits", "n")
 
 
 def report_figures(ledger: Ledger, digest: str) -> dict[str, Json]:
@@ -32,8 +32,8 @@ def figure_text(value: Json) -> str:
         return f"{value:.4g}" if isinstance(value, float) else str(value)
     share = value.get("value")
     text = f"{share:.1%}" if isinstance(share, int | float) else str(share)
-    match value.get("interval"):
-        case [int() | float() as low, int() | float() as high]:
+    match value.get("low"), value.get("high"):
+        case (int() | float() as low, int() | float() as high):
             text += f" [{low:.1%}, {high:.1%}]"
     return f"{text} of {value['n']}" if "n" in value else text
 

@@ -69,7 +69,7 @@ function figure(value) {
   if (typeof value === "boolean") return value ? "yes" : "no";
   if (typeof value === "number") return Number.isInteger(value) ? count(value) : value.toPrecision(4);
   if (value === null || typeof value !== "object") return String(value);
-  const ends = value.interval ?? [value.low, value.high];
+  const ends = [value.low, value.high];
   const interval = ends.every((end) => typeof end === "number") ? ` [${ends.map((end) => percent(end)).join(", ")}]` : "";
   const share = typeof value.value === "number" ? percent(value.value) : "–";
   return `${share}${interval}${value.n === undefined ? "" : ` of ${count(value.n)}`}`;

@@ -7,7 +7,7 @@ import pytest
 from registry.figures import figure_text, report_figures
 from registry.ledger import Ledger
 
-SHARE = {"hits": 1, "n": 8, "value": 0.125, "interval": [0.02, 0.47]}
+SHARE = {"hits": 1, "n": 8, "value": 0.125, "low": 0.02, "high": 0.47}
 
 
 def test_plain_values_and_shares_are_figures_and_nothing_else_is(ledger: Ledger) -> None:
