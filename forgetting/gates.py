@@ -49,7 +49,7 @@ class GateConfig:
     near_drop: float = 0.03
     dump_share: float = 0.20
     dump_rise: float = 0.10
-    probe: float = 0.80
+    probe: float = 0.90
     prototypes: float = 0.50
     ece_rise: float = 0.02
     least_images: int = 10

@@ -48,7 +48,7 @@ def test_good_task_passes_every_gate() -> None:
         ),
         ("near_drop", lambda r: replace(r, near_after=Share(100, 108))),
         ("dump_share", lambda r: replace(r, dump=Share(30, 36))),
-        ("probe", lambda r: _leaking(r, "probe_5", LeakFigure(0.95, 0.95, 0.1, 36))),
+        ("probe", lambda r: _leaking(r, "probe_5", LeakFigure(0.95, 0.95, 0.1, 300))),
         ("prototypes", lambda r: _leaking(r, "prototypes", LeakFigure(0.95, 0.95, 0.1, 18))),
         ("ece_rise", lambda r: replace(r, ece_after=0.06)),
     ],
@@ -129,7 +129,7 @@ def test_leak_is_judged_between_chance_and_the_bare_backbone() -> None:
     limit = _gates(GOOD)["probe"].limit
     assert limit == pytest.approx(0.1 + GateConfig().probe * (0.95 - 0.1))
     # The same figure is a leak where the backbone itself gives no more, and chance is none.
-    same = LeakFigure(0.6, 0.6, 0.1, 300)
+    same = LeakFigure(0.6, 0.6, 0.1, 3000)
     assert _failed(_leaking(GOOD, "probe_5", same)) == ["probe"]
     assert _failed(_leaking(GOOD, "probe_5", LeakFigure(0.1, 0.1, 0.1, 300))) == []
 
