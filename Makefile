@@ -20,8 +20,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/lethe demo $(DEMO)
 
+# The servers of tests/e2e want the machine to themselves.
 test: setup promtool chromium check
+ifdef PYTEST
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST)
+else
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadscope tests/unit tests/integration
+	$(BIN)/python -m pytest -m "not slow" tests/e2e
+endif
 
 test-slow: setup promtool
 	$(BIN)/python -m pytest -m slow $(PYTEST)
