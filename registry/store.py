@@ -337,8 +337,9 @@ def _files_below(directory: str) -> Iterator[str]:
             raise error
 
     for folder, _, names in os.walk(directory, onerror=refuse):
+        start = os.path.join(folder, "")  # once: a log has thousands of names
         for name in names:
-            yield os.path.join(folder, name)
+            yield f"{start}{name}"
 
 
 def _content(descriptor: int, at_most: int | None) -> bytes:

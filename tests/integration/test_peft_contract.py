@@ -23,6 +23,7 @@ from forgetting.adapter import (
     to_files,
 )
 from forgetting.backbone import Backbone, BackboneSpec, Preprocess, build_model, freeze
+from forgetting.compaction import compact
 from forgetting.errors import AdapterError
 
 peft = pytest.importorskip("peft", reason="Hugging Face PEFT is not installed")
@@ -96,6 +97,28 @@ def saved_by_peft(case: Case, tmp_path: Path) -> dict[str, bytes]:
     )
     peft.get_peft_model(bare_copy(case), config).save_pretrained(str(tmp_path / "saved"))
     return {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
+
+
+def test_peft_opens_a_compaction_and_gives_the_logits_of_its_stack(
+    case: Case, tmp_path: Path
+) -> None:
+    pairs = {
+        path: (b.T.contiguous(), a.T.contiguous()) for path, (a, b) in case.adapter.pairs.items()
+    }
+    swapped = {"blocks.1.mlp.fc1": pairs["blocks.1.mlp.fc2"]}  # (12, 48) there, (48, 12) here
+    other = Adapter(pairs=swapped, facts=case.adapter.facts)
+    stack = [case.adapter, other, case.adapter, other, other]
+    made = compact(case.backbone, stack, stack_ids=[*"abcde"], probes=case.images)
+    assert made.rank == 6  # of 15 in blocks.1.mlp.fc1, which is above 12: factored anew
+    for name, data in made.files.items():
+        (tmp_path / name).write_bytes(data)
+    opened = peft.PeftModel.from_pretrained(bare_copy(case), str(tmp_path)).eval()
+    model = build_model(case.backbone.spec).eval()
+    model.load_state_dict(case.backbone.model.state_dict())
+    with torch.no_grad():
+        for path, weight in effective_weights(model, stack).items():
+            model.get_submodule(path).weight.copy_(weight)
+        torch.testing.assert_close(opened(case.images), model(case.images), atol=1e-5, rtol=0)
 
 
 def test_peft_opens_our_adapter_and_gives_the_logits_of_our_merge(

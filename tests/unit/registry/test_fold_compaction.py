@@ -8,6 +8,7 @@ import pytest
 
 from registry.adapters import adapter_files
 from registry.bodies import Activated, Compacted, FileRef, Published, adapter_id
+from registry.declarations import Restored
 from registry.errors import ConflictError
 from registry.keys import Trust
 from registry.ledger import Ledger
@@ -88,6 +89,14 @@ def test_one_can_go_back_to_before_it_and_forth_again() -> None:
     assert back.active_release.adapters == (A1, A2)
     again = then(back, compaction(6, C.adapter, S1, S2, parent=5), Activated(6))
     assert again.active_release.adapters == (C.adapter,)
+
+
+def test_who_is_restored_from_a_compaction_is_brought_back_by_a_release_before_it() -> None:
+    state = then(SERVED, Restored((S2,)))
+    assert state.release_without(frozenset({S2})) == 2
+    state = then(state, rolled_back(5, 2, S1, adapters=(A1,), parent=4), Activated(5))
+    assert state.subjects_erased_by_weights(5) == {S1}
+    assert state.subjects_to_unmask == frozenset()
 
 
 def test_the_next_adapter_goes_on_top_and_is_folded_with_it() -> None:
