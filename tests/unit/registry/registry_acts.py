@@ -1,6 +1,7 @@
 """Short forms of the recorded acts, for tests that are about what they add up to."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -50,11 +51,15 @@ class Acts:
     def train(self, job: str, *, stack: tuple[str, ...] | None = None) -> AdapterEntry:
         if stack is None:
             stack = self.state.active_release.adapters
+        erasing = sorted(self.state.jobs[job].erasing) if job in self.state.jobs else []
         return publish.record_trained(
             self.ledger,
             self.signers["publisher"],
             job=job,
-            files={"adapter.bin": f"{job} on {stack}".encode(), "forget.json": b"{}"},
+            files={
+                "adapter.bin": f"{job} on {stack}".encode(),
+                "forget.json": json.dumps(erasing).encode(),
+            },
             stack=stack,
             report=b"report",
             **self.origin(),

@@ -1,5 +1,7 @@
 """The files of an adapter are the ones that its record names, or an error."""
 
+import json
+
 import pytest
 
 from registry.adapters import adapter_files
@@ -7,7 +9,7 @@ from registry.errors import IntegrityError, NotFoundError
 from registry.ledger import blob_key
 from registry.state import AdapterEntry
 from registry.store import DirectoryStore
-from tests.unit.registry.registry_acts import Acts
+from tests.unit.registry.registry_acts import Acts, subject
 
 
 @pytest.fixture
@@ -19,7 +21,7 @@ def entry(acts: Acts) -> AdapterEntry:
 def test_an_adapter_comes_back_as_it_was_recorded(acts: Acts, entry: AdapterEntry) -> None:
     assert adapter_files(acts.ledger, entry.id) == {
         "adapter.bin": b"job-1 on ()",
-        "forget.json": b"{}",
+        "forget.json": json.dumps([subject(1)]).encode(),
     }
 
 
