@@ -352,9 +352,10 @@ class Coordinator:
             try:
                 await self._tidy(await asyncio.to_thread(self._ledger.refresh))
                 await asyncio.to_thread(self._note_seen)
-            except RegistryError as error:
-                # What is active goes on: leases hang on what was committed, not on this.
-                log.error("the ledger can't be read: %s", error)
+            except Exception as error:
+                # Whatever it is, this is tried again. What is active goes on: leases hang on what
+                # was committed, not on this.
+                log.error("housekeeping failed (%s): %s", type(error).__name__, error)
             await asyncio.sleep(self._terms.seconds)
             self._membership.drop_silent(self._terms.seconds * 4)
 
