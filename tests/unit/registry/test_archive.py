@@ -82,7 +82,7 @@ def test_equal_registries_have_equal_archives(
 def test_an_archive_has_neither_the_subject_map_nor_orphans(archive: bytes) -> None:
     names = [name for name, _ in members(archive)]
     assert not any(name.startswith("subjects/") for name in names)
-    assert len([name for name in names if name.startswith("blobs/")]) == 5
+    assert len([name for name in names if name.startswith("blobs/")]) == 6
     assert b"alice" not in archive
 
 
