@@ -18,6 +18,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(folder)
 
 
+@pytest.fixture(autouse=True)
+def no_home_of_the_callers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LETHE_HOME goes before a settings file's `home`: the caller's would mislead a test. Only the
+    servers of e2e keep their backbone there."""
+    if request.node.get_closest_marker("e2e") is None:
+        monkeypatch.delenv("LETHE_HOME", raising=False)
+
+
 @pytest.fixture(scope="session")
 def project_root() -> Path:
     return ROOT
