@@ -50,6 +50,7 @@ def _bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     server.wait(30)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_bucket")
 def test_a_registry_in_a_bucket_is_served_and_found_again_after_a_restart(
     make_server: Callable[..., Server],

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+import pytest
+
 from forgetting.data import open_image_set
 from serving.traffic import Traffic, audit, held_out
 from tests.e2e.conftest import Server
@@ -28,6 +30,7 @@ def _answers(server: Server) -> list[tuple[str | None, str | None]]:
     return [(answer.named, answer.weights) for answer in answers]
 
 
+@pytest.mark.slow
 def test_a_stack_is_compacted_under_traffic_without_a_changed_answer(
     make_server: Callable[..., Server],
 ) -> None:

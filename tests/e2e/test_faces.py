@@ -8,11 +8,14 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from forgetting.data import open_image_set
 from serving.traffic import Answer, audit, held_out
 from tests.e2e.conftest import LETHE, Server
 
 
+@pytest.mark.slow
 def test_a_face_is_forgotten_by_a_backbone_trained_on_a_folder(
     make_server: Callable[..., Server], data_root: Path, tmp_path: Path
 ) -> None:
