@@ -25,6 +25,10 @@ import httpx
 from forgetting.data import ImageSet, image, indices, open_image_set, png_bytes
 
 
+# Requests in flight at once; the connections of a client.
+MOST_AT_ONCE = 64
+
+
 @dataclass(frozen=True)
 class Answer:
     """One request and its response. Times: CLOCK_MONOTONIC seconds."""
@@ -102,7 +106,7 @@ def connect(url: str, token: str) -> httpx.AsyncClient:
         base_url=url,
         headers={"Authorization": f"Bearer {token}"},
         timeout=30,
-        limits=httpx.Limits(max_connections=64, max_keepalive_connections=64),
+        limits=httpx.Limits(max_connections=MOST_AT_ONCE, max_keepalive_connections=MOST_AT_ONCE),
         trust_env=False,
     )
 
@@ -205,7 +209,11 @@ async def _send(url: str, token: str, pictures: list[tuple[str, bytes]], rate: f
             task = asyncio.create_task(one(label, png))
             waiting.add(task)
             task.add_done_callback(waiting.discard)
-            due += 1 / rate
+            if len(waiting) >= MOST_AT_ONCE:
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            # What a stall held up is sent late, but not more than a second's worth of it: requests
+            # that pile up here would take the cores that the replicas need to catch up.
+            due = max(due + 1 / rate, time.monotonic() - 1)
             await asyncio.sleep(max(due - time.monotonic(), 0))
         await asyncio.gather(*waiting)
 
