@@ -24,7 +24,6 @@ import httpx
 
 from forgetting.data import ImageSet, image, indices, open_image_set, png_bytes
 
-
 # Requests in flight at once; the connections of a client.
 MOST_AT_ONCE = 64
 
