@@ -36,6 +36,7 @@ def demo(
     )
 
 
+@pytest.mark.slow
 def test_the_demo_ends_by_itself_and_its_last_line_is_the_summary(
     demo: subprocess.CompletedProcess[str],
 ) -> None:
@@ -44,6 +45,7 @@ def test_the_demo_ends_by_itself_and_its_last_line_is_the_summary(
     assert set(summary) == KEYS
 
 
+@pytest.mark.slow
 def test_the_demo_shows_what_is_promised(demo: subprocess.CompletedProcess[str]) -> None:
     summary = json.loads(demo.stdout.splitlines()[-1])
     assert summary["acc_r_before"] >= 0.96

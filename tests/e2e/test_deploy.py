@@ -147,6 +147,7 @@ def wait_until_ready(client: Client, cluster: Cluster) -> None:
         time.sleep(0.5)
 
 
+@pytest.mark.slow
 def test_serve_deploy_brings_up_the_application_that_the_settings_file_names(
     cluster: Cluster, home: Path, project_root: Path
 ) -> None:

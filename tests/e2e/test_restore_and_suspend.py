@@ -126,6 +126,7 @@ def replica_names(server: Server) -> set[str]:
 def test_no_request_is_answered_while_serving_is_suspended(running: Server) -> None:
     with Traffic(running.url, running.auditor_token, images="digits", rate=40) as traffic:
         traffic.wait_for(40)
+        suspending = time.monotonic()
         said = running.lethe("suspend", "--reason", "wrong data was found")
         suspended = time.monotonic()
         assert said.returncode == 0, said.stderr
@@ -161,7 +162,7 @@ def test_no_request_is_answered_while_serving_is_suspended(running: Server) -> N
     # Late ones included: nothing came in after the acknowledgement, whenever it was sent.
     assert [a for a in answers if a.ok and suspended < a.got < resuming] == []
     assert len([a for a in answers if a.status == 503 and a.sent > suspended]) >= 80
-    assert [a for a in answers if a.ok and a.sent < suspended - 5]
+    assert [a for a in answers if a.ok and a.sent < suspending]
     late = [a for a in answers if a.sent > resumed + 1]
     assert len(late) >= 10
     assert [a for a in late if not a.ok] == []
@@ -169,6 +170,7 @@ def test_no_request_is_answered_while_serving_is_suspended(running: Server) -> N
     assert httpx.get(f"{running.url}/readyz", trust_env=False).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_server_that_starts_while_serving_is_suspended_waits_to_be_resumed(
     running: Server,
 ) -> None:
@@ -184,6 +186,7 @@ def test_a_server_that_starts_while_serving_is_suspended_waits_to_be_resumed(
         assert predict(running).status_code == 200
 
 
+@pytest.mark.slow
 def test_what_is_sealed_is_served_as_a_backbone_that_never_knew_the_forgotten_class(
     running: Server, make_server: Callable[..., Server]
 ) -> None:
