@@ -38,7 +38,7 @@ def main(swaps: int) -> None:
         home = Home(settings.home_path, settings.registry_location)
         with (
             running(settings),
-            Client(settings.url, token(home, "operator")) as client,
+            Client(settings.operator_url, token(home, "operator")) as client,
             Traffic(settings.url, token(home, "auditor"), images="digits", rate=RATE) as traffic,
         ):
             traffic.wait_for(int(RATE * 3))

@@ -6,6 +6,7 @@ that a second deploy finds them.
 
 # Annotations are not postponed here: Ray reads that of `build` to check the arguments.
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import fields
@@ -17,82 +18,27 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve.schema import LoggingConfig
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from forgetting.backbone import Backbone
 from forgetting.data import open_image_set
 from forgetting.gates import GateConfig
 from forgetting.train import TrainConfig
-from serving import control, coordinator, monitor, trainer
+from serving import control, coordinator, monitor, operator_api, trainer
 from serving.backbones import open_backbone, prepare_backbone
 from serving.control import Control
 from serving.coordinator import Coordinator
 from serving.home import HomeError, check_registry, home_of, prepare_home
+from serving.inference_api import FORM_BYTES, build_inference_api
 from serving.membership import Terms
 from serving.monitor import Monitor
-from serving.replica import Recognizer, outcome_of
-from serving.routes import console, inference, operations, probes, problems
-from serving.routes.access import recognizer
-from serving.routes.body_limit import BodyLimit
+from serving.operator_api import OperatorApi
+from serving.replica import Recognizer
 from serving.settings import Settings, SettingsError, load_settings
 from serving.trainer import Trainer
 
 NAME = "lethe"
 NAMESPACE = "lethe"
-FORM_BYTES = 64 * 1024
-"""What a form or JSON may weigh beside its image."""
-
-
-class Measured:
-    """Counts and times every request, whatever becomes of it."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        metrics = recognizer().metrics
-        status = 500
-        started = time.perf_counter()
-
-        async def note_status(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        metrics.add("lethe_requests_in_flight", 1)
-        try:
-            await self._app(scope, receive, note_status)
-        finally:
-            metrics.add("lethe_requests_in_flight", -1)
-            route = _route_of(scope)
-            metrics.count("lethe_requests_total", route, outcome_of(status))
-            metrics.observe("lethe_request_duration_seconds", time.perf_counter() - started, route)
-
-
-def _route_of(scope: Scope) -> str:
-    """The route's template, never the path as given: a label must not grow with the input."""
-    path: str = getattr(scope.get("route"), "path", "unknown")
-    return path
-
-
-def build_api(*, max_body_bytes: int) -> FastAPI:
-    """The HTTP face that every replica shows."""
-    api = FastAPI(
-        title="Lethe",
-        summary="A vision model that can forget.",
-        version="0.1.0",
-        responses={"4XX": {"description": "A problem (RFC 9457): what was wrong, what to do."}},
-    )
-    problems.install(api)
-    for router in (inference.router, operations.router, probes.router, console.router):
-        api.include_router(router)
-    api.add_middleware(BodyLimit, limit=max_body_bytes)
-    api.add_middleware(Measured)
-    return api
+LISTEN_S = 10.0
 
 
 class BuildArgs(BaseModel):
@@ -185,6 +131,7 @@ def application(settings: Settings) -> serve.Application:
             "the actors that run already were started with other settings for home, registry, "
             "images, backbone, lease, forget or threads; those need a new start of the cluster"
         )
+    _renew_operator_api(settings, backbone.spec.classes, commanding, watching)
     deployment = serve.deployment(
         name="Recognizer",
         num_replicas=settings.replicas,
@@ -212,18 +159,45 @@ def _api_of(settings: Settings) -> Callable[[], FastAPI]:
     """What Serve calls, without arguments, in each replica."""
 
     def build_in_replica() -> FastAPI:
-        return build_api(max_body_bytes=settings.limits.body_bytes + FORM_BYTES)
+        return build_inference_api(max_body_bytes=settings.limits.body_bytes + FORM_BYTES)
 
     return build_in_replica
 
 
-def _actor(cls: type, name: str, concurrency: int) -> Any:
-    """A detached actor that Ray restarts for ever and that finds its state in the ledger."""
+def _renew_operator_api(
+    settings: Settings, classes: tuple[str, ...], commanding: Any, watching: Any
+) -> None:
+    """Have the operator API listen, with these settings: it holds nothing, so one that runs already
+    is replaced. Raises `SettingsError` when it can't."""
+    with contextlib.suppress(ValueError):
+        ray.kill(ray.get_actor(operator_api.ACTOR, NAMESPACE))
+    deadline = time.monotonic() + LISTEN_S
+    while True:
+        try:
+            listening = _actor(OperatorApi, operator_api.ACTOR, 4, found=False).remote(
+                settings, classes, control=commanding, monitor=watching
+            )
+            break
+        except ValueError:  # the name of the one that was killed is free in a moment
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+    problem: str | None = ray.get(listening.problem.remote(LISTEN_S))
+    if problem is not None:
+        raise SettingsError(
+            f"the operator API can't listen on {settings.operator.host}:{settings.operator_port} "
+            f"({problem}): stop what runs there, or set operator.port"
+        )
+
+
+def _actor(cls: type, name: str, concurrency: int, *, found: bool = True) -> Any:
+    """A detached actor that Ray restarts for ever and that finds its state in the ledger; with
+    `found` the one that runs already."""
     return ray.remote(cls).options(
         name=name,
         namespace=NAMESPACE,
         lifetime="detached",
-        get_if_exists=True,
+        get_if_exists=found,
         num_cpus=0,
         max_restarts=-1,
         max_concurrency=concurrency,

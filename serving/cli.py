@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from serving import bench_cli, erasure_cli, registry_cli, show
-from serving.client import Client, read_images
+from serving.client import Client, InferenceClient, read_images
 from serving.home import home_of, token
 from serving.settings import Settings, is_url, load_settings
 from serving.terminal import Config, Json, err, fail, out, plain_errors, print_json
@@ -27,7 +27,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Serve a vision model that can forget.",
 )
-Url = Annotated[str | None, typer.Option("--url", envvar="LETHE_URL", help="the server")]
+Url = Annotated[
+    str | None, typer.Option("--url", envvar="LETHE_OPERATOR_URL", help="the operator API")
+]
+InferenceUrl = Annotated[
+    str | None, typer.Option("--url", envvar="LETHE_URL", help="where predictions are answered")
+]
 Reason = Annotated[str, typer.Option("--reason", help="stands in the ledger; name nobody")]
 NeededReason = Annotated[str, typer.Option("--reason", help="stands in the ledger; name nobody")]
 Port = Annotated[int | None, typer.Option("--port", help="port to serve on")]
@@ -37,7 +42,7 @@ Replicas = Annotated[int | None, typer.Option("--replicas", help="replicas of th
 def _client(config: Path | None, url: str | None) -> Client:
     settings = load_settings(config)
     home = home_of(settings)
-    return Client(url or settings.url, token(home, "operator"))
+    return Client(url or settings.operator_url, token(home, "operator"))
 
 
 @app.command()
@@ -54,15 +59,16 @@ def serve(
         if registry is not None and not is_url(registry):
             registry = str(Path(registry).absolute())
         settings = load_settings(config, port=port, replicas=replicas, registry=registry)
-        from serving.start import check_port, interrupted, running
+        from serving.start import check_ports, interrupted, running
 
-        check_port(settings)
+        check_ports(settings)
         _prepare(settings)
         with contextlib.ExitStack() as stack:
             with show.working(err, f"starting Ray and {settings.replicas} replicas"):
                 stack.enter_context(running(settings))
             ended = interrupted()
             out.print(f"serving on {settings.url}  (docs: {settings.url}/docs)", highlight=False)
+            out.print(f"console: {settings.operator_url}/console", highlight=False)
             sys.stdout.flush()
             ended.wait()
             err.print("stopping")
@@ -194,13 +200,13 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="image files")],
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="labels to show")] = 3,
     config: Config = None,
-    url: Url = None,
+    url: InferenceUrl = None,
     as_json: Json = False,
 ) -> None:
     """Name what images show."""
     with plain_errors():
         settings = load_settings(config)
-        with Client(url or settings.url) as client:
+        with InferenceClient(url or settings.url) as client:
             answers = [
                 {"image": str(path), **client.predict_file(path, top_k=top_k)} for path in images
             ]

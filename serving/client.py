@@ -1,4 +1,5 @@
-"""The typed client: one method a route. The CLI is written with it."""
+"""The typed clients: one for inference, one for operators; one method a route. The CLI is written
+with them."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import httpx
 
@@ -24,14 +25,14 @@ class ClientError(Exception):
     """The server refused, or can't be reached; the message is for a person."""
 
 
-class Client:
-    """Talks to one Lethe server. `token`: the operator's, or the auditor's for `predict`."""
+class _Connection:
+    """One listener of a server, and how it is asked."""
 
     def __init__(self, url: str, token: str | None = None, *, timeout: float = 60.0) -> None:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout, trust_env=False)
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -42,7 +43,41 @@ class Client:
     ) -> None:
         self._http.close()
 
-    # -- inference
+    def metrics(self) -> str:
+        return self._answer("GET", "/metrics").text
+
+    def _ask(self, method: str, path: str, **request: Any) -> dict[str, Any]:
+        response = self._answer(method, path, **request)
+        try:
+            answer: dict[str, Any] = response.json()
+        except ValueError:
+            raise ClientError(f"{self._http.base_url} is not a Lethe server") from None
+        return answer
+
+    def _answer(self, method: str, path: str, **request: Any) -> httpx.Response:
+        # What is asked may be asked again, and so may a command that carries its key.
+        again = method == "GET" or "Idempotency-Key" in request.get("headers", {})
+        for left in reversed(range(TRIES if again else 1)):
+            try:
+                response = self._http.request(method, path, **request)
+            except httpx.ConnectError:
+                raise ClientError(
+                    f"nothing answers at {self._http.base_url}: is `lethe serve` running?"
+                ) from None
+            except httpx.HTTPError as error:
+                if not left:
+                    raise ClientError(f"{method} {path} got no answer: {error!r}") from None
+            else:
+                if response.status_code != 503 or not left:
+                    break
+            time.sleep(RETRY_S)
+        if response.is_error:
+            raise ClientError(_sentence(response))
+        return response
+
+
+class InferenceClient(_Connection):
+    """Asks what images show. `token`: the auditor's, to be told what the weights say."""
 
     def predict(self, image: bytes, *, content_type: str, top_k: int = 5) -> dict[str, Any]:
         return self._ask(
@@ -68,10 +103,9 @@ class Client:
         except httpx.HTTPError:
             return False
 
-    def metrics(self) -> str:
-        return self._answer("GET", "/metrics").text
 
-    # -- operations
+class Client(_Connection):
+    """Commands and asks a server, at its operator API. `token`: the operator's."""
 
     def forget(
         self,
@@ -147,40 +181,9 @@ class Client:
             note(view)
         return view
 
-    # -- how
-
     def _command(self, path: str, body: dict[str, Any], key: str | None) -> dict[str, Any]:
         headers = {"Idempotency-Key": key or uuid.uuid4().hex}
         return self._ask("POST", path, json=body, headers=headers)
-
-    def _ask(self, method: str, path: str, **request: Any) -> dict[str, Any]:
-        response = self._answer(method, path, **request)
-        try:
-            answer: dict[str, Any] = response.json()
-        except ValueError:
-            raise ClientError(f"{self._http.base_url} is not a Lethe server") from None
-        return answer
-
-    def _answer(self, method: str, path: str, **request: Any) -> httpx.Response:
-        # What is asked may be asked again, and so may a command that carries its key.
-        again = method == "GET" or "Idempotency-Key" in request.get("headers", {})
-        for left in reversed(range(TRIES if again else 1)):
-            try:
-                response = self._http.request(method, path, **request)
-            except httpx.ConnectError:
-                raise ClientError(
-                    f"nothing answers at {self._http.base_url}: is `lethe serve` running?"
-                ) from None
-            except httpx.HTTPError as error:
-                if not left:
-                    raise ClientError(f"{method} {path} got no answer: {error!r}") from None
-            else:
-                if response.status_code != 503 or not left:
-                    break
-            time.sleep(RETRY_S)
-        if response.is_error:
-            raise ClientError(_sentence(response))
-        return response
 
 
 def read_images(folder: Path) -> list[bytes]:

@@ -60,14 +60,14 @@ def run_demo(settings: Settings, console: Console, *, keep: bool) -> dict[str, A
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="lethe-demo-"))
         chosen = settings.model_copy(
-            update={"registry": Path(scratch) / "registry", "port": _free_port(settings)}
+            update={"registry": Path(scratch) / "registry", **_free_ports(settings)}
         )
         with show.pretraining(console) as note:
             prepare(chosen, note)
         with show.working(console, f"starting Ray and {chosen.replicas} replicas"):
             stack.enter_context(running(chosen))
         home = home_of(chosen)
-        client = stack.enter_context(Client(chosen.url, token(home, "operator")))
+        client = stack.enter_context(Client(chosen.operator_url, token(home, "operator")))
         auditor = token(home, "auditor")
         traffic = stack.enter_context(Traffic(chosen.url, auditor, images=chosen.images, rate=RATE))
         demo = _Demo(chosen, console, client, auditor, traffic)
@@ -285,14 +285,22 @@ def _share(answers: Sequence[Answer], named: Callable[[Answer], str]) -> str:
     return f"{share:5.0%}  {'█' * round(share * 20)}"
 
 
-def _free_port(settings: Settings) -> int:
-    """The port of the settings, or any free one when that is taken."""
-    for port in (settings.port, 0):
+def _free_ports(settings: Settings) -> dict[str, Any]:
+    operator = _free_port(settings.operator.host, settings.operator_port)
+    return {
+        "port": _free_port(settings.host, settings.port),
+        "operator": settings.operator.model_copy(update={"port": operator}),
+    }
+
+
+def _free_port(host: str, wanted: int) -> int:
+    """The port that is wanted, or any free one when that is taken."""
+    for port in (wanted, 0):
         with socket.socket() as probe:
             try:
-                probe.bind((settings.host, port))
+                probe.bind((host, port))
             except OSError:
                 continue
             number: int = probe.getsockname()[1]
             return number
-    raise DemoError(f"no free port on {settings.host}")
+    raise DemoError(f"no free port on {host}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping
 
@@ -18,6 +17,7 @@ from registry.schema import Json
 from registry.state import Release
 from registry.subjects import SubjectMap
 from serving.slot import BuildError, Measured, ReadyRelease, Slot
+from serving.tally import stack_name
 
 log = logging.getLogger(__name__)
 
@@ -125,11 +125,6 @@ class ReleaseReader:
                 raise BuildError(f"subject {subject} names a class that this backbone lacks")
             self._indices[subject] = self._index_of[name]
         return self._indices[subject]
-
-
-def stack_name(adapters: tuple[str, ...]) -> str:
-    """A short name of an ordered stack of adapter ids."""
-    return hashlib.sha256("\n".join(adapters).encode()).hexdigest()[:16]
 
 
 def _share(figures: Mapping[str, Json], name: str) -> float:

@@ -88,7 +88,7 @@ class Recognizer:
         self.monitor = monitor
         self.name = f"{os.getpid()}-{uuid.uuid4().hex[:6]}"
         home = home_of(settings)
-        self.tokens = {"operator": token(home, "operator"), "auditor": token(home, "auditor")}
+        self.auditor_token = token(home, "auditor")
         self.metrics = Metrics("replica")
         for outcome in SWAP_OUTCOMES:
             # From 0 on, so that Prometheus sees the first failure as an increase.

@@ -70,6 +70,13 @@ class LeaseSettings(_Section):
         return self
 
 
+class OperatorSettings(_Section):
+    """Where the operator API and the console listen, apart from inference."""
+
+    host: str = Field("127.0.0.1", description="loopback, unless others are to reach it")
+    port: int | None = Field(None, ge=1, le=65535, description="default: the inference port + 1")
+
+
 class LimitSettings(_Section):
     body_bytes: int = Field(8 * 2**20, gt=0, description="largest request body")
     pixels: int = Field(16_000_000, gt=0, description="largest image, width x height")
@@ -119,6 +126,7 @@ class Settings(BaseSettings):
     replica_cpus: float = Field(0.5, gt=0, description="logical CPUs that Ray sets aside for each")
     threads: int = Field(1, gt=0, description="torch threads in a replica and the trainer")
     images: str = Field(DIGITS, description="'digits', or a folder with one sub-folder per class")
+    operator: OperatorSettings = OperatorSettings()
     backbone: BackboneSettings = BackboneSettings()
     lease: LeaseSettings = LeaseSettings()
     limits: LimitSettings = LimitSettings()
@@ -130,6 +138,14 @@ class Settings(BaseSettings):
     def _images_go_with_backbone(self) -> Settings:
         if not self.backbone.embedded and self.images == DIGITS and self.backbone.directory is None:
             raise ValueError("backbone.model needs `images`: the folder its classes come from")
+        return self
+
+    @model_validator(mode="after")
+    def _two_ports(self) -> Settings:
+        if self.operator_port > 65535:
+            raise ValueError("name operator.port: the inference port + 1 is no port")
+        if self.operator_port == self.port:
+            raise ValueError("operator.port is the inference port; name another")
         return self
 
     @property
@@ -147,7 +163,16 @@ class Settings(BaseSettings):
 
     @property
     def url(self) -> str:
+        """Of inference."""
         return f"http://{self.host}:{self.port}"
+
+    @property
+    def operator_port(self) -> int:
+        return self.port + 1 if self.operator.port is None else self.operator.port
+
+    @property
+    def operator_url(self) -> str:
+        return f"http://{self.operator.host}:{self.operator_port}"
 
 
 def is_url(where: Path | str) -> bool:

@@ -28,16 +28,21 @@ class StartError(Exception):
     """The server can't start here; the message says why."""
 
 
-def check_port(settings: Settings) -> None:
-    """Raises `StartError` when somebody listens on the port already."""
+def check_ports(settings: Settings) -> None:
+    """Raises `StartError` when somebody listens on one of the ports already."""
+    _check_port(settings.host, settings.port, "another --port")
+    _check_port(settings.operator.host, settings.operator_port, "another operator.port")
+
+
+def _check_port(host: str, port: int, otherwise: str) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((settings.host, settings.port))
+            probe.bind((host, port))
         except OSError as error:
             raise StartError(
-                f"can't listen on {settings.host}:{settings.port} ({error.strerror}): stop what "
-                "runs there, or choose another --port"
+                f"can't listen on {host}:{port} ({error.strerror}): stop what runs there, or "
+                f"choose {otherwise}"
             ) from None
 
 

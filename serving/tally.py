@@ -9,11 +9,12 @@ this process or a replica starts again.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,11 @@ STACKS = 64
 REPLICAS = 256
 """Replicas whose part is known: the latest heard of. Each runs once, so old names don't return."""
 _FORMAT = 1
+
+
+def stack_name(adapters: Sequence[str]) -> str:
+    """A short name of an ordered stack of adapter ids."""
+    return hashlib.sha256("\n".join(adapters).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -1,40 +1,53 @@
-"""Who is calling: the replica behind a route, and the caller's bearer token."""
+"""Who is calling, and the desk behind operators' routes."""
 
 from __future__ import annotations
 
 import hmac
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from fastapi import Depends, Header
-from ray import serve
+from fastapi import Depends, Header, Request
 
-from serving.home import Caller
 from serving.jobs import Rejection
-from serving.replica import Recognizer
 from serving.routes.problems import ProblemError
+from serving.settings import Settings
 
 
-def recognizer() -> Recognizer:
-    """The replica that this process serves."""
-    replica: Recognizer = serve.get_replica_context().servable_object
-    return replica
+@dataclass(frozen=True)
+class Desk:
+    """What operators' routes are answered with. No replica is among it: a frozen one holds up no
+    command."""
+
+    settings: Settings
+    classes: tuple[str, ...]
+    token: str
+    """The operator's."""
+    control: Any
+    """Actor handle, as is `monitor`."""
+    monitor: Any
 
 
-Replica = Annotated[Recognizer, Depends(recognizer)]
+def desk_of(request: Request) -> Desk:
+    """The desk that this process's application was built with."""
+    desk: Desk = request.app.state.desk
+    return desk
+
+
+AtDesk = Annotated[Desk, Depends(desk_of)]
 Authorization = Annotated[str | None, Header(description="Bearer TOKEN")]
 
 
-def holds(replica: Recognizer, caller: Caller, authorization: str | None) -> bool:
-    """Whether the header carries `caller`'s token, compared in constant time."""
+def shows(authorization: str | None, token: str) -> bool:
+    """Whether the header carries `token`, compared in constant time."""
     scheme, _, given = (authorization or "").partition(" ")
     return scheme.lower() == "bearer" and hmac.compare_digest(
-        given.strip().encode(), replica.tokens[caller].encode()
+        given.strip().encode(), token.encode()
     )
 
 
-def operator_only(replica: Replica, authorization: Authorization = None) -> None:
+def operator_only(desk: AtDesk, authorization: Authorization = None) -> None:
     """Raises a 401 problem unless the operator's token is shown."""
-    if not holds(replica, "operator", authorization):
+    if not shows(authorization, desk.token):
         raise ProblemError(
             Rejection(
                 401,

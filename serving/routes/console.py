@@ -23,10 +23,9 @@ from serving.console.files import HEADERS, PAGE, File, read_files
 from serving.console.readings import drift_view, leak_view, replicas_view
 from serving.home import home_of, open_current_ledger, open_subjects
 from serving.jobs import Rejection, named
-from serving.replica import Recognizer
-from serving.routes.access import Replica, operator_only
+from serving.routes.access import AtDesk, Desk, operator_only
 from serving.routes.problems import ProblemError
-from serving.tally import Counts, Tally
+from serving.tally import Counts, Tally, stack_name
 from serving.top import look
 
 router = APIRouter(tags=["console"])
@@ -78,22 +77,22 @@ def _answer(file: File, known: str | None) -> Response:
 
 
 @asked.get("/live")
-async def live(request: Request, replica: Replica) -> dict[str, Any]:
+async def live(request: Request, desk: AtDesk) -> dict[str, Any]:
     """Live evidence, and every replica's counters as they stand now."""
     try:
-        page = await asyncio.wait_for(_metrics_page(replica), MONITOR_S)
+        page: bytes = await asyncio.wait_for(desk.monitor.page.remote({}), MONITOR_S)
     except TimeoutError:
         raise ProblemError(
             Rejection(503, "The monitor gives no answer, so there are no live numbers.")
         ) from None
     now = await asyncio.to_thread(look, page.decode(), at=time.monotonic())
-    counts = await asyncio.to_thread(_counts, replica)
+    counts = await asyncio.to_thread(_counts, desk, request.app)
     heard = now.gauge("lethe_replicas")
     return {
         "at": encode_time(datetime.now(UTC)),
-        "share": replica.settings.monitor.share,
+        "share": desk.settings.monitor.share,
         "heard": 0 if heard is None else int(heard),
-        "expected": replica.settings.replicas,
+        "expected": desk.settings.replicas,
         "leak": leak_view(now, counts),
         "drift": drift_view(now, counts),
         "replicas": replicas_view(now),
@@ -102,31 +101,23 @@ async def live(request: Request, replica: Replica) -> dict[str, Any]:
 
 
 @asked.get("/erasures")
-async def erasures(request: Request, replica: Replica) -> dict[str, Any]:
+async def erasures(request: Request, desk: AtDesk) -> dict[str, Any]:
     """Every class that was ever to be forgotten, how far that is, and what is left."""
-    return await asyncio.to_thread(_erasures, replica, request.app)
+    return await asyncio.to_thread(_erasures, desk, request.app)
 
 
 @asked.get("/audit/{subject}")
-async def audit_card(subject: str, request: Request, replica: Replica) -> dict[str, Any]:
+async def audit_card(subject: str, request: Request, desk: AtDesk) -> dict[str, Any]:
     """The whole life of one erasure, from the ledger: times, actors, digests, figures."""
-    return await asyncio.to_thread(_audit, subject, replica, request.app)
+    return await asyncio.to_thread(_audit, subject, desk, request.app)
 
 
-async def _metrics_page(replica: Recognizer) -> bytes:
-    snapshot = replica.snapshot()
-    if snapshot is not None:
-        await replica.monitor.push.remote(replica.name, snapshot)
-    page: bytes = await replica.monitor.page.remote({})
-    return page
-
-
-def _counts(replica: Recognizer) -> Counts:
+def _counts(desk: Desk, app: FastAPI) -> Counts:
     """What the shadow found of the active stack, as the monitor keeps it beside the registry."""
-    ready = replica.slot.active
-    if ready is None:
-        return Counts()
-    return Tally.load(home_of(replica.settings).evidence).total(ready.stack)
+    ledger, _ = _registry(desk, app)
+    state = ledger.refresh()
+    stack = stack_name(state.releases[state.active].adapters)
+    return Tally.load(home_of(desk.settings).evidence).total(stack)
 
 
 def _commands(app: FastAPI) -> list[str]:
@@ -135,18 +126,18 @@ def _commands(app: FastAPI) -> list[str]:
     return [command for command in COMMANDS if "post" in paths.get(f"/v1/{command}", {})]
 
 
-def _registry(replica: Recognizer, app: FastAPI) -> tuple[Ledger, SubjectMap]:
+def _registry(desk: Desk, app: FastAPI) -> tuple[Ledger, SubjectMap]:
     """A reader of the ledger for the console alone, so that no look of it holds up a swap."""
     held: tuple[Ledger, SubjectMap] | None = getattr(app.state, "registry", None)
     if held is None:
-        home = home_of(replica.settings)
+        home = home_of(desk.settings)
         ledger = open_current_ledger(home, read_only=True)
         held = app.state.registry = ledger, open_subjects(home, read_only=True)
     return held
 
 
-def _erasures(replica: Recognizer, app: FastAPI) -> dict[str, Any]:
-    ledger, subjects = _registry(replica, app)
+def _erasures(desk: Desk, app: FastAPI) -> dict[str, Any]:
+    ledger, subjects = _registry(desk, app)
     state = ledger.refresh()
     rows = erasures_view(state, class_of=subjects.class_of)
     gone = {row["class"] for row in rows if row["standing"] != "restored"}
@@ -154,12 +145,12 @@ def _erasures(replica: Recognizer, app: FastAPI) -> dict[str, Any]:
         "registry_seq": state.seq,
         "sealed": state.seal is not None,
         "erasures": rows,
-        "retained": [name for name in replica.classes if name not in gone],
+        "retained": [name for name in desk.classes if name not in gone],
     }
 
 
-def _audit(subject: str, replica: Recognizer, app: FastAPI) -> dict[str, Any]:
-    ledger, subjects = _registry(replica, app)
+def _audit(subject: str, desk: Desk, app: FastAPI) -> dict[str, Any]:
+    ledger, subjects = _registry(desk, app)
     try:
         found = audit(ledger, subject)
     except NotFoundError:

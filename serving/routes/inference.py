@@ -16,7 +16,8 @@ from starlette.datastructures import UploadFile
 
 from serving.jobs import Rejection
 from serving.replica import Guess
-from serving.routes.access import Authorization, Replica, holds
+from serving.routes.access import Authorization, shows
+from serving.routes.answering import Replica
 from serving.routes.problems import ProblemError
 from serving.slot import Ticket
 
@@ -91,7 +92,7 @@ async def predict(
         "release": prediction.release,
         "request_id": prediction.request_id,
     }
-    if holds(replica, "auditor", authorization):
+    if shows(authorization, replica.auditor_token):
         body["before_mask"] = _labels(prediction.before_mask)
     return JSONResponse(
         body,

@@ -12,7 +12,7 @@ from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, model_validator
 
 from serving.decode import decode_image
 from serving.jobs import Rejection
-from serving.routes.access import Replica, operator_only
+from serving.routes.access import AtDesk, operator_only
 from serving.routes.problems import ProblemError
 
 router = APIRouter(prefix="/v1", tags=["operations"], dependencies=[Depends(operator_only)])
@@ -69,13 +69,13 @@ class RestoreCommand(ReasonedCommand):
 
 @router.post("/forget", status_code=202)
 async def forget(
-    command: ForgetCommand, replica: Replica, idempotency_key: IdempotencyKey = None
+    command: ForgetCommand, desk: AtDesk, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Forget classes: they are masked on every replica when this answers, trained away after."""
     for data in (data for given in command.images.values() for data in given):
         # Raises a problem for what is no image; who trains finds no surprises.
-        await asyncio.to_thread(decode_image, data, max_pixels=replica.settings.limits.pixels)
-    job = await replica.control.forget.remote(
+        await asyncio.to_thread(decode_image, data, max_pixels=desk.settings.limits.pixels)
+    job = await desk.control.forget.remote(
         command.classes,
         ACTOR,
         command.reason,
@@ -86,40 +86,40 @@ async def forget(
 
 
 @router.get("/jobs/{job}")
-async def job(job: str, replica: Replica) -> dict[str, Any]:
+async def job(job: str, desk: AtDesk) -> dict[str, Any]:
     """How far a forget command is."""
-    return _or_problem(await replica.control.job.remote(job))
+    return _or_problem(await desk.control.job.remote(job))
 
 
 @router.get("/jobs/{job}/report")
-async def report(job: str, replica: Replica) -> Response:
+async def report(job: str, desk: AtDesk) -> Response:
     """The measured report of a forget command, as the ledger keeps it."""
-    found = await replica.control.report.remote(job)
+    found = await desk.control.report.remote(job)
     if isinstance(found, Rejection):
         raise ProblemError(found)
     return Response(found, media_type="application/json")
 
 
 @router.get("/status")
-async def status(replica: Replica) -> dict[str, Any]:
+async def status(desk: AtDesk) -> dict[str, Any]:
     """What is active, what is being forgotten, and which replica runs what."""
-    answer: dict[str, Any] = await replica.control.status.remote()
+    answer: dict[str, Any] = await desk.control.status.remote()
     return answer
 
 
 @router.get("/releases")
-async def releases(replica: Replica) -> dict[str, Any]:
+async def releases(desk: AtDesk) -> dict[str, Any]:
     """Every release, oldest first."""
-    return {"releases": await replica.control.releases.remote()}
+    return {"releases": await desk.control.releases.remote()}
 
 
 @router.post("/rollback")
 async def rollback(
-    command: RollbackCommand, replica: Replica, idempotency_key: IdempotencyKey = None
+    command: RollbackCommand, desk: AtDesk, idempotency_key: IdempotencyKey = None
 ) -> dict[str, Any]:
     """Serve an earlier release's adapters again. What is under erasure stays masked."""
     return _or_problem(
-        await replica.control.rollback.remote(
+        await desk.control.rollback.remote(
             command.release, ACTOR, command.reason, idempotency_key or uuid.uuid4().hex
         )
     )
@@ -127,11 +127,11 @@ async def rollback(
 
 @router.post("/restore")
 async def restore(
-    command: RestoreCommand, replica: Replica, idempotency_key: IdempotencyKey = None
+    command: RestoreCommand, desk: AtDesk, idempotency_key: IdempotencyKey = None
 ) -> dict[str, Any]:
     """End an erasure: the class is recognised again on every replica when this answers."""
     return _or_problem(
-        await replica.control.restore.remote(
+        await desk.control.restore.remote(
             command.class_name,
             command.subject,
             ACTOR,
@@ -143,11 +143,11 @@ async def restore(
 
 @router.post("/suspend")
 async def suspend(
-    command: ReasonedCommand, replica: Replica, idempotency_key: IdempotencyKey = None
+    command: ReasonedCommand, desk: AtDesk, idempotency_key: IdempotencyKey = None
 ) -> dict[str, Any]:
     """Answer no prediction any more, on any replica, when this answers; until resumed."""
     return _or_problem(
-        await replica.control.suspend.remote(
+        await desk.control.suspend.remote(
             ACTOR, command.reason, idempotency_key or uuid.uuid4().hex
         )
     )
@@ -155,13 +155,11 @@ async def suspend(
 
 @router.post("/resume")
 async def resume(
-    command: ReasonedCommand, replica: Replica, idempotency_key: IdempotencyKey = None
+    command: ReasonedCommand, desk: AtDesk, idempotency_key: IdempotencyKey = None
 ) -> dict[str, Any]:
     """Answer predictions again."""
     return _or_problem(
-        await replica.control.resume.remote(
-            ACTOR, command.reason, idempotency_key or uuid.uuid4().hex
-        )
+        await desk.control.resume.remote(ACTOR, command.reason, idempotency_key or uuid.uuid4().hex)
     )
 
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import Response
-from prometheus_client import CONTENT_TYPE_LATEST
-from ray.exceptions import RayError
 
-from serving.routes.access import Replica
-from serving.routes.problems import problem, suspension
+from serving.routes.answering import Replica, suspension
+from serving.routes.operator_probes import metrics_page
+from serving.routes.problems import problem
 
 router = APIRouter(tags=["probes"])
-
-FIGURES_S = 2.0
 
 
 @router.get("/healthz")
@@ -38,12 +34,7 @@ async def readyz(replica: Replica) -> dict[str, Any] | Response:
 @router.get("/metrics")
 async def metrics(replica: Replica) -> Response:
     """Every replica's numbers in Prometheus' text format. A missing control leaves its rows out."""
-    try:
-        figures = await asyncio.wait_for(replica.control.figures.remote(), FIGURES_S)
-    except (RayError, TimeoutError):
-        figures = {}
     snapshot = replica.snapshot()
     if snapshot is not None:
         await replica.monitor.push.remote(replica.name, snapshot)
-    page = await replica.monitor.page.remote(figures)
-    return Response(page, media_type=CONTENT_TYPE_LATEST)
+    return await metrics_page(replica.control, replica.monitor)

@@ -14,16 +14,10 @@ from starlette.exceptions import HTTPException
 from registry.errors import StoreError
 from serving.decode import DecodeError
 from serving.jobs import Rejection
-from serving.member import NotCurrentError, SuspendedError
 
 log = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1
-SUSPENDED = (
-    "Nothing is answered: an operator has suspended serving.",
-    "It goes on after `lethe resume`; `lethe log` shows who suspended it and why.",
-)
-SUSPENDED_RETRY_S = 30
 
 
 class ProblemError(Exception):
@@ -54,13 +48,8 @@ def problem(status: int, detail: str, advice: str = "", **headers: str) -> JSONR
     )
 
 
-def suspension() -> JSONResponse:
-    """What every request gets while serving is suspended."""
-    return problem(503, *SUSPENDED, retry_after=str(SUSPENDED_RETRY_S))
-
-
 def install(app: FastAPI) -> None:
-    """Answer every error that a route can raise with a problem."""
+    """Answer every error that any route can raise with a problem."""
 
     @app.exception_handler(ProblemError)
     async def _problem(_: Request, error: ProblemError) -> Response:
@@ -70,14 +59,6 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(DecodeError)
     async def _decode(_: Request, error: DecodeError) -> Response:
         return problem(error.status, error.detail)
-
-    @app.exception_handler(NotCurrentError)
-    async def _not_current(_: Request, error: NotCurrentError) -> Response:
-        return problem(503, f"Not answered: {error}.", "Ask again; another replica may answer.")
-
-    @app.exception_handler(SuspendedError)
-    async def _suspended(_: Request, error: SuspendedError) -> Response:
-        return suspension()
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(_: Request, error: RequestValidationError) -> Response:

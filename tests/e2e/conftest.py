@@ -37,8 +37,12 @@ class Server:
         self.home = home
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.operator_port = free_port()
+        self.operator_url = f"http://127.0.0.1:{self.operator_port}"
         self.config = home / "lethe.toml"
-        self.config.write_text(f"home = '{home}'\nport = {self.port}\n{toml}")
+        self.config.write_text(
+            f"home = '{home}'\nport = {self.port}\noperator.port = {self.operator_port}\n{toml}"
+        )
         self.log = home / "serve.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._starts = 0
@@ -104,7 +108,7 @@ class Server:
         return pid
 
     def client(self) -> Client:
-        return Client(self.url, self.operator_token)
+        return Client(self.operator_url, self.operator_token)
 
     @property
     def operator_token(self) -> str:

@@ -86,7 +86,7 @@ def test_a_frozen_replica_never_answers_from_the_old_release_when_it_thaws(
             try:
                 started = time.monotonic()
                 # Should the command itself reach the frozen process, it is sent again.
-                with Client(running.url, running.operator_token, timeout=8) as hasty:
+                with Client(running.operator_url, running.operator_token, timeout=8) as hasty:
                     job = hasty.forget(["9"], reason="while one replica is frozen")
                 acknowledged = time.monotonic()
                 guard = job["guard"]

@@ -125,7 +125,7 @@ class Console:
         )
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
         self.page.on("dialog", self._note_alert)
-        self.page.goto(f"{server.url}/console")
+        self.page.goto(f"{server.operator_url}/console")
 
     def _note_alert(self, dialog: Dialog) -> None:
         self.wrong.append(f"alert: {dialog.message}")
@@ -199,7 +199,7 @@ def test_the_token_is_asked_for_and_stays_in_this_tab(console: Console) -> None:
 
 
 def test_everything_but_the_files_needs_the_operators_token(server: Server) -> None:
-    with httpx.Client(base_url=server.url, trust_env=False) as visitor:
+    with httpx.Client(base_url=server.operator_url, trust_env=False) as visitor:
         for path in ("/console", "/console/console.js", "/console/console.css"):
             assert visitor.get(path).status_code == 200
         auditor = {"Authorization": f"Bearer {server.auditor_token}"}
@@ -391,7 +391,7 @@ def test_live_traffic_is_counted_and_judged(
         expect(page.locator("#leak-verdict")).to_have_text("Quiet")
         expect(page.locator("#retained-verdict")).to_have_text(re.compile(r"^\d+\.\d % agree$"))
         page.screenshot(path=tmp_path / "traffic.png", full_page=True)
-    with httpx.Client(base_url=server.url, trust_env=False) as visitor:
+    with httpx.Client(base_url=server.operator_url, trust_env=False) as visitor:
         token = {"Authorization": f"Bearer {server.operator_token}"}
         found = visitor.get("/v1/live", headers=token).json()
     assert found["leak"]["matches"] > 0

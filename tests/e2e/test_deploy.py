@@ -19,7 +19,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from forgetting.data import open_image_set
-from serving.client import Client, ClientError
+from serving.client import Client, ClientError, InferenceClient
 from serving.home import Home, token
 from serving.traffic import held_out
 from tests.e2e.conftest import free_port
@@ -125,12 +125,12 @@ def home(tmp_path_factory: pytest.TempPathFactory, digits_backbones: Path) -> Pa
     return folder
 
 
-def deploy_file(project_root: Path, home: Path, port: int) -> Path:
-    """deploy/serve.yaml with this test's port and settings file; the rest is as it ships."""
+def deploy_file(project_root: Path, home: Path, port: int, operator_port: int) -> Path:
+    """deploy/serve.yaml with this test's ports and settings file; the rest is as it ships."""
     deploy: dict[str, Any] = yaml.safe_load((project_root / "deploy" / "serve.yaml").read_text())
     config = home / "lethe.toml"
     # One replica, where the default is two: the file is what counts.
-    config.write_text(f"home = '{home}'\nreplicas = 1\n")
+    config.write_text(f"home = '{home}'\nreplicas = 1\noperator.port = {operator_port}\n")
     deploy["http_options"] = {"host": "127.0.0.1", "port": port}
     deploy["applications"][0]["args"]["config"] = str(config)
     path = home / "serve.yaml"
@@ -138,7 +138,7 @@ def deploy_file(project_root: Path, home: Path, port: int) -> Path:
     return path
 
 
-def wait_until_ready(client: Client, cluster: Cluster) -> None:
+def wait_until_ready(client: InferenceClient, cluster: Cluster) -> None:
     deadline = time.monotonic() + DEPLOY_S
     while not client.ready():
         status = cluster.serve("status").stdout
@@ -151,10 +151,10 @@ def wait_until_ready(client: Client, cluster: Cluster) -> None:
 def test_serve_deploy_brings_up_the_application_that_the_settings_file_names(
     cluster: Cluster, home: Path, project_root: Path
 ) -> None:
-    port = free_port()
-    deployed = cluster.serve("deploy", deploy_file(project_root, home, port))
+    port, operator_port = free_port(), free_port()
+    deployed = cluster.serve("deploy", deploy_file(project_root, home, port, operator_port))
     assert deployed.returncode == 0, deployed.stdout + deployed.stderr
-    with Client(f"http://127.0.0.1:{port}") as client:
+    with InferenceClient(f"http://127.0.0.1:{port}") as client:
         wait_until_ready(client, cluster)
         seven = held_out(open_image_set("digits"), ["7"])[0][1]
         answer = client.predict(seven, content_type="image/png")
@@ -163,8 +163,12 @@ def test_serve_deploy_brings_up_the_application_that_the_settings_file_names(
         page = {f.name: f for f in text_string_to_metric_families(client.metrics())}
         assert [s.value for s in page["lethe_replicas"].samples] == [1]
         assert len(page["lethe_release"].samples) == 1
-        with pytest.raises(ClientError, match="operator's bearer token"):
-            client.status()
+    commands = f"http://127.0.0.1:{operator_port}"
+    with (
+        Client(commands) as nobody,
+        pytest.raises(ClientError, match="operator's bearer token"),
+    ):
+        nobody.status()
     operator = token(Home(home, home / "registry"), "operator")
-    with Client(f"http://127.0.0.1:{port}", operator) as client:
+    with Client(commands, operator) as client:
         assert list(client.status()["replicas"].values()) == [{"release": 0, "behind": False}]

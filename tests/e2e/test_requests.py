@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import os
+import signal
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -12,6 +15,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from forgetting.data import open_image_set
+from serving.client import ClientError
 from serving.metrics import TABLE
 from serving.traffic import held_out
 from tests.e2e.conftest import Server
@@ -20,6 +24,13 @@ from tests.e2e.conftest import Server
 @pytest.fixture(scope="module")
 def http(server: Server) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=30, trust_env=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def operations(server: Server) -> Iterator[httpx.Client]:
+    """The operator API, with nobody's token."""
+    with httpx.Client(base_url=server.operator_url, timeout=30, trust_env=False) as client:
         yield client
 
 
@@ -141,11 +152,14 @@ def test_a_release_that_was_never_made_is_not_waited_for(http: httpx.Client, sev
     ],
 )
 def test_operators_routes_need_the_operators_token(
-    http: httpx.Client, server: Server, method: str, path: str
+    operations: httpx.Client, http: httpx.Client, server: Server, method: str, path: str
 ) -> None:
     for header in ({}, {"Authorization": f"Bearer {server.auditor_token}"}):
-        response = http.request(method, path, headers=header)
+        response = operations.request(method, path, headers=header)
         assert response.status_code == 401, response.text
+    # The inference port has no such route, whoever asks.
+    operator = {"Authorization": f"Bearer {server.operator_token}"}
+    assert http.request(method, path, headers=operator).status_code == 404
 
 
 BAD_COMMANDS = [
@@ -164,24 +178,59 @@ BAD_COMMANDS = [
 
 @pytest.mark.parametrize(("path", "body", "status", "words"), BAD_COMMANDS)
 def test_a_command_that_makes_no_sense_is_refused_and_changes_nothing(
-    http: httpx.Client, server: Server, path: str, body: object, status: int, words: str
+    operations: httpx.Client, server: Server, path: str, body: object, status: int, words: str
 ) -> None:
     headers = {"Authorization": f"Bearer {server.operator_token}"}
-    response = http.post(path, json=body, headers=headers)
+    response = operations.post(path, json=body, headers=headers)
     assert response.status_code == status, response.text
     assert words in response.text
-    after = http.get("/v1/status", headers=headers).json()
+    after = operations.get("/v1/status", headers=headers).json()
     assert (after["release"], after["jobs"], after["registry_seq"]) == (0, [], 0)
 
 
-def test_probes_answer_and_the_document_names_every_route(http: httpx.Client) -> None:
+def test_probes_answer_and_the_documents_name_every_route(
+    http: httpx.Client, operations: httpx.Client
+) -> None:
     assert http.get("/healthz").json()["status"] == "ok"
     assert http.get("/readyz").json()["release"] == 0
-    paths = http.get("/openapi.json").json()["paths"]
-    assert {"/v1/predict", "/v1/forget", "/v1/jobs/{job}", "/v1/releases", "/v1/rollback"} <= set(
-        paths
-    )
-    assert http.get("/docs").status_code == 200
+    assert operations.get("/healthz").json()["status"] == "ok"
+    inference = set(http.get("/openapi.json").json()["paths"])
+    commands = set(operations.get("/openapi.json").json()["paths"])
+    assert inference & commands == {"/healthz", "/metrics"}
+    assert "/v1/predict" in inference
+    assert {"/v1/forget", "/v1/jobs/{job}", "/v1/releases", "/v1/rollback"} <= commands
+    for client in (http, operations):
+        assert client.get("/docs").status_code == 200
+
+
+def test_frozen_replicas_hold_up_no_question_and_a_killed_listener_comes_back(
+    server: Server,
+) -> None:
+    replicas = server.processes("ray::ServeReplica")
+    assert len(replicas) == 2
+    with server.client() as client:
+        for pid in replicas:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            started = time.monotonic()
+            assert client.status()["release"] == 0
+            assert "lethe_replicas" in client.metrics()
+            took = time.monotonic() - started
+        finally:
+            for pid in replicas:
+                os.kill(pid, signal.SIGCONT)
+        assert took < 2
+        victim = server.process("ray::OperatorApi")
+        os.kill(victim, signal.SIGKILL)
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                assert client.status()["release"] == 0
+                break
+            except ClientError:
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+    assert server.process("ray::OperatorApi") != victim
 
 
 def test_metrics_show_both_replicas_and_only_names_of_the_table(

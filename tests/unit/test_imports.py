@@ -13,8 +13,8 @@ FORBIDDEN = {
     "registry": {"forgetting", "serving", "ray", "torch"},
 }
 RAY_USERS = {
-    "activation", "app", "coordinator", "member", "replica", "start", "trainer", "access", "probes",
-    "problems", "worker",
+    "activation", "app", "coordinator", "member", "replica", "start", "trainer", "answering",
+    "operator_probes", "problems", "worker",
 }  # fmt: skip
 PURE = {"evidence", "metrics"}
 

@@ -49,6 +49,18 @@ def test_a_settings_file_that_is_named_must_exist(tmp_path: Path) -> None:
         load_settings(tmp_path / "absent.toml")
 
 
+def test_operators_have_a_port_of_their_own(tmp_path: Path) -> None:
+    assert load_settings(port=9000).operator_url == "http://127.0.0.1:9001"
+    file = tmp_path / "mine.toml"
+    file.write_text("port = 9000\n[operator]\nport = 7000\nhost = '0.0.0.0'\n")
+    assert load_settings(file).operator_url == "http://0.0.0.0:7000"
+    file.write_text("port = 9000\noperator.port = 9000\n")
+    with pytest.raises(SettingsError, match=r"operator\.port"):
+        load_settings(file)
+    with pytest.raises(SettingsError, match=r"operator\.port"):
+        load_settings(port=65535)
+
+
 def test_relative_paths_are_the_settings_files_own(tmp_path: Path) -> None:
     folder = tmp_path / "deep"
     folder.mkdir()
