@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("unit", "integration", "e2e")
+# Taken before any test may hide it from the settings.
+CALLERS_HOME = os.environ.get("LETHE_HOME")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -24,6 +27,21 @@ def no_home_of_the_callers(request: pytest.FixtureRequest, monkeypatch: pytest.M
     servers of e2e keep their backbone there."""
     if request.node.get_closest_marker("e2e") is None:
         monkeypatch.delenv("LETHE_HOME", raising=False)
+
+
+@pytest.fixture(scope="session")
+def digits_backbones() -> Path:
+    """The folder of the embedded default's backbone: the demo's under LETHE_HOME, trained there if
+    absent, by one test process while others wait."""
+    from serving.backbones import prepare_backbone
+    from serving.settings import load_settings
+
+    settings = load_settings(home=CALLERS_HOME)
+    settings.home_path.mkdir(parents=True, exist_ok=True)
+    with (settings.home_path / ".training").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        prepare_backbone(settings, lambda _: None)
+    return settings.home_path / "backbones"
 
 
 @pytest.fixture(scope="session")

@@ -17,10 +17,11 @@ import pytest
 
 from serving.client import Client
 from serving.home import Home, token
-from serving.settings import load_settings
 
 START_S = 180.0
 LETHE = [sys.executable, "-m", "serving.cli"]
+# A quarter of the training, for tests that don't judge how well a class is forgotten.
+QUICK = "[forget.train]\nselect_steps = 10\nrefit_steps = 20\ncopies = 1\n"
 
 
 def free_port() -> int:
@@ -131,26 +132,16 @@ class Server:
 
 
 @pytest.fixture(scope="session")
-def digits_backbones() -> Path:
-    """The embedded default's backbone: the demo's under LETHE_HOME, trained there if absent."""
-    from serving.backbones import prepare_backbone
-
-    settings = load_settings()
-    prepare_backbone(settings, lambda _: None)
-    return settings.home_path / "backbones"
-
-
-@pytest.fixture(scope="session")
 def make_server(
     tmp_path_factory: pytest.TempPathFactory, digits_backbones: Path
 ) -> Iterator[Callable[..., Server]]:
     """Makes servers of the digits default; whatever still runs at the end is killed."""
     made: list[Server] = []
 
-    def make(toml: str = "") -> Server:
+    def make(toml: str = "", *, quick: bool = True) -> Server:
         home = tmp_path_factory.mktemp("home")
         shutil.copytree(digits_backbones, home / "backbones")
-        made.append(Server(home, toml))
+        made.append(Server(home, toml + QUICK if quick else toml))
         return made[-1]
 
     yield make

@@ -32,7 +32,8 @@ def test_a_face_is_forgotten_by_a_backbone_trained_on_a_folder(
     accuracy = json.loads(trained.stdout)["test_accuracy"]
     assert accuracy >= 0.85
 
-    server = make_server(f"images = '{faces}'\n[backbone]\ndirectory = '{tmp_path / 'vit'}'\n")
+    toml = f"images = '{faces}'\n[backbone]\ndirectory = '{tmp_path / 'vit'}'\n"
+    server = make_server(toml, quick=False)
     server.start()
     images = open_image_set(faces)
     pictures = held_out(images)

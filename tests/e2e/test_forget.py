@@ -21,7 +21,7 @@ SHADOWED = "[monitor]\nshare = 1.0\n"
 
 @pytest.fixture(scope="module")
 def running(make_server: Callable[..., Server]) -> Iterator[Server]:
-    server = make_server(SHADOWED).start()
+    server = make_server(SHADOWED, quick=False).start()
     yield server
     assert server.stop() == 0
 
