@@ -31,6 +31,10 @@ from forgetting.task_report import Cost, Models, measure_task
 from forgetting.train import TrainConfig, train
 
 METHOD = "lethe"
+REPLAY = 640
+"""Retain images that are replayed, spread over the classes, but `REPLAY_PER_CLASS` of each if there
+are that many."""
+REPLAY_PER_CLASS = 20
 # A person can follow four looks a second; a training step is faster.
 _LEAST_PAUSE = 0.25
 
@@ -114,7 +118,8 @@ def run_task(
         images,
         classes,
         samples=lambda rows: Samples(*to_tensors(images, rows, backbone.spec.preprocess)),
-        replay_per_class=config.replay_per_class,
+        replay_per_class=config.replay_per_class
+        or max(REPLAY_PER_CLASS, REPLAY // len(classes.retained)),
         generator=generator,
     )
     result = train(

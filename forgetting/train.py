@@ -85,7 +85,8 @@ class TrainConfig:
         most_share: The first phase ends once at most this share of the groups is left, and at most
             this share enters the second, strongest first.
         copies: Augmented copies of each training image, beside the original.
-        replay_per_class: Retain images of each class, at most.
+        replay_per_class: Retain images of each class, at most; None takes more where there are
+            few classes (`forgetting.task.REPLAY`).
         check_every: Steps between two looks at the validation images.
         patience: Looks without a better state before the second phase ends.
     """
@@ -110,7 +111,7 @@ class TrainConfig:
     sparsity: float = 0.4
     most_share: float = 0.5
     copies: int = 3
-    replay_per_class: int = 20
+    replay_per_class: int | None = None
     check_every: int = 10
     patience: int = 3
 

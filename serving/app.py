@@ -98,11 +98,11 @@ def _check_forget_settings(settings: Settings) -> None:
             )
         for name, value in getattr(settings.forget, section).items():
             default = getattr(kind(), name)
-            fits = isinstance(value, int) if isinstance(default, int) else _is_number(value)
+            whole = default is None or isinstance(default, int)
+            fits = isinstance(value, int) if whole else _is_number(value)
             if not fits or isinstance(value, bool) or value < 0:
-                raise SettingsError(
-                    f"forget.{section}.{name} is {value!r}; expected something like {default!r}"
-                )
+                like = "a whole number" if default is None else f"something like {default!r}"
+                raise SettingsError(f"forget.{section}.{name} is {value!r}; expected {like}")
 
 
 def _is_number(value: object) -> bool:
