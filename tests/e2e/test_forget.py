@@ -171,7 +171,10 @@ def test_the_same_command_again_is_the_same_job(running: Server) -> None:
 def test_a_class_that_is_gone_cannot_be_forgotten_twice(running: Server) -> None:
     headers = {"Authorization": f"Bearer {running.operator_token}"}
     response = httpx.post(
-        f"{running.operator_url}/v1/forget", json={"classes": ["3"]}, headers=headers, trust_env=False
+        f"{running.operator_url}/v1/forget",
+        json={"classes": ["3"]},
+        headers=headers,
+        trust_env=False,
     )
     assert response.status_code == 409
     assert "Forgotten already" in response.json()["detail"]
