@@ -53,10 +53,10 @@ class Activation:
             lambda state: adopted_release(state, job.id),
         )
 
-    def roll_back(self, to: int, author: Author) -> Outcome:
-        """Serve release `to`'s adapters again."""
+    def roll_back(self, to: int, author: Author, *, instead_of: int | None = None) -> Outcome:
+        """Serve release `to`'s adapters again, if the stack is still that of `instead_of`."""
         return self._insist(
-            lambda: ray.get(self._coordinator.roll_back.remote(to, author)),
+            lambda: ray.get(self._coordinator.roll_back.remote(to, author, instead_of)),
             lambda state: rollback_of(state, author.request_id),
         )
 

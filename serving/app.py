@@ -23,7 +23,7 @@ from forgetting.backbone import Backbone
 from forgetting.data import open_image_set
 from forgetting.gates import GateConfig
 from forgetting.train import TrainConfig
-from serving import control, coordinator, monitor, operator_api, trainer
+from serving import control, coordinator, monitor, operator_api, trainer, watch
 from serving.backbones import open_backbone, prepare_backbone
 from serving.control import Control
 from serving.coordinator import Coordinator
@@ -32,9 +32,11 @@ from serving.inference_api import FORM_BYTES, build_inference_api
 from serving.membership import Terms
 from serving.monitor import Monitor
 from serving.operator_api import OperatorApi
+from serving.probes import ProbeError, read_canaries
 from serving.replica import Recognizer
 from serving.settings import Settings, SettingsError, load_settings
 from serving.trainer import Trainer
+from serving.watch import Watch
 
 NAME = "lethe"
 NAMESPACE = "lethe"
@@ -71,6 +73,7 @@ def prepare(settings: Settings, progress: Any = lambda _: None) -> Backbone:
             f"the registry {home.registry} ended when it was sealed into this backbone: give the "
             'backbone a new one, registry = "a new folder"'
         )
+    _check_probes(settings, backbone)
     known = state.backbone
     if known is not None and known != backbone.fingerprint:
         raise HomeError(
@@ -85,6 +88,17 @@ def prepare(settings: Settings, progress: Any = lambda _: None) -> Backbone:
             f"{settings.images}: nothing could be measured on them; name the folder it goes with"
         )
     return backbone
+
+
+def _check_probes(settings: Settings, backbone: Backbone) -> None:
+    """Raises `SettingsError` where canary classes can't be probed."""
+    unknown = [name for name in settings.probes.classes if name not in backbone.spec.classes]
+    if unknown:
+        raise SettingsError(f"probes.classes: the backbone has no class {unknown[0]!r}")
+    try:
+        read_canaries(settings.probes)
+    except ProbeError as error:
+        raise SettingsError(str(error)) from None
 
 
 def _check_forget_settings(settings: Settings) -> None:
@@ -129,9 +143,15 @@ def application(settings: Settings) -> serve.Application:
     if _shared(kept) != _shared(settings):
         raise SettingsError(
             "the actors that run already were started with other settings for home, registry, "
-            "images, backbone, lease, forget or threads; those need a new start of the cluster"
+            "images, backbone, lease, forget, threads, probes or reactions; those need a new "
+            "start of the cluster"
         )
     _renew_operator_api(settings, backbone.spec.classes, commanding, watching)
+    if watch.wanted(settings):
+        looking = _actor(Watch, watch.ACTOR, 2).remote(
+            settings, monitor=watching, control=commanding
+        )
+        ray.get(looking.ping.remote())
     deployment = serve.deployment(
         name="Recognizer",
         num_replicas=settings.replicas,
@@ -152,6 +172,7 @@ def _shared(settings: Settings) -> dict[str, Any]:
     """The settings on which replicas and the detached actors must agree."""
     return settings.model_dump(
         include={"home", "registry", "images", "backbone", "lease", "forget", "threads"}
+        | {"probes", "reactions"}
     )
 
 

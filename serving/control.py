@@ -11,6 +11,7 @@ It holds nothing that the ledger doesn't, so it may be killed at any moment.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -130,9 +131,15 @@ class Control:
         return view
 
     def rollback(
-        self, to: int, actor: str, reason: str, request_id: str
+        self,
+        to: int,
+        actor: str,
+        reason: str,
+        request_id: str,
+        instead_of: int | None = None,
     ) -> dict[str, Any] | Rejection:
-        """Serve release `to`'s adapters again as a new release; every guard stays."""
+        """Serve release `to`'s adapters again as a new release; every guard stays. Refused when
+        the stack is no longer that of release `instead_of`, if one is given."""
         state = self._ledger.refresh()
         made = rollback_of(state, request_id)
         if made is None:
@@ -146,7 +153,9 @@ class Control:
             )
         if rejection is not None:
             return rejection
-        outcome = self._activation.roll_back(to, Author(actor, reason, request_id))
+        outcome = self._activation.roll_back(
+            to, Author(actor, reason, request_id), instead_of=instead_of
+        )
         if isinstance(outcome, Refusal):
             status = 409 if outcome.stage in ("stack", "suspended") else 503
             return Rejection(status, f"The rollback was not made: {outcome.detail}.")
@@ -228,6 +237,12 @@ class Control:
             "replicas": resumption.members,
         }
 
+    def remark(self, text: str, actor: str, request_id: str) -> None:
+        """Write a remark into the ledger."""
+        publish.note(
+            self._ledger, self._operator, text=text, actor=actor, reason="", request_id=request_id
+        )
+
     # -- questions
 
     def settings(self) -> Settings:
@@ -287,8 +302,8 @@ class Control:
             return Rejection(404, f"There is no report of job {job_id} (yet).")
         return self._ledger.get_blob(digest)
 
-    def figures(self) -> dict[str, float]:
-        """What the metrics page shows of commands and jobs."""
+    def figures(self) -> dict[str, Any]:
+        """What the metrics page shows of commands, jobs and trainings."""
         state = self._ledger.refresh()
         waiting = pending_jobs(state)
         return {
@@ -299,6 +314,11 @@ class Control:
             "refused": sum(job.state == "refused" for job in state.jobs.values()),
             "seq": state.seq,
             "active": state.active,
+            "read_at": time.time(),
+            "suspended": state.suspended,
+            "under_erasure": len(state.erasing),
+            "forgotten": len(state.subjects_erased_by_weights(state.active)),
+            "families": self._worker.metrics.families(),
         }
 
     # -- accepting

@@ -116,9 +116,21 @@ class Coordinator:
             lambda: self._publish("adapter", job, author), author, prepare=True
         )
 
-    async def roll_back(self, to: int, author: Author) -> Outcome:
-        """Serve release `to`'s adapters again, as a new release, with every guard kept."""
-        return await self._activate(lambda: self._define_rollback(to, author), author, prepare=True)
+    async def roll_back(self, to: int, author: Author, instead_of: int | None = None) -> Outcome:
+        """Serve release `to`'s adapters again, as a new release, with every guard kept.
+
+        A `Refusal` with stage "stack" says that the stack is no longer that of `instead_of`.
+        """
+
+        def define() -> Release:
+            state = self._ledger.refresh()
+            if instead_of is not None and (
+                state.active_release.adapters != state.releases[instead_of].adapters
+            ):
+                raise ConflictError("another stack is active by now")
+            return self._define_rollback(to, author)
+
+        return await self._activate(define, author, prepare=True)
 
     async def bring_back(self, author: Author) -> Outcome:
         """Serve those again whose erasure was ended: by older adapters if the weights have

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import Metric as Family
 
 Kind = Literal["counter", "gauge", "histogram"]
-Source = Literal["replica", "monitor", "control"]
+Source = Literal["replica", "monitor", "control", "trainer", "watch"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Metric:
 _REQUEST_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 _STAGE_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
 _SWAP_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
+_TRAIN_S = (1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600)
 _BATCH = (1, 2, 4, 8, 16, 32, 64)
 
 TABLE: tuple[Metric, ...] = (
@@ -132,8 +133,10 @@ TABLE: tuple[Metric, ...] = (
     Metric(
         "lethe_leak_evidence_log10",
         "gauge",
-        "log10 of the e-value against 'leak rate is at most the target'; 3 is proof at 0.001.",
+        "log10 of the e-value against 'leak rate is at most the target', by source (shadow, "
+        "canary); 3 is proof at 0.001.",
         "monitor",
+        ("source",),
     ),
     Metric(
         "lethe_leak_target_ratio", "gauge", "Leak rate that the evidence is against.", "monitor"
@@ -143,12 +146,14 @@ TABLE: tuple[Metric, ...] = (
         "gauge",
         "Upper bound of the leak rate: 95 %, however often it is looked at.",
         "monitor",
+        ("source",),
     ),
     Metric(
         "lethe_leak_detector_log10",
         "gauge",
         "log10 of the detector of a leak that began after a quiet time; 0 when all is quiet.",
         "monitor",
+        ("source",),
     ),
     Metric(
         "lethe_drift_evidence_log10",
@@ -161,6 +166,34 @@ TABLE: tuple[Metric, ...] = (
         "gauge",
         "Disagreement on retained classes that the evidence is against.",
         "monitor",
+    ),
+    Metric(
+        "lethe_monitor_posture",
+        "gauge",
+        "1 for the posture in force (shadow, canary, off), 0 for the others.",
+        "monitor",
+        ("posture",),
+    ),
+    Metric(
+        "lethe_shadow_until_timestamp_seconds",
+        "gauge",
+        "When shadowing ends, or has ended, by itself (0: never).",
+        "monitor",
+    ),
+    Metric(
+        "lethe_monitor_blind",
+        "gauge",
+        "1 while a leak could not be seen, by reason (off, ended, no_probes, no_matches, "
+        "no_numbers).",
+        "monitor",
+        ("reason",),
+    ),
+    Metric(
+        "lethe_last_match_timestamp_seconds",
+        "gauge",
+        "Unix time of the last match, by source; 0 before the first since the monitor's start.",
+        "monitor",
+        ("source",),
     ),
     Metric("lethe_replicas", "gauge", "Replicas that were heard of lately.", "monitor"),
     Metric("lethe_replicas_expected", "gauge", "Replicas that the settings ask for.", "monitor"),
@@ -184,6 +217,65 @@ TABLE: tuple[Metric, ...] = (
         "gauge",
         "Last record of the ledger, as control sees it.",
         "control",
+    ),
+    Metric(
+        "lethe_registry_read_timestamp_seconds",
+        "gauge",
+        "When control last read the ledger to its end.",
+        "control",
+    ),
+    Metric(
+        "lethe_suspended", "gauge", "1 while serving is suspended on purpose, else 0.", "control"
+    ),
+    Metric("lethe_under_erasure", "gauge", "Classes under erasure.", "control"),
+    Metric(
+        "lethe_forgotten",
+        "gauge",
+        "Classes that the weights of the active release were taught to forget.",
+        "control",
+    ),
+    Metric(
+        "lethe_trainings_total",
+        "counter",
+        "Trainings that ended, by outcome (accepted, refused by a gate, failed).",
+        "trainer",
+        ("outcome",),
+    ),
+    Metric(
+        "lethe_train_duration_seconds",
+        "histogram",
+        "Time from the start of a training to its verdict.",
+        "trainer",
+        (),
+        _TRAIN_S,
+    ),
+    Metric("lethe_training", "gauge", "1 while an adapter is trained, else 0.", "trainer"),
+    Metric(
+        "lethe_probes_total",
+        "counter",
+        "Probes of canary classes, by outcome (quiet, leak, exposed, waiting, failed).",
+        "watch",
+        ("outcome",),
+    ),
+    Metric(
+        "lethe_last_probe_timestamp_seconds",
+        "gauge",
+        "When a probe was last answered (0: never).",
+        "watch",
+    ),
+    Metric("lethe_canary_classes", "gauge", "Canary classes that the settings name.", "watch"),
+    Metric(
+        "lethe_canary_classes_forgotten",
+        "gauge",
+        "Canary classes that the weights of the release last probed have forgotten.",
+        "watch",
+    ),
+    Metric(
+        "lethe_reactions_total",
+        "counter",
+        "Automatic reactions, by reaction (leak, drift) and outcome (done, refused).",
+        "watch",
+        ("reaction", "outcome"),
     ),
 )
 
@@ -218,8 +310,9 @@ class Metrics:
         counter = self._counters[name]
         (counter.labels(*labels) if labels else counter).inc(by)
 
-    def set(self, name: str, value: float) -> None:
-        self._gauges[name].set(value)
+    def set(self, name: str, value: float, *labels: str) -> None:
+        gauge = self._gauges[name]
+        (gauge.labels(*labels) if labels else gauge).set(value)
 
     def add(self, name: str, by: float) -> None:
         self._gauges[name].inc(by)

@@ -32,6 +32,7 @@ from serving.member import Member
 from serving.membership import Terms, boot_clock
 from serving.metrics import Metrics
 from serving.monitor import Snapshot
+from serving.posture import Stance
 from serving.release import ReleaseReader
 from serving.settings import Settings
 from serving.shadow import Shadow, sampled
@@ -90,6 +91,7 @@ class Recognizer:
         home = home_of(settings)
         self.auditor_token = token(home, "auditor")
         self.metrics = Metrics("replica")
+        self.stance = Stance(settings)
         for outcome in SWAP_OUTCOMES:
             # From 0 on, so that Prometheus sees the first failure as an increase.
             self.metrics.count("lethe_swaps_total", outcome, by=0)
@@ -129,9 +131,15 @@ class Recognizer:
     # -- predicting
 
     async def predict(
-        self, data: bytes, ticket: Ticket, *, top_k: int, min_release: int | None
+        self,
+        data: bytes,
+        ticket: Ticket,
+        *,
+        top_k: int,
+        min_release: int | None,
+        probe: bool = False,
     ) -> Prediction:
-        """Answer one image.
+        """Answer one image. A `probe` is no traffic: the shadow's sample is of all others.
 
         Raises `DecodeError` for a bad image, `NotCurrentError` when this replica may not serve
         or can't reach `min_release`, `SuspendedError` when none may.
@@ -151,9 +159,9 @@ class Recognizer:
         scored: _Scored = await self._classify(_Item(tensor, ticket, time.perf_counter()))
         prediction = self._answer(scored, request_id, top_k)
         named = int(scored.logits.argmax())
-        if named in scored.ready.erased:
+        if named in scored.ready.erased and not probe:
             self.metrics.count("lethe_emissions_total")
-        if sampled(request_id, self.settings.monitor.share):
+        if not probe and sampled(request_id, self.stance.share):
             self.shadow.offer(tensor, named, scored.ready)
         self.member.check()
         return prediction
@@ -233,6 +241,8 @@ class Recognizer:
             ),
             counts=self.shadow.counts(),
             expected=self.settings.replicas,
+            posture=self.stance.now(),
+            forgotten=len(ready.erased),
         )
 
     def _families(self, ready: ReadyRelease) -> list[Family]:

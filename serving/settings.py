@@ -5,10 +5,11 @@ Only the edge (cli, app) builds a `Settings`; everything below gets the part tha
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -89,6 +90,15 @@ class BatchSettings(_Section):
 
 
 class MonitorSettings(_Section):
+    posture: Literal["shadow", "canary", "off"] = Field(
+        "shadow", description="what watches: shadowing and probes, probes alone, or nothing"
+    )
+    shadow_until: datetime | None = Field(
+        None, description="shadowing ends by itself at this date (UTC where it names no zone)"
+    )
+    blind_after_hours: float = Field(
+        24.0, gt=0, description="without a match for so long the monitor calls itself blind"
+    )
     share: float = Field(0.05, ge=0, le=1, description="share of requests that are shadowed")
     queue: int = Field(256, gt=0, description="shadow queue; more is dropped and counted")
     confidence: float = Field(
@@ -97,6 +107,41 @@ class MonitorSettings(_Section):
     leak_target: float = Field(0.02, gt=0, lt=1, description="leak rate that evidence is against")
     drift_target: float = Field(
         0.05, gt=0, lt=1, description="disagreement on retained classes that evidence is against"
+    )
+
+    @field_validator("shadow_until")
+    @classmethod
+    def _in_a_zone(cls, at: datetime | None) -> datetime | None:
+        return at.replace(tzinfo=UTC) if at is not None and at.tzinfo is None else at
+
+
+class ProbeSettings(_Section):
+    """Canary classes: synthetic or consented, forgotten on purpose, and asked for all the time."""
+
+    classes: tuple[str, ...] = Field((), description="canary classes; `lethe forget` each of them")
+    images: Path | None = Field(
+        None, description="folder with one sub-folder of probe images per canary class"
+    )
+    per_minute: float = Field(6.0, ge=0.2, le=6000, description="probes sent, all classes together")
+
+    @model_validator(mode="after")
+    def _images_for_classes(self) -> ProbeSettings:
+        if self.classes and self.images is None:
+            raise ValueError("probes.classes needs probes.images: the folder of their images")
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError("probes.classes names a class twice")
+        return self
+
+
+class ReactionSettings(_Section):
+    """What is done without being asked when live traffic proves something. All off by default."""
+
+    leak: bool = Field(False, description="note a proven leak in the ledger, with its evidence")
+    drift: bool = Field(
+        False, description="roll a new release back that is proven to harm retained classes"
+    )
+    hold_off_hours: float = Field(
+        24.0, ge=0, description="least time between two automatic rollbacks"
     )
 
 
@@ -132,6 +177,8 @@ class Settings(BaseSettings):
     limits: LimitSettings = LimitSettings()
     batch: BatchSettings = BatchSettings()
     monitor: MonitorSettings = MonitorSettings()
+    probes: ProbeSettings = ProbeSettings()
+    reactions: ReactionSettings = ReactionSettings()
     forget: ForgetSettings = ForgetSettings()
 
     @model_validator(mode="after")
@@ -228,6 +275,7 @@ def _anchored(settings: Settings, folder: Path) -> Settings:
     backbone = chosen.model_copy(
         update={name: fixed(getattr(chosen, name)) for name in ("directory", "weights", "labels")}
     )
+    probes = settings.probes.model_copy(update={"images": fixed(settings.probes.images)})
     registry = settings.registry
     if registry is not None and not is_url(registry):
         registry = fixed(Path(registry))
@@ -238,5 +286,6 @@ def _anchored(settings: Settings, folder: Path) -> Settings:
             "registry": registry,
             "images": images,
             "backbone": backbone,
+            "probes": probes,
         }
     )

@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -30,6 +30,8 @@ STACKS = 64
 REPLICAS = 256
 """Replicas whose part is known: the latest heard of. Each runs once, so old names don't return."""
 _FORMAT = 1
+Source = Literal["shadow", "canary"]
+SOURCES: tuple[Source, ...] = ("shadow", "canary")
 
 
 def stack_name(adapters: Sequence[str]) -> str:
@@ -69,6 +71,12 @@ class Findings:
     leak_detector_log10: float
     leak_upper_bound_ratio: float
     drift_evidence_log10: float
+
+
+def entry(stack: str, source: Source) -> str:
+    """The name under which a stack's counts from one source are kept: live traffic and probes are
+    two streams, so their evidence is kept apart."""
+    return stack if source == "shadow" else f"{source}:{stack}"
 
 
 class Tally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -17,11 +18,20 @@ from rich.table import Table
 from rich.text import Text
 
 from serving.client import Client, ClientError
+from serving.tally import SOURCES
 
 PROOF = 3.0
 """Evidence at which ForgottenClassRecognised fires."""
 SUSPICION = 5.0
 """Detector at which LeakSuspected fires."""
+BLINDNESS = {
+    "off": "the monitor is off",
+    "ended": "shadowing has ended, and no canary class is probed",
+    "no_probes": "no forgotten canary class is probed",
+    "no_matches": "nothing forgotten was seen for a long time",
+    "no_numbers": "no replica is heard of",
+}
+"""The reasons of `lethe_monitor_blind` in words."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +49,15 @@ class Look:
             if labels.items() <= dict(found).items()
         )
 
-    def gauge(self, name: str) -> float | None:
-        """The one sample of a gauge; None when it is not on the page."""
-        values = self.samples.get(name, ())
-        return values[0][1] if values else None
+    def gauge(self, name: str, **labels: str) -> float | None:
+        """The one sample of a gauge that has `labels`; None when it is not on the page."""
+        wanted = labels.items()
+        found = (v for given, v in self.samples.get(name, ()) if wanted <= dict(given).items())
+        return next(found, None)
+
+    def chosen(self, name: str, label: str) -> str | None:
+        """The value of `label` for which a gauge is 1; None where it is 1 for none."""
+        return next((given[label] for given, v in self.samples.get(name, ()) if v == 1), None)
 
 
 def look(page: str, *, at: float) -> Look:
@@ -59,6 +74,7 @@ def screen(now: Look, before: Look | None, status: Mapping[str, Any]) -> Group:
     return Group(
         _headline(status),
         _traffic(now, before),
+        _watching(now),
         _evidence(now),
         _replicas(now, status),
         *_jobs(status),
@@ -128,17 +144,43 @@ def _traffic(now: Look, before: Look | None) -> Text:
     )
 
 
+def _watching(now: Look) -> Text:
+    """The posture, when it ends, and whether a leak could be seen at all."""
+    posture = now.chosen("lethe_monitor_posture", "posture")
+    if posture is None:
+        return Text("watching: blind, the monitor has no numbers", style="bold red")
+    words = f"watching: {posture}"
+    until = now.gauge("lethe_shadow_until_timestamp_seconds")
+    if until:
+        when = datetime.fromtimestamp(until, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        words += f", shadowing {'ends' if posture == 'shadow' else 'ended'} {when}"
+    canaries = now.gauge("lethe_canary_classes")
+    if canaries:
+        gone = now.gauge("lethe_canary_classes_forgotten") or 0.0
+        words += f", {gone:.0f} of {canaries:.0f} canary classes forgotten"
+    reason = now.chosen("lethe_monitor_blind", "reason")
+    if reason is None:
+        return Text(words)
+    return Text(f"{words}; blind: {BLINDNESS.get(reason, reason)}", style="bold red")
+
+
 def _evidence(now: Look) -> Table:
     table = _table("live traffic", "log10", "alert at", "", "")
-    bound, target = now.gauge("lethe_leak_upper_bound_ratio"), now.gauge("lethe_leak_target_ratio")
-    drift = now.gauge("lethe_drift_target_ratio")
-    rows = (
-        ("leak, evidence", "lethe_leak_evidence_log10", PROOF, _share("leak rate at most", bound)),
-        ("leak, detector", "lethe_leak_detector_log10", SUSPICION, _share("target", target)),
-        ("drift, evidence", "lethe_drift_evidence_log10", PROOF, _share("target", drift)),
-    )
-    for title, name, limit, note in rows:
-        value = now.gauge(name)
+    target = _share("target", now.gauge("lethe_leak_target_ratio"))
+    drift = _share("target", now.gauge("lethe_drift_target_ratio"))
+    rows = []
+    for source in SOURCES:
+        if source == "canary" and not now.gauge("lethe_canary_classes"):
+            continue
+        of = {"source": source}
+        whose = "leak" if source == "shadow" else "canary leak"
+        bound = _share("leak rate at most", now.gauge("lethe_leak_upper_bound_ratio", **of))
+        rows += [
+            (f"{whose}, evidence", now.gauge("lethe_leak_evidence_log10", **of), PROOF, bound),
+            (f"{whose}, detector", now.gauge("lethe_leak_detector_log10", **of), SUSPICION, target),
+        ]
+    rows.append(("drift, evidence", now.gauge("lethe_drift_evidence_log10"), PROOF, drift))
+    for title, value, limit, note in rows:
         if value is None:
             table.add_row(title, "blind", f"{limit:.0f}", "", "")
             continue

@@ -28,6 +28,7 @@ from registry.subjects import SubjectMap
 from serving.acknowledgement import Author, Refusal
 from serving.activation import Activation
 from serving.jobs import pending_jobs
+from serving.metrics import Metrics
 from serving.train_job import NotTrained, Trained, TrainJob
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ RETRY_S = 0.5
 LONGEST_RETRY_S = 30.0
 LONGEST_DETAIL = 1500
 TRAINER_BACK_S = 120.0
+TRAININGS = ("accepted", "refused", "failed")
 
 
 class ForgetWorker:
@@ -67,6 +69,10 @@ class ForgetWorker:
         self._attempts = attempts
         self._accepting = accepting
         self._work = threading.Event()
+        self.metrics = Metrics("trainer")
+        for outcome in TRAININGS:
+            # From 0 on, so that Prometheus sees the first as an increase.
+            self.metrics.count("lethe_trainings_total", outcome, by=0)
         self.training: dict[str, dict[str, Any]] = {}
         """Progress of the job that trains, by job."""
         self.problems: dict[str, str] = {}
@@ -172,14 +178,22 @@ class ForgetWorker:
             uploads={names[s]: tuple(images_of(self._private, s)) for s in job.erasing},
         )
         self.training[job.id] = {"phase": "starting"}
+        self.metrics.set("lethe_training", 1)
+        started = time.monotonic()
+        outcome = "failed"
         try:
             result = self._watch(job.id, task)
+            if isinstance(result, Trained):
+                outcome = "accepted" if result.refused is None else "refused"
         except RayActorError as error:
             log.warning("the trainer died (%s)", type(error).__name__)
             self._wait_for_trainer()
             raise HeldUpError("the trainer died while it trained", stage="training") from None
         finally:
             self.training.pop(job.id, None)
+            self.metrics.set("lethe_training", 0)
+            self.metrics.count("lethe_trainings_total", outcome)
+            self.metrics.observe("lethe_train_duration_seconds", time.monotonic() - started)
         if isinstance(result, NotTrained):
             self.problems[job.id] = result.detail
             raise HeldUpError(result.kind, stage="training")

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from serving.tally import Counts
+from serving.tally import Counts, Source
 from serving.top import PROOF, SUSPICION, Look
 
 PREDICT = "/v1/predict"
 OUTCOMES = ("ok", "client_error", "not_current", "error")
+PROBE_OUTCOMES = ("quiet", "leak", "exposed", "waiting", "failed")
 _GAUGES = {
     "release": "lethe_release",
     "lease_s": "lethe_lease_remaining_seconds",
@@ -28,20 +29,39 @@ _COUNTS = {
 }
 
 
-def leak_view(now: Look, counts: Counts) -> dict[str, Any] | None:
-    """What live traffic says of leaks; None where the monitor says nothing.
+def watching_view(now: Look) -> dict[str, Any] | None:
+    """How leaks are watched for, and why one could not be seen; None where the monitor says
+    nothing."""
+    posture = now.chosen("lethe_monitor_posture", "posture")
+    if posture is None:
+        return None
+    return {
+        "posture": posture,
+        "shadow_until": now.gauge("lethe_shadow_until_timestamp_seconds") or None,
+        "blind": now.chosen("lethe_monitor_blind", "reason"),
+        "canary_classes": int(now.gauge("lethe_canary_classes") or 0),
+        "canary_classes_forgotten": int(now.gauge("lethe_canary_classes_forgotten") or 0),
+        "last_probe": now.gauge("lethe_last_probe_timestamp_seconds") or None,
+        "probes": {
+            outcome: now.total("lethe_probes_total", outcome=outcome) for outcome in PROBE_OUTCOMES
+        },
+    }
 
-    `counts` are those of the active release's stack of adapters.
+
+def leak_view(now: Look, counts: Counts, *, source: Source = "shadow") -> dict[str, Any] | None:
+    """What live traffic, or probes, say of leaks; None where the monitor says nothing.
+
+    `counts` are those of the active release's stack of adapters from that source.
     """
-    evidence = now.gauge("lethe_leak_evidence_log10")
+    evidence = now.gauge("lethe_leak_evidence_log10", source=source)
     if evidence is None:
         return None
     return {
         "evidence_log10": evidence,
         "proof_log10": PROOF,
-        "detector_log10": now.gauge("lethe_leak_detector_log10"),
+        "detector_log10": now.gauge("lethe_leak_detector_log10", source=source),
         "suspicion_log10": SUSPICION,
-        "upper_bound": now.gauge("lethe_leak_upper_bound_ratio"),
+        "upper_bound": now.gauge("lethe_leak_upper_bound_ratio", source=source),
         "target": now.gauge("lethe_leak_target_ratio"),
         "matches": counts.matches,
         "leaks": counts.leaks,

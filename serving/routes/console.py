@@ -20,12 +20,12 @@ from registry.schema import encode_time
 from registry.subjects import SubjectMap
 from serving.console.erasures import erasures_view
 from serving.console.files import HEADERS, PAGE, File, read_files
-from serving.console.readings import drift_view, leak_view, replicas_view
+from serving.console.readings import drift_view, leak_view, replicas_view, watching_view
 from serving.home import home_of, open_current_ledger, open_subjects
 from serving.jobs import Rejection, named
 from serving.routes.access import AtDesk, Desk, operator_only
 from serving.routes.problems import ProblemError
-from serving.tally import Counts, Tally, stack_name
+from serving.tally import Counts, Tally, entry, stack_name
 from serving.top import look
 
 router = APIRouter(tags=["console"])
@@ -33,7 +33,7 @@ pages = APIRouter(include_in_schema=False)
 asked = APIRouter(prefix="/v1", dependencies=[Depends(operator_only)])
 
 MONITOR_S = 3.0
-COMMANDS = ("forget", "rollback", "restore")
+COMMANDS = ("forget", "rollback", "restore", "suspend", "resume")
 """Commands that have a button, where this server has their route."""
 
 
@@ -86,14 +86,18 @@ async def live(request: Request, desk: AtDesk) -> dict[str, Any]:
             Rejection(503, "The monitor gives no answer, so there are no live numbers.")
         ) from None
     now = await asyncio.to_thread(look, page.decode(), at=time.monotonic())
-    counts = await asyncio.to_thread(_counts, desk, request.app)
+    counts, probed = await asyncio.to_thread(_counts, desk, request.app)
     heard = now.gauge("lethe_replicas")
+    watching = watching_view(now)
+    shadowed = watching is None or watching["posture"] == "shadow"
     return {
         "at": encode_time(datetime.now(UTC)),
-        "share": desk.settings.monitor.share,
+        "share": desk.settings.monitor.share if shadowed else 0.0,
         "heard": 0 if heard is None else int(heard),
         "expected": desk.settings.replicas,
+        "watching": watching,
         "leak": leak_view(now, counts),
+        "canary": leak_view(now, probed, source="canary"),
         "drift": drift_view(now, counts),
         "replicas": replicas_view(now),
         "commands": await asyncio.to_thread(_commands, request.app),
@@ -112,12 +116,14 @@ async def audit_card(subject: str, request: Request, desk: AtDesk) -> dict[str, 
     return await asyncio.to_thread(_audit, subject, desk, request.app)
 
 
-def _counts(desk: Desk, app: FastAPI) -> Counts:
-    """What the shadow found of the active stack, as the monitor keeps it beside the registry."""
+def _counts(desk: Desk, app: FastAPI) -> tuple[Counts, Counts]:
+    """What shadow and probes found of the active stack, as the monitor keeps it beside the
+    registry."""
     ledger, _ = _registry(desk, app)
     state = ledger.refresh()
     stack = stack_name(state.releases[state.active].adapters)
-    return Tally.load(home_of(desk.settings).evidence).total(stack)
+    tally = Tally.load(home_of(desk.settings).evidence)
+    return tally.total(stack), tally.total(entry(stack, "canary"))
 
 
 def _commands(app: FastAPI) -> list[str]:

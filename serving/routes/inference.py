@@ -82,17 +82,27 @@ async def predict(
     x_lethe_min_release: Annotated[
         int | None, Header(ge=0, description="oldest release that may answer")
     ] = None,
+    x_lethe_probe: Annotated[
+        bool, Header(description="the auditor's alone: keep this out of the shadow's sample")
+    ] = False,
 ) -> Response:
     """Name what an image shows. Send the image as the raw body, as multipart or as JSON base64."""
     started = time.perf_counter()
     data = await read_image(request, limit=replica.settings.limits.body_bytes)
-    prediction = await replica.predict(data, ticket, top_k=top_k, min_release=x_lethe_min_release)
+    auditing = shows(authorization, replica.auditor_token)
+    prediction = await replica.predict(
+        data,
+        ticket,
+        top_k=top_k,
+        min_release=x_lethe_min_release,
+        probe=auditing and x_lethe_probe,
+    )
     body: dict[str, Any] = {
         "predictions": _labels(prediction.guesses),
         "release": prediction.release,
         "request_id": prediction.request_id,
     }
-    if shows(authorization, replica.auditor_token):
+    if auditing:
         body["before_mask"] = _labels(prediction.before_mask)
     return JSONResponse(
         body,

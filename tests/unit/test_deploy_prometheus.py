@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from serving.cli import app as cli
-from serving.metrics import TABLE, Metrics
-from serving.monitor import Monitor, Snapshot
+from serving.metrics import TABLE, Metrics, Source
+from serving.monitor import Monitor, ProbeSnapshot, Snapshot
 from serving.settings import Settings
 from serving.tally import Targets
 
@@ -28,6 +28,10 @@ FIGURES = {
     "accepted": 3,
     "done": 1,
     "refused": 1,
+    "read_at": 7.0,
+    "suspended": 0,
+    "under_erasure": 2,
+    "forgotten": 1,
 }
 TARGET_LABELS = {"job", "instance"}
 """What Prometheus itself adds to every series of a scrape."""
@@ -64,10 +68,16 @@ def alerts(rules: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def dashboard(deploy: Path) -> dict[str, Any]:
-    text = (deploy / "grafana" / "dashboards" / "lethe.json").read_text()
-    parsed: dict[str, Any] = json.loads(text)
-    return parsed
+def dashboards(deploy: Path) -> list[dict[str, Any]]:
+    """Every dashboard, by file name."""
+    files = sorted((deploy / "grafana" / "dashboards").glob("*.json"))
+    return [json.loads(file.read_text()) for file in files]
+
+
+@pytest.fixture(scope="session")
+def panels(dashboards: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every panel of every dashboard."""
+    return [panel for dashboard in dashboards for panel in dashboard["panels"]]
 
 
 @pytest.fixture(scope="session")
@@ -102,32 +112,39 @@ def test_alerts_fire_and_stay_silent_as_their_tests_say(promtool: str, deploy: P
     run(promtool, "test", "rules", deploy / "prometheus" / "tests" / "lethe_test.yml")
 
 
+def counted(source: Source) -> Metrics:
+    """Every counter counted and every histogram fed once."""
+    metrics = Metrics(source)
+    for row in TABLE:
+        labels = ["x"] * len(row.labels)
+        if row.source == source and row.kind == "counter":
+            metrics.count(row.name, *labels)
+        if row.source == source and row.kind == "histogram":
+            metrics.observe(row.name, 1.0, *labels)
+    return metrics
+
+
 def test_promtool_finds_nothing_to_say_about_the_metrics_page(
     promtool: str, tmp_path: Path
 ) -> None:
-    replica = Metrics("replica")
-    for row in TABLE:
-        labels = ["x"] * len(row.labels)
-        if row.source == "replica" and row.kind == "counter":
-            replica.count(row.name, *labels)
-        if row.source == "replica" and row.kind == "histogram":
-            replica.observe(row.name, 1.0, *labels)
+    replica = counted("replica")
     monitor = Monitor(tmp_path / "evidence.json")
     targets = Targets(leak=0.02, drift=0.05)
     snapshot = Snapshot(replica.families(), 0.0, 2, "s", targets, {}, expected=2)
     monitor.push("a", snapshot)
     monitor.push("b", snapshot)
-    page = monitor.page(FIGURES).decode()
+    monitor.push_probes("p", ProbeSnapshot(counted("watch").families(), 0.0, {}))
+    page = monitor.page({**FIGURES, "families": counted("trainer").families()}).decode()
     assert all(f"\n{row.name}" in page for row in TABLE)
     run(promtool, "check", "metrics", stdin=page)
 
 
-def test_every_expression_of_the_dashboard_parses(
-    promtool: str, dashboard: dict[str, Any], tmp_path: Path
+def test_every_expression_of_the_dashboards_parses(
+    promtool: str, dashboards: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     records = [
         {"record": f"dashboard:expression:{number}", "expr": without_variables(expression)}
-        for number, expression in enumerate(expressions_of(dashboard))
+        for number, expression in enumerate(expressions_of(dashboards))
     ]
     path = tmp_path / "dashboard.yml"
     path.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": records}]}))
@@ -137,10 +154,12 @@ def test_every_expression_of_the_dashboard_parses(
 # -- names and labels, against the table
 
 
-def expressions_of(dashboard: dict[str, Any]) -> list[str]:
-    shown = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    drawn = [a["expr"] for a in dashboard["annotations"]["list"] if "expr" in a]
-    return shown + drawn
+def expressions_of(dashboards: list[dict[str, Any]]) -> list[str]:
+    found = []
+    for dashboard in dashboards:
+        found += [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+        found += [a["expr"] for a in dashboard["annotations"]["list"] if "expr" in a]
+    return found
 
 
 def without_variables(expression: str) -> str:
@@ -199,11 +218,11 @@ def test_selectors_are_read_out_of_an_expression() -> None:
     assert grouping_labels(expression) == {"a", "le", "e"}
 
 
-def test_every_name_and_label_in_rules_and_dashboard_exists(
-    rules: list[dict[str, Any]], dashboard: dict[str, Any]
+def test_every_name_and_label_in_rules_and_dashboards_exists(
+    rules: list[dict[str, Any]], dashboards: list[dict[str, Any]]
 ) -> None:
     known = labels_by_series(rules)
-    used = [rule["expr"] for rule in rules] + expressions_of(dashboard)
+    used = [rule["expr"] for rule in rules] + expressions_of(dashboards)
     for expression in used:
         found = dict(selectors(expression))
         assert found, expression
@@ -214,9 +233,9 @@ def test_every_name_and_label_in_rules_and_dashboard_exists(
 
 
 def test_every_recorded_series_is_used(
-    rules: list[dict[str, Any]], dashboard: dict[str, Any]
+    rules: list[dict[str, Any]], dashboards: list[dict[str, Any]]
 ) -> None:
-    used = " ".join([rule["expr"] for rule in rules] + expressions_of(dashboard))
+    used = " ".join([rule["expr"] for rule in rules] + expressions_of(dashboards))
     assert [r["record"] for r in rules if "record" in r and r["record"] not in used] == []
 
 
@@ -245,17 +264,18 @@ def test_every_alert_says_what_how_bad_and_where_to_read_on(
 
 
 def test_the_runbook_names_only_alerts_panels_and_commands_that_exist(
-    alerts: dict[str, dict[str, Any]], dashboard: dict[str, Any], runbook: str
+    alerts: dict[str, dict[str, Any]], dashboards: list[dict[str, Any]], runbook: str
 ) -> None:
     assert re.findall(r"^## (\w+)$", runbook, re.MULTILINE) == list(alerts)
     prose = " ".join(runbook.split())
-    panels = set(re.findall(r"(?<!\*)\*([A-Z][^*]*)\*(?!\*)", prose))
-    assert panels <= {dashboard["title"], *(panel["title"] for panel in dashboard["panels"])}
+    named = set(re.findall(r"(?<!\*)\*([A-Z][^*]*)\*(?!\*)", prose))
+    titles = {board["title"] for board in dashboards}
+    assert named <= titles | {panel["title"] for board in dashboards for panel in board["panels"]}
     commands = {
         command.callback.__name__ for command in cli.registered_commands if command.callback
     }
-    named = set(re.findall(r"`lethe (\w+)", prose))
-    assert {"serve", "forget", "status", "releases", "rollback", "predict"} <= named <= commands
+    asked = set(re.findall(r"`lethe (\w+)", prose))
+    assert {"serve", "forget", "status", "releases", "rollback", "predict"} <= asked <= commands
 
 
 def test_every_alert_is_tested_once_firing_and_once_silent(
@@ -272,39 +292,42 @@ def test_every_alert_is_tested_once_firing_and_once_silent(
 
 
 def test_every_panel_has_title_description_unit_and_the_chosen_data_source(
-    dashboard: dict[str, Any],
+    dashboards: list[dict[str, Any]],
 ) -> None:
-    panels = dashboard["panels"]
-    assert 0 < len(panels) <= 12
-    assert len({panel["title"] for panel in panels}) == len(panels)
-    assert len({panel["id"] for panel in panels}) == len(panels)
-    for panel in panels:
-        assert panel["title"]
-        assert panel["description"].endswith(".")
-        assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
-        for part in (panel, *panel["targets"]):
-            assert part["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
-        references = [target["refId"] for target in panel["targets"]]
-        assert len(set(references)) == len(references)
-        for target in panel["targets"]:
-            assert 'job="$job"' in target["expr"], "several installations may share a Prometheus"
+    titles = [panel["title"] for board in dashboards for panel in board["panels"]]
+    assert len(set(titles)) == len(titles)
+    for dashboard in dashboards:
+        panels = dashboard["panels"]
+        assert 0 < len(panels) <= 12
+        assert len({panel["id"] for panel in panels}) == len(panels)
+        for panel in panels:
+            assert panel["title"]
+            assert panel["description"].endswith(".")
+            assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+            for part in (panel, *panel["targets"]):
+                assert part["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+            references = [target["refId"] for target in panel["targets"]]
+            assert len(set(references)) == len(references)
+            for target in panel["targets"]:
+                assert 'job="$job"' in target["expr"], "several installations may share one"
 
 
-def test_the_dashboard_can_be_provisioned_again_and_again(
-    dashboard: dict[str, Any], deploy: Path
+def test_the_dashboards_can_be_provisioned_again_and_again(
+    dashboards: list[dict[str, Any]], deploy: Path
 ) -> None:
-    assert dashboard["id"] is None
-    assert "version" not in dashboard
-    kept = {key: dashboard[key] for key in ("uid", "schemaVersion", "editable", "refresh", "tags")}
-    assert kept == {
-        "uid": "lethe",
-        "schemaVersion": 39,
-        "editable": False,
-        "refresh": "30s",
-        "tags": ["lethe"],
-    }
-    variables = {v["name"]: v["type"] for v in dashboard["templating"]["list"]}
-    assert variables == {"datasource": "datasource", "job": "query"}
+    assert {dashboard["uid"] for dashboard in dashboards} == {"lethe", "lethe-leaks"}
+    for dashboard in dashboards:
+        assert dashboard["id"] is None
+        assert "version" not in dashboard
+        kept = {key: dashboard[key] for key in ("schemaVersion", "editable", "refresh", "tags")}
+        assert kept == {
+            "schemaVersion": 39,
+            "editable": False,
+            "refresh": "30s",
+            "tags": ["lethe"],
+        }
+        variables = {v["name"]: v["type"] for v in dashboard["templating"]["list"]}
+        assert variables == {"datasource": "datasource", "job": "query"}
     provisioning = deploy / "grafana" / "provisioning"
     sources = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())
     assert [source["type"] for source in sources["datasources"]] == ["prometheus"]
@@ -312,11 +335,15 @@ def test_the_dashboard_can_be_provisioned_again_and_again(
     assert [provider["type"] for provider in providers["providers"]] == ["file"]
 
 
-def test_the_evidence_panel_draws_its_line_where_the_alert_fires(
-    dashboard: dict[str, Any], alerts: dict[str, dict[str, Any]]
+@pytest.mark.parametrize(
+    ("title", "alert"),
+    [("Leak evidence", "ForgottenClassRecognised"), ("Drift evidence", "CollateralDrift")],
+)
+def test_an_evidence_panel_draws_its_line_where_the_alert_fires(
+    title: str, alert: str, panels: list[dict[str, Any]], alerts: dict[str, dict[str, Any]]
 ) -> None:
-    (panel,) = [panel for panel in dashboard["panels"] if panel["title"] == "Leak evidence"]
-    limit = float(alerts["ForgottenClassRecognised"]["expr"].rpartition(">=")[2])
+    (panel,) = [panel for panel in panels if panel["title"] == title]
+    limit = float(alerts[alert]["expr"].rpartition(">=")[2])
     steps = panel["fieldConfig"]["defaults"]["thresholds"]["steps"]
     assert [step["value"] for step in steps] == [None, limit]
     assert panel["fieldConfig"]["defaults"]["custom"]["thresholdsStyle"]["mode"] != "off"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.metrics import TABLE, Metrics
-from serving.monitor import Monitor, Snapshot
+from serving.metrics import TABLE, Metrics, Source
+from serving.monitor import Monitor, ProbeSnapshot, Snapshot
 from serving.tally import Counts, Targets
 
 FIGURES = {
@@ -19,6 +19,10 @@ FIGURES = {
     "accepted": 3,
     "done": 1,
     "refused": 1,
+    "read_at": 7.0,
+    "suspended": 0,
+    "under_erasure": 2,
+    "forgotten": 1,
 }
 LEAKS = Counts(matches=2, leaks=2)
 
@@ -31,12 +35,26 @@ def snapshot_of(metrics: Metrics, **counts: Counts) -> Snapshot:
     return carried
 
 
-def page_of(file: Path, *replicas: Metrics) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
+def everything(source: Source) -> Metrics:
+    """Every counter counted once."""
+    metrics = Metrics(source)
+    for row in TABLE:
+        if row.source == source and row.kind == "counter":
+            metrics.count(row.name, *["x"] * len(row.labels))
+    return metrics
+
+
+def page_of(
+    file: Path, *replicas: Metrics, probes: Metrics | None = None, trainer: Metrics | None = None
+) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
     monitor = Monitor(file / "evidence.json")
     for number, replica in enumerate(replicas):
         monitor.push(f"r{number}", snapshot_of(replica, s=LEAKS))
+    if probes is not None:
+        monitor.push_probes("p", ProbeSnapshot(probes.families(), taken=0.0, counts={}))
     monitor.page(FIGURES)
-    text = monitor.page({**FIGURES, "accepted": 4}).decode()
+    figures = {**FIGURES, "families": trainer.families() if trainer else []}
+    text = monitor.page({**figures, "accepted": 4}).decode()
     found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -52,13 +70,13 @@ def test_every_row_of_the_table_is_on_the_page(tmp_path: Path) -> None:
             replica.count(row.name, *labels)
         if row.source == "replica" and row.kind == "histogram":
             replica.observe(row.name, 1.0, *labels)
-    found = page_of(tmp_path, replica)
+    found = page_of(tmp_path, replica, probes=everything("watch"), trainer=everything("trainer"))
     for row in TABLE:
         assert (f"{row.name}_bucket" if row.kind == "histogram" else row.name) in found, row.name
 
 
 def test_no_label_can_name_a_class_or_a_request() -> None:
-    allowed = {"route", "outcome", "stage", "phase"}
+    allowed = {"route", "outcome", "stage", "phase", "source", "posture", "reason", "reaction"}
     assert {label for row in TABLE for label in row.labels} <= allowed
 
 
@@ -80,7 +98,7 @@ def test_replicas_are_told_apart_and_their_leaks_are_one_stream_of_evidence(
         (("replica", "r0"),): 2.0,
         (("replica", "r1"),): 2.0,
     }
-    assert found["lethe_leak_evidence_log10"][()] >= 3
+    assert found["lethe_leak_evidence_log10"][("source", "shadow"),] >= 3
     assert found["lethe_replicas"][()] == 2
 
 

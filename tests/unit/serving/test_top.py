@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from serving.metrics import Metrics
-from serving.monitor import Monitor, Snapshot
+from serving.monitor import Monitor, ProbeSnapshot, Snapshot
+from serving.posture import Posture
 from serving.tally import Counts, Targets
 from serving.top import Look, look, screen
 
@@ -60,7 +61,42 @@ def test_a_proven_leak_is_an_alert_and_quiet_traffic_is_not(tmp_path: Path) -> N
 
 
 def test_a_page_without_evidence_is_called_blind() -> None:
-    assert drawn(look("", at=0.0)).count("blind") == 3
+    assert drawn(look("", at=0.0)).count("blind") == 4
+
+
+def test_the_posture_its_end_and_why_it_is_blind_are_said(tmp_path: Path) -> None:
+    monitor = Monitor(tmp_path / "evidence.json")
+    watching = {
+        "watching: shadow": Posture(until=4e9),
+        "shadowing ends 2096-10-02": Posture(until=4e9),
+        "shadowing ended 2001-09-09": Posture(share=0.0, until=1e9, ended=True),
+        "blind: shadowing has ended, and no canary class is probed": Posture(
+            share=0.0, until=1e9, ended=True
+        ),
+        "blind: no forgotten canary class is probed": Posture("canary", share=0.0, canaries=2),
+        "blind: the monitor is off": Posture("off", share=0.0),
+    }
+    for words, posture in watching.items():
+        families = Metrics("replica").families()
+        targets = Targets(leak=0.02, drift=0.05)
+        snapshot = Snapshot(families, 0.0, 3, "s", targets, {}, 2, posture, forgotten=1)
+        monitor.push("a", snapshot)
+        assert words in drawn(look(monitor.page({}).decode(), at=0.0)), words
+
+
+def test_probes_have_evidence_of_their_own(tmp_path: Path) -> None:
+    monitor = Monitor(tmp_path / "evidence.json")
+    targets = Targets(leak=0.02, drift=0.05)
+    monitor.push("a", Snapshot([], 0.0, 3, "s", targets, {}, expected=1))
+    watch = Metrics("watch")
+    watch.set("lethe_canary_classes", 2)
+    watch.set("lethe_canary_classes_forgotten", 1)
+    leaks = {"s": Counts(matches=4, leaks=4)}
+    monitor.push_probes("p", ProbeSnapshot(watch.families(), 0.0, leaks))
+    text = drawn(look(monitor.page({}).decode(), at=0.0))
+    assert "1 of 2 canary classes forgotten" in text
+    assert "alert" in text.partition("canary leak, evidence")[2].partition("\n")[0]
+    assert "quiet" in text.partition("leak, evidence")[2].partition("\n")[0]
 
 
 def test_replicas_that_are_behind_or_silent_are_marked(tmp_path: Path) -> None:
