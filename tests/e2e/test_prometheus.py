@@ -117,31 +117,34 @@ def prometheus(
     started.stop()
 
 
-def record_an_adapter_that_forgets_nothing(server: Server, name: str) -> None:
+def record_an_adapter_that_forgets_nothing(
+    server: Server, name: str, *, strength: float = 1e-6
+) -> None:
     """Behind the stopped server's back, with its own keys: the class `name` is put under erasure,
     and what is recorded as having forgotten it is a copy of the active adapter, of another class,
-    too faint to change anything. Every signature and digest is right; only the weights are not."""
+    too faint to change anything, or so strong that it harms everyone. Every signature and digest is
+    right; only the weights are not."""
     settings = load_settings(server.config, home=server.home)  # whatever LETHE_HOME says
     home = home_of(settings)
     ledger, backbone = open_ledger(home), open_backbone(settings)
     operator, publisher = signer(home, "operator"), signer(home, "publisher")
-    said = {"actor": "test", "reason": "", "request_id": "behind-the-back"}
+    said = {"actor": "test", "reason": "", "request_id": f"behind-the-back-{name}"}
     subject = open_subjects(home).assign(name)
     stack = ledger.refresh().active_release.adapters
     job = publish.request_forget(
         ledger, operator, subjects=[subject], backbone=backbone.fingerprint, **said
     )
     real = from_files(adapter_files(ledger, stack[-1]), backbone)
-    faint = replace(
+    wrong = replace(
         real,
-        pairs={path: (a, b * 1e-6) for path, (a, b) in real.pairs.items()},
+        pairs={path: (a, b * strength) for path, (a, b) in real.pairs.items()},
         facts=replace(real.facts, stack=stack, subjects=(subject,)),
     )
     publish.record_trained(
         ledger,
         publisher,
         job=job.id,
-        files=to_files(faint),
+        files=to_files(wrong),
         stack=stack,
         report=b'{"acc_f_after": {"value": 0.0, "n": 36}}',
         **said,
@@ -165,7 +168,7 @@ def test_the_alert_is_silent_while_forgetting_holds_and_fires_when_the_weights_s
         prometheus.wait_until(f"lethe_active_release == {done['release']}")
         time.sleep(3)  # three more evaluations
         assert prometheus.value("max(lethe_leak_evidence_log10)") < 1
-        assert prometheus.value("max(lethe_leak_upper_bound_ratio)") < 0.15
+        assert prometheus.value('max(lethe_leak_upper_bound_ratio{source="shadow"})') < 0.15
         assert prometheus.query(f'max_over_time(ALERTS{{alertname="{ALERT}"}}[10m])') == []
         assert not prometheus.firing()
 
