@@ -130,7 +130,9 @@ def application(settings: Settings) -> serve.Application:
     leading = _actor(Coordinator, coordinator.ACTOR, 1000).remote(
         settings.home_path, settings.registry_location, terms
     )
-    watching = _actor(Monitor, monitor.ACTOR, 8).remote(home_of(settings).evidence)
+    watching = _actor(Monitor, monitor.ACTOR, 8).remote(
+        home_of(settings).evidence, ray_metrics=settings.monitor.ray_metrics
+    )
     training = _actor(Trainer, trainer.ACTOR, 2).remote(settings)
     commanding = _actor(Control, control.ACTOR, 32).remote(
         settings,
@@ -143,8 +145,8 @@ def application(settings: Settings) -> serve.Application:
     if _shared(kept) != _shared(settings):
         raise SettingsError(
             "the actors that run already were started with other settings for home, registry, "
-            "images, backbone, lease, forget, threads, probes or reactions; those need a new "
-            "start of the cluster"
+            "images, backbone, lease, forget, threads, probes, reactions or monitor.ray_metrics; "
+            "those need a new start of the cluster"
         )
     _renew_operator_api(settings, backbone.spec.classes, commanding, watching)
     if watch.wanted(settings):
@@ -170,9 +172,9 @@ def application(settings: Settings) -> serve.Application:
 
 def _shared(settings: Settings) -> dict[str, Any]:
     """The settings on which replicas and the detached actors must agree."""
+    whole = ("home", "registry", "images", "backbone", "lease", "forget", "threads", "probes")
     return settings.model_dump(
-        include={"home", "registry", "images", "backbone", "lease", "forget", "threads"}
-        | {"probes", "reactions"}
+        include={**dict.fromkeys((*whole, "reactions"), True), "monitor": {"ray_metrics"}}
     )
 
 

@@ -33,6 +33,8 @@ from serving.jobs import (
     releases_view,
     report_of,
 )
+from serving.metrics import Metrics
+from serving.ray_export import RayMirror
 from serving.restoration import job_about, to_bring_back
 from serving.settings import Settings
 from serving.worker import ForgetWorker
@@ -65,6 +67,7 @@ class Control:
         self._operator = signer(home, "operator")
         self._accepting = threading.Lock()
         self._activation = Activation(coordinator, self._ledger)
+        exported = settings.monitor.ray_metrics
         self._worker = ForgetWorker(
             self._ledger,
             signer(home, "publisher"),
@@ -73,6 +76,7 @@ class Control:
             trainer=trainer,
             attempts=settings.forget.attempts,
             accepting=self._accepting,
+            metrics=Metrics("trainer", RayMirror("trainer") if exported else None),
         )
 
     # -- commands

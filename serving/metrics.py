@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import Metric as Family
@@ -282,10 +282,20 @@ TABLE: tuple[Metric, ...] = (
 ROWS = {metric.name: metric for metric in TABLE}
 
 
+class Mirror(Protocol):
+    """Where the same numbers go once more."""
+
+    def count(self, name: str, by: float, labels: tuple[str, ...]) -> None: ...
+    def set(self, name: str, value: float, labels: tuple[str, ...]) -> None: ...
+    def add(self, name: str, by: float) -> None: ...
+    def observe(self, name: str, value: float, labels: tuple[str, ...]) -> None: ...
+
+
 class Metrics:
     """The metrics of one process, made from the table. Unknown names raise KeyError."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, mirror: Mirror | None = None) -> None:
+        self._mirror = mirror
         self.registry = CollectorRegistry()
         self._counters: dict[str, Counter] = {}
         self._gauges: dict[str, Gauge] = {}
@@ -309,17 +319,25 @@ class Metrics:
     def count(self, name: str, *labels: str, by: float = 1) -> None:
         counter = self._counters[name]
         (counter.labels(*labels) if labels else counter).inc(by)
+        if self._mirror is not None:
+            self._mirror.count(name, by, labels)
 
     def set(self, name: str, value: float, *labels: str) -> None:
         gauge = self._gauges[name]
         (gauge.labels(*labels) if labels else gauge).set(value)
+        if self._mirror is not None:
+            self._mirror.set(name, value, labels)
 
     def add(self, name: str, by: float) -> None:
         self._gauges[name].inc(by)
+        if self._mirror is not None:
+            self._mirror.add(name, by)
 
     def observe(self, name: str, value: float, *labels: str) -> None:
         histogram = self._histograms[name]
         (histogram.labels(*labels) if labels else histogram).observe(value)
+        if self._mirror is not None:
+            self._mirror.observe(name, value, labels)
 
     def families(self) -> list[Family]:
         """What stands in the registry now, without the `_created` samples."""

@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 from serving.membership import boot_clock
 from serving.metrics import Metrics, merge
 from serving.posture import BLIND_REASONS, POSTURES, BlindReason, Posture, why_blind
+from serving.ray_export import RayMirror
 from serving.tally import SOURCES, Counts, Findings, Source, Tally, Targets, entry
 
 log = logging.getLogger(__name__)
@@ -77,8 +78,11 @@ class Proof:
 class Monitor:
     """Runs as a threaded Ray actor."""
 
-    def __init__(self, file: Path, *, clock: Callable[[], float] = boot_clock) -> None:
-        """`file` keeps the evidence over a restart. `clock`: seconds that never jump back."""
+    def __init__(
+        self, file: Path, *, ray_metrics: bool = False, clock: Callable[[], float] = boot_clock
+    ) -> None:
+        """`file` keeps the evidence over a restart. `ray_metrics`: export through Ray too.
+        `clock`: seconds that never jump back."""
         self._file = file
         self._clock = clock
         self._lock = threading.Lock()
@@ -86,8 +90,8 @@ class Monitor:
         self._saved = float("-inf")
         self._unsaved = False
         self._failing = False
-        self._own = Metrics("monitor")
-        self._control = Metrics("control")
+        self._own = Metrics("monitor", RayMirror("monitor") if ray_metrics else None)
+        self._control = Metrics("control", RayMirror("control") if ray_metrics else None)
         self._counted: dict[str, float] = {}
         self._heard: dict[str, float] = {}
         self._snapshots: dict[str, Snapshot] = {}

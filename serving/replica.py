@@ -33,6 +33,7 @@ from serving.membership import Terms, boot_clock
 from serving.metrics import Metrics
 from serving.monitor import Snapshot
 from serving.posture import Stance
+from serving.ray_export import RayMirror
 from serving.release import ReleaseReader
 from serving.settings import Settings
 from serving.shadow import Shadow, sampled
@@ -90,7 +91,8 @@ class Recognizer:
         self.name = f"{os.getpid()}-{uuid.uuid4().hex[:6]}"
         home = home_of(settings)
         self.auditor_token = token(home, "auditor")
-        self.metrics = Metrics("replica")
+        exported = settings.monitor.ray_metrics
+        self.metrics = Metrics("replica", RayMirror("replica", self.name) if exported else None)
         self.stance = Stance(settings)
         for outcome in SWAP_OUTCOMES:
             # From 0 on, so that Prometheus sees the first failure as an increase.

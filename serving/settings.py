@@ -108,6 +108,12 @@ class MonitorSettings(_Section):
     drift_target: float = Field(
         0.05, gt=0, lt=1, description="disagreement on retained classes that evidence is against"
     )
+    ray_metrics: bool = Field(
+        False, description="export the metrics through Ray's own exporter too, for clusters"
+    )
+    ray_metrics_port: int = Field(
+        8080, ge=1, le=65535, description="port of that exporter, where `lethe serve` starts Ray"
+    )
 
     @field_validator("shadow_until")
     @classmethod

@@ -62,6 +62,9 @@ def running(settings: Settings) -> Iterator[None]:
         log_to_driver=False,
         logging_level=logging.ERROR,
         namespace=NAMESPACE,
+        _metrics_export_port=(
+            settings.monitor.ray_metrics_port if settings.monitor.ray_metrics else None
+        ),
     )
     try:
         _keep_token_private()

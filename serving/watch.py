@@ -1,7 +1,7 @@
 """The watch actor: probes canary classes, and reacts to what the monitor proves.
 
-Only started where the settings name canary classes or a reaction. It holds nothing: what the
-probes found is the monitor's, what was done stands in the ledger.
+Only started where the settings name canary classes, a reaction or Ray's exporter. It holds nothing:
+what the probes found is the monitor's, what was done stands in the ledger.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from serving.membership import boot_clock
 from serving.metrics import Metrics
 from serving.monitor import ProbeSnapshot, Proof
 from serving.probes import Prober, read_canaries
+from serving.ray_export import RayMirror
 from serving.reactions import ACTOR as AUTHOR
 from serving.reactions import due_remark, due_rollback, stack_before
 from serving.settings import Settings
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 ACTOR = "lethe-watch"
 REPORT_S = 1.0
 REACT_S = 2.0
+RENEW_S = 5.0
 AGAIN_S = 60.0
 """After a reaction that was refused, the next try."""
 MONITOR_S = 5.0
@@ -44,7 +46,8 @@ OUTCOMES = ("done", "refused")
 def wanted(settings: Settings) -> bool:
     """Whether there is anything to do for this actor."""
     chosen = settings.reactions
-    return bool(settings.probes.classes) or chosen.leak or chosen.drift
+    exported = settings.monitor.ray_metrics
+    return bool(settings.probes.classes) or chosen.leak or chosen.drift or exported
 
 
 class Watch:
@@ -57,7 +60,8 @@ class Watch:
         self._control = control
         self._name = f"watch-{uuid.uuid4().hex[:8]}"
         self._probing = threading.Event()
-        self._metrics = Metrics("watch")
+        exported = settings.monitor.ray_metrics
+        self._metrics = Metrics("watch", RayMirror("watch") if exported else None)
         for reaction in REACTIONS:
             for outcome in OUTCOMES:
                 self._metrics.count("lethe_reactions_total", reaction, outcome, by=0)
@@ -82,6 +86,8 @@ class Watch:
             self._start("leaks", self._react_to_a_leak, REACT_S)
         if settings.reactions.drift:
             self._start("drift", self._react_to_drift, REACT_S)
+        if exported:
+            self._start("renewal", self._renew, RENEW_S)
         self._start("report", self._report, REPORT_S)
 
     def ping(self) -> str:
@@ -110,6 +116,11 @@ class Watch:
             self._probing.set()
         else:
             self._probing.clear()
+
+    def _renew(self) -> None:
+        """Have the monitor work out its rows and control's, as a scrape of its page would."""
+        figures = ray.get(self._control.figures.remote(), timeout=MONITOR_S)
+        ray.get(self._monitor.page.remote(figures), timeout=MONITOR_S)
 
     def _probe(self) -> None:
         self._probing.wait()

@@ -56,10 +56,11 @@ class ForgetWorker:
         trainer: Any,
         attempts: int,
         accepting: threading.Lock,
+        metrics: Metrics,
     ) -> None:
         """`private` holds the subject map and uploaded images; `trainer` is an actor handle. A job
         is given up after `attempts` failed trainings. `accepting` is held while a command changes
-        who is under erasure."""
+        who is under erasure. `metrics` are the trainer's."""
         self._ledger = ledger
         self._publisher = publisher
         self._private = private
@@ -69,7 +70,7 @@ class ForgetWorker:
         self._attempts = attempts
         self._accepting = accepting
         self._work = threading.Event()
-        self.metrics = Metrics("trainer")
+        self.metrics = metrics
         for outcome in TRAININGS:
             # From 0 on, so that Prometheus sees the first as an increase.
             self.metrics.count("lethe_trainings_total", outcome, by=0)

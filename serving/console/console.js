@@ -1,7 +1,7 @@
 // The console's one loop: ask the server, draw, and say so when it doesn't answer.
 
 import { openCard } from "./card.js";
-import { ask, forgetQuestion, restoreQuestion, rollbackQuestion } from "./dialogs.js";
+import { ask, forgetQuestion, restoreQuestion, resumeQuestion, rollbackQuestion, suspendQuestion } from "./dialogs.js";
 import { at, say, show } from "./dom.js";
 import { clock, span } from "./format.js";
 import { drawErasures, drawEvidence, drawJobs, drawNow, drawReleases, drawReplicas, drawRunning, drawTraffic } from "./panels.js";
@@ -36,7 +36,7 @@ class Console {
 
   open() {
     drawNow(this.#status);
-    at("forget").onclick = () => this.#act("forget");
+    for (const name of ["forget", "suspend", "resume"]) at(name).onclick = () => this.#act(name);
     at("again").onclick = () => this.look();
     document.onvisibilitychange = () => {
       if (!document.hidden) this.look();
@@ -132,7 +132,15 @@ class Console {
   #sayHalted() {
     const { suspended } = this.#status;
     const sealed = this.#found?.sealed ?? false;
-    say(at("halted"), suspended ? "Serving is suspended: no prediction is answered until somebody says lethe resume." : sealed ? "This registry is sealed: its weights were folded into a new backbone, and no release follows." : "");
+    const commands = this.#live?.commands;
+    if (commands) {
+      // The button that had the focus may be the one that goes.
+      const held = [at("suspend"), at("resume")].includes(document.activeElement);
+      show(at("suspend"), commands.includes("suspend") && !suspended);
+      show(at("resume"), commands.includes("resume") && suspended);
+      if (held) at(suspended ? "resume" : "suspend").focus();
+    }
+    say(at("halted"), suspended ? "Serving is suspended: no prediction is answered until somebody resumes." : sealed ? "This registry is sealed: its weights were folded into a new backbone, and no release follows." : "");
     show(at("halted"), suspended || sealed);
   }
 
@@ -164,6 +172,8 @@ class Console {
     };
     if (name === "forget") ask(forgetQuestion(this.#found?.retained ?? []), send, done);
     if (name === "rollback") ask(rollbackQuestion(row, this.#status.under_erasure), send, done);
+    if (name === "suspend") ask(suspendQuestion(), send, done);
+    if (name === "resume") ask(resumeQuestion(this.#status), send, done);
     if (name === "restore") ask(restoreQuestion(row), send, done);
     if (name === "card") {
       try {

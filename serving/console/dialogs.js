@@ -139,7 +139,7 @@ function picker(classes, chosen, changed) {
   tell();
 }
 
-// -- the three commands
+// -- the commands
 
 export function forgetQuestion(retained) {
   return {
@@ -198,5 +198,36 @@ export function restoreQuestion(row) {
       const again = ack.trained_again.length ? `; to be trained again: ${names(ack.trained_again)}` : "";
       return `${ack.class} is restored by release ${ack.release}${again}; still masked: ${names(ack.still_masked)}.`;
     },
+  };
+}
+
+export function suspendQuestion() {
+  return {
+    title: "Suspend serving",
+    what: [
+      "Every prediction is refused (503) on every replica, from the moment that this is answered until somebody resumes. Callers are told so.",
+      "Nothing else changes: what is masked stays masked, forget commands are accepted and masked, training waits. A restart doesn’t end it.",
+      "Do this when answers must not leave the server; it is the emergency stop.",
+    ],
+    needed: true,
+    go: () => "Suspend serving",
+    path: "suspend",
+    body: (reason) => ({ reason }),
+    told: (halt) => `Nothing is answered any more: ${several(Object.keys(halt.replicas).length, "replica")} went silent.`,
+  };
+}
+
+export function resumeQuestion(status) {
+  return {
+    title: "Resume serving",
+    what: [
+      `Replicas answer again, with release ${status.release}. Under erasure, and masked: ${names(status.under_erasure)}.`,
+      "Only do this when the reason for the suspension is gone.",
+    ],
+    needed: true,
+    go: () => "Resume serving",
+    path: "resume",
+    body: (reason) => ({ reason }),
+    told: (answer) => `${several(answer.replicas.length, "replica")} answer again.`,
   };
 }

@@ -3,7 +3,7 @@
 import { at, children, el, figures, rows, say, show } from "./dom.js";
 import { count, ms, moment, names, percent, rate, several, short, signed, span } from "./format.js";
 import { quantile, WINDOW_S } from "./traffic.js";
-import { headline, leakVerdict, replicaState, retainedVerdict, sampledWords, standingWords } from "./verdicts.js";
+import { canaryVerdict, headline, leakVerdict, replicaState, retainedVerdict, sampledWords, standingWords, watchingWords } from "./verdicts.js";
 
 const FIRST_ROWS = 20;
 const ENDED = ["done", "refused", "restored"];
@@ -26,6 +26,8 @@ export function drawEvidence(status, live) {
     ["Target", percent(leak.target)],
     ["Leaks among matches", `${count(leak.leaks)} of ${count(leak.matches)}`],
   ]);
+  say(at("watching"), watchingWords(live));
+  drawCanaries(live);
   verdict("retained", retainedVerdict(live));
   figures(at("retained-figures"), drift === null ? [] : [
     ["Drift evidence", `${signed(drift.evidence_log10)} of ${drift.proof_log10}`],
@@ -33,6 +35,24 @@ export function drawEvidence(status, live) {
     ["Disagreements", `${count(drift.disagreements)} of ${count(drift.compared)}`],
     ["Sampled since start", sampledWords(live)],
     ["Replicas heard", `${live.heard} of ${live.expected}`],
+  ]);
+}
+
+function drawCanaries(live) {
+  const { watching, canary } = live;
+  const probed = watching !== null && watching.canary_classes > 0;
+  show(at("canary"), probed);
+  at("tiles").classList.toggle("five", probed);
+  if (!probed) return;
+  verdict("canary", canaryVerdict(live));
+  const { probes } = watching;
+  const last = watching.last_probe;
+  figures(at("canary-figures"), [
+    ["Evidence", canary === null ? "–" : `${signed(canary.evidence_log10)} of ${canary.proof_log10}`],
+    ["Leaks among probes", canary === null ? "–" : `${count(canary.leaks)} of ${count(canary.matches)}`],
+    ["Named through the mask", count(probes.exposed)],
+    ["Unanswered", count(probes.failed)],
+    ["Last answer", last === null ? "never" : moment(new Date(last * 1000).toISOString())],
   ]);
 }
 

@@ -239,6 +239,8 @@ def test_an_empty_console_says_what_to_do_first(page: Page, erased_later: None) 
     expect(page.locator("#running-empty")).to_contain_text("Nothing is running")
     expect(page.locator("#leak-verdict")).to_have_text("Nothing to leak")
     expect(page.locator("#retained-verdict")).to_have_text("Blind")
+    expect(page.locator("#watching")).to_have_text("Watched by shadowing 100 % of the requests.")
+    expect(page.locator("#canary")).to_be_hidden()
     expect(page.locator("#latency-words")).to_contain_text("No predictions")
     expect(page.locator("#replicas tbody tr")).to_have_count(2)
 
@@ -465,6 +467,26 @@ def test_a_suspended_server_is_shown_as_suspended(page: Page, server: Server) ->
     expect(words).to_be_hidden()
 
 
+def test_suspend_and_resume_say_what_they_do_and_need_a_reason(page: Page, server: Server) -> None:
+    page.get_by_role("button", name="Suspend…").click()
+    expect(page.get_by_role("dialog")).to_contain_text("Every prediction is refused")
+    page.locator("#ask-go").click()
+    expect(page.locator("#ask-problem")).to_have_text("A reason is needed.")
+    page.locator("#ask-reason").fill("case 12")
+    page.locator("#ask-go").click()
+    expect(page.locator("#notice")).to_contain_text("Nothing is answered any more: 2 replicas")
+    expect(page.get_by_role("button", name="Suspend…")).to_be_hidden()
+    with server.client() as client:
+        assert client.status()["suspended"]
+        page.get_by_role("button", name="Resume…").click()
+        expect(page.get_by_role("dialog")).to_contain_text("Replicas answer again")
+        page.locator("#ask-reason").fill("case 12 is closed")
+        page.locator("#ask-go").click()
+        expect(page.locator("#notice")).to_contain_text("2 replicas answer again")
+        expect(page.get_by_role("button", name="Suspend…")).to_be_visible()
+        assert not client.status()["suspended"]
+
+
 # -- cut off
 
 
@@ -515,7 +537,7 @@ def test_the_page_fits_its_window(
     assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert ground == {"light": "rgb(244, 246, 246)", "dark": "rgb(15, 21, 20)"}[scheme]
-    for opener in ("Forget…", "Audit card", "Roll back"):
+    for opener in ("Forget…", "Suspend…", "Audit card", "Roll back"):
         page.get_by_role("button", name=opener).first.click()
         dialog = page.get_by_role("dialog")
         expect(dialog).to_be_visible()
@@ -553,3 +575,40 @@ def test_rates_compare_only_replicas_that_are_in_both_looks(page: Page) -> None:
     assert rate[2]["at"] == pytest.approx(0.1)
     assert rate[3] == {"above": 0.01}
     assert rate[4] is None
+
+
+def test_postures_blindness_and_probes_are_said_in_words(page: Page) -> None:
+    said = page.evaluate(
+        """async () => {
+          const { canaryVerdict, leakVerdict, watchingWords } =
+            await import("/console/verdicts.js");
+          const none = { quiet: 0, leak: 0, exposed: 0, waiting: 0, failed: 0 };
+          const quiet = { evidence_log10: -1, proof_log10: 3, detector_log10: 0, suspicion_log10: 5,
+            upper_bound: 0.02, target: 0.02, matches: 200, leaks: 0 };
+          const live = (watching, more = {}) => ({ share: 0, leak: quiet, canary: quiet, watching: {
+            posture: "canary", shadow_until: null, blind: null, canary_classes: 2,
+            canary_classes_forgotten: 1, last_probe: 1, probes: none, ...watching }, ...more });
+          const status = { forgotten_by_weights: ["7"] };
+          return [
+            watchingWords(live({ shadow_until: 1e9 })),
+            watchingWords(live({ posture: "shadow", shadow_until: 4e9 }, { share: 0.05 })),
+            leakVerdict(status, live({ posture: "off", blind: "ended" })).words,
+            leakVerdict(status, live({ posture: "shadow", blind: "no_matches" }, { share: 1 }))
+              .word,
+            canaryVerdict(live({})).word,
+            canaryVerdict(live({ canary_classes_forgotten: 0 })).word,
+            canaryVerdict(live({}, { canary: { ...quiet, evidence_log10: 3.4 } })).word,
+            canaryVerdict(live({ probes: { ...none, exposed: 1 } })).word,
+          ];
+        }"""
+    )
+    assert said == [
+        "Watched by probes of canary classes alone; shadowing ended 2001-09-09.",
+        "Watched by shadowing 5 % of the requests, until 2096-10-02.",
+        "Shadowing has ended by itself and no canary class is probed, so no leak can be seen.",
+        "Blind",
+        "Quiet",
+        "Blind",
+        "Proven",
+        "Exposed",
+    ]

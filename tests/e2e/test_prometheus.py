@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,20 @@ WAIT_S = 90.0
 class Prometheus:
     """One that scrapes and evaluates every second, with our rules."""
 
-    def __init__(self, binary: str, folder: Path, *, deploy: Path, target: str) -> None:
+    def __init__(
+        self,
+        binary: str,
+        folder: Path,
+        *,
+        deploy: Path,
+        target: str,
+        relabelling: Sequence[dict[str, Any]] = (),
+    ) -> None:
         config = yaml.safe_load((deploy / "prometheus" / "prometheus.yml").read_text())
         config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
         config["rule_files"] = [str(deploy / "prometheus" / "rules" / "*.yml")]
         config["scrape_configs"][0]["static_configs"] = [{"targets": [target]}]
+        config["scrape_configs"][0]["metric_relabel_configs"] = list(relabelling)
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
         port = free_port()
         self._api = httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", trust_env=False)

@@ -106,6 +106,7 @@ def test_promtool_accepts_the_rules_and_the_scrape_configuration(
 ) -> None:
     run(promtool, "check", "rules", deploy / "prometheus" / "rules" / "lethe.yml")
     run(promtool, "check", "config", deploy / "prometheus" / "prometheus.yml")
+    run(promtool, "check", "config", deploy / "prometheus" / "ray.yml")
 
 
 def test_alerts_fire_and_stay_silent_as_their_tests_say(promtool: str, deploy: Path) -> None:

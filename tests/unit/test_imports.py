@@ -14,7 +14,7 @@ FORBIDDEN = {
 }
 RAY_USERS = {
     "activation", "app", "coordinator", "member", "replica", "start", "trainer", "answering",
-    "operator_probes", "problems", "watch", "worker",
+    "operator_probes", "problems", "ray_export", "watch", "worker",
 }  # fmt: skip
 PURE = {"evidence", "metrics"}
 
