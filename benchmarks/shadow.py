@@ -1,11 +1,14 @@
-"""What the shadow costs a response: `python benchmarks/shadow.py [pairs]`.
+"""What the shadow costs a response: `python benchmarks/shadow.py [turns]`.
 
 One replica under Ray Serve with its real actors; it sends itself the requests, without HTTP in
-front, which would be the same with and without. Phases of a second each go in turn with the shadow
-off and with it at its default share, in random order, so that whatever else the machine does hits
-both alike. Steady traffic gives latencies, as many requests at once as fit gives throughput. Prints
-the mean ratio over all phases with a bootstrap interval of 95 %; a third arm, off again, says how
-far the ratio of equals is from 1. The bar: a response is delayed by at most 1 %.
+front, which would be the same with and without. Phases of a second go in turn with the shadow off,
+off again and with it at its default share, in random order, so that whatever else the machine does
+hits all alike. A phase ends with traffic that is not sampled, in which the samples of its first
+part are scored; its share is raised for that. Steady traffic gives latencies, as many requests at
+once as fit gives throughput. Prints the median of each turn's ratio with a bootstrap interval of
+95 %; off again / off says how far the ratio of equals is from 1. The bar: a response is delayed by
+at most 1 %. Beside the times, which a busy machine blurs, stands what the shadow's thread used of
+the CPU.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import asyncio
 import random
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,16 +37,17 @@ from serving.membership import Terms
 from serving.monitor import Monitor
 from serving.posture import Stance
 from serving.replica import Recognizer
-from serving.settings import Settings, load_settings
+from serving.settings import MonitorSettings, Settings, load_settings
 from serving.slot import Ticket
 from serving.traffic import held_out
 from serving.trainer import Trainer
 
 ARMS = ("off", "off again", "shadow")
+SAMPLED_S = 0.7
 PHASE_S = 1.0
-SETTLE_S = 0.1
 RATE = 60.0
 AT_ONCE = 16
+OFF = Stance(Settings.model_construct(monitor=MonitorSettings(posture="off")))
 RECIPE = {"select_steps": 10, "refit_steps": 20}
 """Short: how well the class is forgotten doesn't matter here, that there is an adapter does."""
 LAX = {
@@ -65,8 +70,8 @@ LAX = {
 class Measuring(Recognizer):
     """A replica that sends itself requests, so that the two arms differ in nothing else."""
 
-    async def measure(self, pairs: int) -> list[str]:
-        return await measure(self, pairs)
+    async def measure(self, turns: int) -> list[str]:
+        return await measure(self, turns)
 
 
 def start(settings: Settings) -> DeploymentHandle:
@@ -105,26 +110,31 @@ async def one(replica: Recognizer, png: bytes) -> float:
     return time.perf_counter() - started
 
 
-async def steady(replica: Recognizer, pictures: Sequence[bytes], rng: random.Random) -> list[float]:
+async def steady(
+    replica: Recognizer, stance: Stance, pictures: Sequence[bytes], rng: random.Random
+) -> list[float]:
     """Latencies of one phase of open-loop traffic, seconds."""
     tasks = []
-    due = time.perf_counter()
-    end = due + PHASE_S
-    while due < end:
+    due = began = time.perf_counter()
+    while due < began + PHASE_S:
+        replica.stance = stance if due < began + SAMPLED_S else OFF
         tasks.append(asyncio.create_task(one(replica, rng.choice(pictures))))
         due += rng.expovariate(RATE)
         await asyncio.sleep(max(due - time.perf_counter(), 0))
     return list(await asyncio.gather(*tasks))
 
 
-async def flood(replica: Recognizer, pictures: Sequence[bytes], rng: random.Random) -> float:
+async def flood(
+    replica: Recognizer, stance: Stance, pictures: Sequence[bytes], rng: random.Random
+) -> float:
     """Answers per second of one phase with `AT_ONCE` requests at once."""
     began = time.perf_counter()
     done = 0
 
     async def keep_asking() -> None:
         nonlocal done
-        while time.perf_counter() < began + PHASE_S:
+        while (now := time.perf_counter()) < began + PHASE_S:
+            replica.stance = stance if now < began + SAMPLED_S else OFF
             await one(replica, rng.choice(pictures))
             done += 1
 
@@ -132,39 +142,44 @@ async def flood(replica: Recognizer, pictures: Sequence[bytes], rng: random.Rand
     return done / (time.perf_counter() - began)
 
 
+def cpu_of(thread: str) -> float:
+    """CPU seconds that this process's threads of that name have used so far."""
+    ids = [t.native_id for t in threading.enumerate() if t.name.startswith(thread)]
+    used = [Path(f"/proc/self/task/{i}/schedstat").read_text().split()[0] for i in ids]
+    return sum(map(int, used)) / 1e9
+
+
 def ratio(over: Sequence[float], under: Sequence[float], rng: np.random.Generator) -> str:
-    """Mean of the phases' log ratios, turn by turn, with its bootstrap interval."""
-    logs = np.log(np.asarray(over) / np.asarray(under))
-    draws = rng.choice(logs, (4000, len(logs))).mean(1)
+    """Median of the turns' ratios, with its bootstrap interval."""
+    ratios = np.asarray(over) / np.asarray(under)
+    draws = np.median(rng.choice(ratios, (4000, len(ratios))), 1)
     low, high = np.quantile(draws, (0.025, 0.975))
-    return f"{np.exp(logs.mean()):.4f} ({np.exp(low):.4f} to {np.exp(high):.4f})"
+    return f"{np.median(ratios):.3f} ({low:.3f} to {high:.3f})"
 
 
-async def measure(replica: Recognizer, pairs: int) -> list[str]:
-    settings = replica.settings
+async def measure(replica: Recognizer, turns: int) -> list[str]:
     rng = random.Random(0)
     pictures = [png for _, png in held_out(open_image_set("digits"))]
-    none = settings.monitor.model_copy(update={"posture": "off"})
-    off = Stance(settings.model_copy(update={"monitor": none}))
-    of_arm = {arm: Stance(settings) if arm == "shadow" else off for arm in ARMS}
+    chosen = replica.settings.monitor
+    share = chosen.model_copy(update={"share": chosen.share * PHASE_S / SAMPLED_S})
+    on = Stance(replica.settings.model_copy(update={"monitor": share}))
+    of_arm = {arm: on if arm == "shadow" else OFF for arm in ARMS}
     found: dict[str, dict[str, list[float]]] = {
         name: {arm: [] for arm in ARMS} for name in ("p50", "mean", "p99", "rate")
     }
     everything: dict[str, list[float]] = {arm: [] for arm in ARMS}
-    await steady(replica, pictures, rng)
-    for _ in range(pairs):
+    await steady(replica, OFF, pictures, rng)
+    before = cpu_of("shadow")
+    for turn in range(turns):
         for arm in rng.sample(ARMS, len(ARMS)):
-            replica.stance = of_arm[arm]
-            latencies = await steady(replica, pictures, rng)
+            latencies = await steady(replica, of_arm[arm], pictures, rng)
             everything[arm] += latencies
             found["p50"][arm].append(float(np.quantile(latencies, 0.5)))
             found["mean"][arm].append(float(np.mean(latencies)))
             found["p99"][arm].append(float(np.quantile(latencies, 0.99)))
-            await asyncio.sleep(SETTLE_S)
-        for arm in rng.sample(ARMS, len(ARMS)):
-            replica.stance = of_arm[arm]
-            found["rate"][arm].append(await flood(replica, pictures, rng))
-            await asyncio.sleep(SETTLE_S)
+        for arm in rng.sample(ARMS, len(ARMS)) if turn % 3 == 0 else ():
+            found["rate"][arm].append(await flood(replica, of_arm[arm], pictures, rng))
+    spent = cpu_of("shadow") - before
     draw = np.random.default_rng(0)
     said = []
     for name, arms in found.items():
@@ -182,11 +197,12 @@ async def measure(replica: Recognizer, pairs: int) -> list[str]:
         name: sum(s.value for f in replica.metrics.families() for s in f.samples if s.name == name)
         for name in ("lethe_shadow_samples_total", "lethe_shadow_drops_total")
     }
-    said.append(str(shown))
+    scored = shown["lethe_shadow_samples_total"]
+    said.append(f"{shown}; {1000 * spent / max(scored, 1):.2f} ms of CPU a sample")
     return said
 
 
-def main(pairs: int) -> None:
+def main(turns: int) -> None:
     with tempfile.TemporaryDirectory(prefix="lethe-bench-") as registry:
         settings = load_settings(
             registry=Path(registry) / "registry", forget={"train": RECIPE, "gates": LAX}
@@ -200,7 +216,7 @@ def main(pairs: int) -> None:
             namespace="lethe",
         )
         try:
-            print(*start(settings).measure.remote(pairs).result(), sep="\n")
+            print(*start(settings).measure.remote(turns).result(), sep="\n")
         finally:
             serve.shutdown()
             ray.shutdown()

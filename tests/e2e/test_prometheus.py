@@ -130,7 +130,7 @@ def record_an_adapter_that_forgets_nothing(
     server: Server, name: str, *, strength: float = 1e-6
 ) -> None:
     """Behind the stopped server's back, with its own keys: the class `name` is put under erasure,
-    and what is recorded as having forgotten it is a copy of the active adapter, of another class,
+    and what is recorded as having forgotten it is a copy of the lowest active adapter, of another class,
     too faint to change anything, or so strong that it harms everyone. Every signature and digest is
     right; only the weights are not."""
     settings = load_settings(server.config, home=server.home)  # whatever LETHE_HOME says
@@ -143,7 +143,7 @@ def record_an_adapter_that_forgets_nothing(
     job = publish.request_forget(
         ledger, operator, subjects=[subject], backbone=backbone.fingerprint, **said
     )
-    real = from_files(adapter_files(ledger, stack[-1]), backbone)
+    real = from_files(adapter_files(ledger, stack[0]), backbone)
     wrong = replace(
         real,
         pairs={path: (a, b * strength) for path, (a, b) in real.pairs.items()},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -78,3 +79,29 @@ def test_the_sample_is_of_the_size_that_was_asked_for() -> None:
     assert 900 <= chosen <= 1100
     assert not sampled("request", 0.0)
     assert sampled("request", 1.0)
+
+
+def test_a_flood_of_samples_holds_nobody_up_and_is_counted() -> None:
+    free = threading.Event()
+
+    def stuck(images: torch.Tensor) -> torch.Tensor:
+        free.wait(20)
+        return images
+
+    metrics = Metrics("replica")
+    shadow = Shadow(stuck, metrics, queue_size=64, confidence=0.5)
+    ready = release("s", erased={0}, guard={0})
+    started = time.monotonic()
+    for _ in range(5_000):
+        shadow.offer(image_of(0), 2, ready)
+    took = time.monotonic() - started
+    free.set()
+    dropped = sum(
+        sample.value
+        for family in metrics.families()
+        for sample in family.samples
+        if sample.name == "lethe_shadow_drops_total"
+    )
+    assert settled(shadow, int(5_000 - dropped))["s"].matches == 5_000 - dropped
+    assert dropped >= 5_000 - 64 - 16, "the queue, and the batch that is being scored"
+    assert took < 5, "an offer never waits"
