@@ -130,9 +130,9 @@ def record_an_adapter_that_forgets_nothing(
     server: Server, name: str, *, strength: float = 1e-6
 ) -> None:
     """Behind the stopped server's back, with its own keys: the class `name` is put under erasure,
-    and what is recorded as having forgotten it is a copy of the first adapter, of another class, too
-    faint to change anything, or so strong that it harms everyone. Every signature and digest is
-    right; only the weights are not."""
+    and what is recorded as having forgotten it is a copy of the first adapter, of another class,
+    too faint to change anything, or so strong that it harms everyone. Every signature and digest
+    is right; only the weights are not."""
     settings = load_settings(server.config, home=server.home)  # whatever LETHE_HOME says
     home = home_of(settings)
     ledger, backbone = open_ledger(home), open_backbone(settings)
