@@ -9,7 +9,6 @@ that a second deploy finds them.
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +20,20 @@ from ray.serve.schema import LoggingConfig
 
 from forgetting.backbone import Backbone
 from forgetting.data import open_image_set
-from forgetting.gates import GateConfig
-from forgetting.train import TrainConfig
 from serving import control, coordinator, monitor, operator_api, trainer, watch
 from serving.backbones import open_backbone, prepare_backbone
 from serving.control import Control
 from serving.coordinator import Coordinator
 from serving.home import HomeError, check_registry, home_of, prepare_home
 from serving.inference_api import FORM_BYTES, build_inference_api
+from serving.inference_protocol.servicer import GrpcRecognizer
 from serving.membership import Terms
 from serving.monitor import Monitor
 from serving.operator_api import OperatorApi
 from serving.probes import ProbeError, read_canaries
 from serving.replica import Recognizer
 from serving.settings import Settings, SettingsError, load_settings
+from serving.settings_check import check_forget
 from serving.trainer import Trainer
 from serving.watch import Watch
 
@@ -64,7 +63,7 @@ def prepare(settings: Settings, progress: Any = lambda _: None) -> Backbone:
     """
     home = home_of(settings)
     prepare_home(home)
-    _check_forget_settings(settings)
+    check_forget(settings)
     prepare_backbone(settings, progress)
     backbone = open_backbone(settings)
     state = check_registry(home).state
@@ -101,28 +100,6 @@ def _check_probes(settings: Settings, backbone: Backbone) -> None:
         raise SettingsError(str(error)) from None
 
 
-def _check_forget_settings(settings: Settings) -> None:
-    """Raises `SettingsError` where [forget] holds what training or gates don't know."""
-    for section, kind in (("train", TrainConfig), ("gates", GateConfig)):
-        known = {field.name for field in fields(kind)}
-        unknown = sorted(set(getattr(settings.forget, section)) - known)
-        if unknown:
-            raise SettingsError(
-                f"forget.{section} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}"
-            )
-        for name, value in getattr(settings.forget, section).items():
-            default = getattr(kind(), name)
-            whole = default is None or isinstance(default, int)
-            fits = isinstance(value, int) if whole else _is_number(value)
-            if not fits or isinstance(value, bool) or value < 0:
-                like = "a whole number" if default is None else f"something like {default!r}"
-                raise SettingsError(f"forget.{section}.{name} is {value!r}; expected {like}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float)
-
-
 def application(settings: Settings) -> serve.Application:
     """The application, with its actors started. Ray must be connected. Raises as `prepare`."""
     backbone = prepare(settings)
@@ -154,19 +131,21 @@ def application(settings: Settings) -> serve.Application:
             settings, monitor=watching, control=commanding
         )
         ray.get(looking.ping.remote())
+    served = Recognizer if settings.grpc.port is None else GrpcRecognizer
     deployment = serve.deployment(
         name="Recognizer",
         num_replicas=settings.replicas,
         max_ongoing_requests=settings.limits.in_flight,
         max_queued_requests=settings.limits.in_flight * 4,
+        backpressure_config={"status_code": 429, "retry_after_s": 1},
         ray_actor_options={"num_cpus": settings.replica_cpus},
         health_check_period_s=5,
         health_check_timeout_s=30,
         graceful_shutdown_wait_loop_s=0.5,
-        graceful_shutdown_timeout_s=5,
+        graceful_shutdown_timeout_s=settings.limits.drain_s,
         # Requests are counted in metrics; a line for each would cost more than small models do.
         logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
-    )(serve.ingress(_api_of(settings))(Recognizer))
+    )(serve.ingress(_api_of(settings))(served))
     return deployment.bind(settings, leading, watching, commanding)
 
 

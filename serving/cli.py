@@ -2,7 +2,7 @@
 predict, pretrain, demo.
 
 What works on the registry's own files, server or not, is in `registry_cli` and `erasure_cli`;
-benchmarks are in `bench_cli`.
+benchmarks are in `bench_cli`, settings in `config_cli`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from serving import bench_cli, erasure_cli, registry_cli, show
+from serving import bench_cli, config_cli, erasure_cli, registry_cli, show
 from serving.client import Client, InferenceClient, read_images
 from serving.home import home_of, token
 from serving.settings import Settings, is_url, load_settings
@@ -257,6 +257,7 @@ def demo(
 
 
 registry_cli.add_to(app)
+config_cli.add_to(app)
 erasure_cli.add_to(app)
 bench_cli.add_to(app)
 

@@ -4,6 +4,7 @@ with them."""
 from __future__ import annotations
 
 import base64
+import json
 import mimetypes
 import time
 import uuid
@@ -96,6 +97,18 @@ class InferenceClient(_Connection):
         except OSError as error:
             raise ClientError(f"can't read {path}: {error.strerror}") from None
         return self.predict(data, content_type=kind, top_k=top_k)
+
+    def predict_batch(self, images: Sequence[bytes], *, top_k: int = 5) -> Iterator[dict[str, Any]]:
+        """What /v1/predict answers for each image, in order, as it comes; for an image that could
+        not be answered, `problem`."""
+        files = [("images", (str(index), image)) for index, image in enumerate(images)]
+        request = {"files": files, "params": {"top_k": top_k}}
+        with self._http.stream("POST", "/v1/predict/batch", **request) as response:  # type: ignore[arg-type]
+            if response.is_error:
+                response.read()
+                raise ClientError(_sentence(response))
+            for line in response.iter_lines():
+                yield json.loads(line)
 
     def ready(self) -> bool:
         try:

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.replica import outcome_of
-from serving.routes import answering, inference, probes, problems
+from serving.routes import answering, batch, inference, inference_protocol, probes, problems
 from serving.routes.answering import recognizer
 from serving.routes.body_limit import BodyLimit
 
@@ -62,7 +62,8 @@ def build_inference_api(*, max_body_bytes: int) -> FastAPI:
     )
     problems.install(api)
     answering.install(api)
-    for router in (inference.router, probes.router):
+    inference_protocol.install(api)
+    for router in (inference.router, batch.router, inference_protocol.router, probes.router):
         api.include_router(router)
     api.add_middleware(BodyLimit, limit=max_body_bytes)
     api.add_middleware(Measured)

@@ -39,7 +39,7 @@ TABLE: tuple[Metric, ...] = (
     Metric(
         "lethe_requests_total",
         "counter",
-        "Requests answered, by outcome (ok, client_error, not_current, error).",
+        "Requests answered, by outcome (ok, client_error, not_current, late, error).",
         "replica",
         ("route", "outcome"),
     ),
@@ -62,6 +62,12 @@ TABLE: tuple[Metric, ...] = (
     Metric("lethe_batch_size", "histogram", "Images per forward pass.", "replica", (), _BATCH),
     Metric("lethe_requests_in_flight", "gauge", "Requests accepted, not answered.", "replica"),
     Metric("lethe_images_total", "counter", "Images classified.", "replica"),
+    Metric(
+        "lethe_images_skipped_total",
+        "counter",
+        "Images that were not computed: their client was gone, or their deadline had passed.",
+        "replica",
+    ),
     Metric("lethe_release", "gauge", "Release that the replica serves.", "replica"),
     Metric("lethe_registry_seq", "gauge", "Last ledger record accepted.", "replica"),
     Metric("lethe_guard_size", "gauge", "Classes that are masked.", "replica"),

@@ -1,7 +1,8 @@
 """The Recognizer: one replica of the served model. Decode, batch, forward, mask, answer.
 
-A request holds a ticket from before its batch until its response is sent. The lease is checked
-when a batch starts and again just before the response leaves.
+Every interface ends in `Recognizer.score`: one path, whatever the protocol. A request holds a
+ticket from before its batch until its response is sent. The lease is checked when a batch starts
+and again just before the response leaves.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ray.exceptions import RayError
 from torch import Tensor
 
 from forgetting.backbone import transform
+from serving.admission import Admission, Call, DeadlineError, OtherReleaseError
 from serving.backbones import open_backbone
 from serving.decode import decode_image
 from serving.engines.torch_eager import TorchEngine
@@ -37,7 +39,7 @@ from serving.ray_export import RayMirror
 from serving.release import ReleaseReader
 from serving.settings import Settings
 from serving.shadow import Shadow, sampled
-from serving.slot import ReadyRelease, Slot, Ticket
+from serving.slot import ReadyRelease, Slot
 from serving.tally import Targets
 
 log = logging.getLogger(__name__)
@@ -66,18 +68,28 @@ class Prediction:
     request_id: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Item:
-    image: Tensor
-    ticket: Ticket
+    images: Tensor
+    """(B, C, H, W); all are answered from one release."""
+    call: Call
     queued: float
 
 
 @dataclass(frozen=True)
-class _Scored:
+class Scored:
+    """What one release says of a request's images."""
+
     logits: Tensor
-    """(K,), before the mask."""
+    """(B, K), before the mask."""
     ready: ReadyRelease
+
+    @property
+    def masked(self) -> Tensor:
+        """(B, K), minus infinity where the guard is."""
+        masked = self.logits.clone()
+        masked[:, list(self.ready.guard)] = float("-inf")
+        return masked
 
 
 class Recognizer:
@@ -99,6 +111,8 @@ class Recognizer:
             self.metrics.count("lethe_swaps_total", outcome, by=0)
         backbone = open_backbone(settings)
         self.classes = backbone.spec.classes
+        self.input_size = backbone.spec.preprocess.input_size
+        self.admission = Admission(settings.limits.in_flight)
         self._transform = transform(backbone.spec.preprocess)
         # Two decoders, and one thread for every forward pass and nothing else.
         self._decoders = concurrent.futures.ThreadPoolExecutor(2, "decode")
@@ -132,41 +146,68 @@ class Recognizer:
 
     # -- predicting
 
-    async def predict(
-        self,
-        data: bytes,
-        ticket: Ticket,
-        *,
-        top_k: int,
-        min_release: int | None,
-        probe: bool = False,
-    ) -> Prediction:
-        """Answer one image. A `probe` is no traffic: the shadow's sample is of all others.
+    async def predict(self, data: bytes, call: Call, *, top_k: int) -> Prediction:
+        """Answer one image. Raises as `decode` and `score`."""
+        scored = await self.score((await self.decode(data, call)).unsqueeze(0), call)
+        return Prediction(
+            guesses=self._top(scored.masked[0], top_k),
+            before_mask=self._top(scored.logits[0], top_k),
+            release=scored.ready.number,
+            parent=scored.ready.parent,
+            request_id=call.request_id,
+        )
 
-        Raises `DecodeError` for a bad image, `NotCurrentError` when this replica may not serve
-        or can't reach `min_release`, `SuspendedError` when none may.
-        """
-        request_id = uuid.uuid4().hex
+    async def decode(self, data: bytes, call: Call) -> Tensor:
+        """An image file, decoded and pre-processed: (C, H, W). Raises `DecodeError`, and
+        `DeadlineError` for what has no time left."""
         loop = asyncio.get_running_loop()
+        if loop.time() >= call.deadline:
+            self.metrics.count("lethe_images_skipped_total")
+            raise DeadlineError
         started = time.perf_counter()
         tensor = await loop.run_in_executor(self._decoders, self._decode, data)
         self.metrics.observe(
             "lethe_stage_duration_seconds", time.perf_counter() - started, "decode"
         )
-        if min_release is not None and not self.slot.wait_for(min_release, 0):
+        return tensor
+
+    async def score(self, images: Tensor, call: Call) -> Scored:
+        """What the active release says of pre-processed images (B, C, H, W).
+
+        Raises `NotCurrentError` when this replica may not serve or can't reach `call.min_release`,
+        `SuspendedError` when none may, `OtherReleaseError` when another than `call.release` serves
+        and `DeadlineError`.
+        """
+        loop = asyncio.get_running_loop()
+        if call.min_release is not None and not self.slot.wait_for(call.min_release, 0):
             await asyncio.to_thread(
-                self.member.catch_up_to, min_release, self.settings.lease.patience
+                self.member.catch_up_to, call.min_release, self.settings.lease.patience
             )
+        self._check_release(call, self.slot.active)
         await self._lease(loop.time() + self.settings.lease.patience)
-        scored: _Scored = await self._classify(_Item(tensor, ticket, time.perf_counter()))
-        prediction = self._answer(scored, request_id, top_k)
-        named = int(scored.logits.argmax())
-        if named in scored.ready.erased and not probe:
-            self.metrics.count("lethe_emissions_total")
-        if not probe and sampled(request_id, self.stance.share):
-            self.shadow.offer(tensor, named, scored.ready)
+        scored: Scored | None = await self._classify(_Item(images, call, time.perf_counter()))
+        if scored is None:
+            raise DeadlineError
+        self._check_release(call, scored.ready)
+        if not call.probe:
+            self._watch(images, scored, call.request_id)
         self.member.check()
-        return prediction
+        return scored
+
+    def _check_release(self, call: Call, ready: ReadyRelease | None) -> None:
+        if ready is not None and call.release not in (None, ready.number):
+            raise OtherReleaseError(
+                f"release {call.release} does not serve; release {ready.number} does"
+            )
+
+    def _watch(self, images: Tensor, scored: Scored, request_id: str) -> None:
+        """Count what the weights give away, and offer the sample to the shadow."""
+        sample = sampled(request_id, self.stance.share)
+        for image, named in zip(images, scored.logits.argmax(-1).tolist(), strict=True):
+            if named in scored.ready.erased:
+                self.metrics.count("lethe_emissions_total")
+            if sample:
+                self.shadow.offer(image, named, scored.ready)
 
     async def _lease(self, deadline: float) -> None:
         """Wait for a lease until `deadline`: a replica that was frozen for a moment answers late
@@ -181,34 +222,42 @@ class Recognizer:
         return self._transform(image)
 
     @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.003)
-    async def _classify(self, items: list[_Item]) -> list[_Scored]:
-        """One forward pass of one release for every item."""
+    async def _classify(self, items: list[_Item]) -> list[Scored | None]:
+        """Every item by one release; None for one whose client is gone or whose time is up."""
         self.member.check()
-        tickets = [item.ticket for item in items if not item.ticket.closed]
-        ready = self.slot.pin(tickets)
+        now = asyncio.get_running_loop().time()
+        live = [i for i in items if not i.call.ticket.closed and now < i.call.deadline]
+        skipped = sum(len(item.images) for item in items if item not in live)
+        self.metrics.count("lethe_images_skipped_total", by=skipped)
+        if not live:
+            return [None] * len(items)
+        ready = self.slot.pin([item.call.ticket for item in live])
         started = time.perf_counter()
-        for item in items:
+        for item in live:
             self.metrics.observe("lethe_stage_duration_seconds", started - item.queued, "queue")
-        images = torch.stack([item.image for item in items])  # B x (C, H, W) -> (B, C, H, W)
+        images = [image for item in live for image in item.images]
         loop = asyncio.get_running_loop()
-        logits = await loop.run_in_executor(self._forwarder, ready.forward, images)  # (B, K)
+        logits = await loop.run_in_executor(self._forwarder, self._forward, ready, images)
         self.metrics.observe(
             "lethe_stage_duration_seconds", time.perf_counter() - started, "forward"
         )
-        self.metrics.observe("lethe_batch_size", len(items))
-        self.metrics.count("lethe_images_total", by=len(items))
-        return [_Scored(row, ready) for row in logits]
+        self.metrics.count("lethe_images_total", by=len(images))
+        rows = iter(torch.split(logits, [len(item.images) for item in live]))
+        return [Scored(next(rows), ready) if item in live else None for item in items]
 
-    def _answer(self, scored: _Scored, request_id: str, top_k: int) -> Prediction:
-        masked = scored.logits.clone()
-        masked[list(scored.ready.guard)] = float("-inf")
-        return Prediction(
-            guesses=self._top(masked, top_k),
-            before_mask=self._top(scored.logits, top_k),
-            release=scored.ready.number,
-            parent=scored.ready.parent,
-            request_id=request_id,
-        )
+    def _forward(self, ready: ReadyRelease, images: list[Tensor]) -> Tensor:
+        """Logits (B, K) of B images (C, H, W), in forward passes of at most the batch's size."""
+        size = self.settings.batch.size
+        logits = []
+        for first in range(0, len(images), size):
+            batch = torch.stack(images[first : first + size])  # b x (C, H, W) -> (b, C, H, W)
+            self.metrics.observe("lethe_batch_size", len(batch))
+            logits.append(ready.forward(batch))
+        return torch.cat(logits)
+
+    async def drain(self, notice: float, patience: float) -> bool:
+        """The server is to stop: finish what is in flight. See `Admission.drain`."""
+        return await self.admission.drain(notice=notice, patience=patience)
 
     def _top(self, logits: Tensor, top_k: int) -> tuple[Guess, ...]:
         probabilities, indices = logits.softmax(-1).topk(min(top_k, len(logits)))
@@ -283,4 +332,6 @@ def outcome_of(status: int) -> str:
         return "ok"
     if status == 503:
         return "not_current"
+    if status == 504:
+        return "late"
     return "client_error" if status < 500 else "error"

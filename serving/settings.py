@@ -78,10 +78,23 @@ class OperatorSettings(_Section):
     port: int | None = Field(None, ge=1, le=65535, description="default: the inference port + 1")
 
 
+class GrpcSettings(_Section):
+    """The Open Inference Protocol as gRPC."""
+
+    port: int | None = Field(
+        None, ge=1, le=65535, description="on every address (Serve's doing); without it, no gRPC"
+    )
+
+
 class LimitSettings(_Section):
     body_bytes: int = Field(8 * 2**20, gt=0, description="largest request body")
     pixels: int = Field(16_000_000, gt=0, description="largest image, width x height")
-    in_flight: int = Field(128, gt=0, description="requests a replica works on at once")
+    in_flight: int = Field(128, gt=0, description="images a replica works on at once")
+    images: int = Field(64, gt=0, description="most images of one request")
+    deadline_ms: int = Field(
+        30_000, gt=0, description="what waits longer is not computed, unless its request says other"
+    )
+    drain_s: float = Field(10.0, ge=0, description="a stop waits this long for what is in flight")
 
 
 class BatchSettings(_Section):
@@ -156,7 +169,7 @@ class ForgetSettings(_Section):
 
     train: dict[str, Any] = Field(default_factory=dict, description="forgetting.train.TrainConfig")
     gates: dict[str, Any] = Field(default_factory=dict, description="forgetting.gates.GateConfig")
-    seed: int = 0
+    seed: int = Field(0, description="of every training")
     attempts: int = Field(3, gt=0, description="starts of one training before it is given up")
 
 
@@ -171,13 +184,14 @@ class Settings(BaseSettings):
     registry: Path | str | None = Field(
         None, description="registry folder, or s3://, gs://, az://; default HOME/registry"
     )
-    host: str = "127.0.0.1"
-    port: int = Field(8000, ge=1, le=65535)
-    replicas: int = Field(2, gt=0)
+    host: str = Field("127.0.0.1", description="address of inference")
+    port: int = Field(8000, ge=1, le=65535, description="port of inference")
+    replicas: int = Field(2, gt=0, description="of the model")
     replica_cpus: float = Field(0.5, gt=0, description="logical CPUs that Ray sets aside for each")
     threads: int = Field(1, gt=0, description="torch threads in a replica and the trainer")
     images: str = Field(DIGITS, description="'digits', or a folder with one sub-folder per class")
     operator: OperatorSettings = OperatorSettings()
+    grpc: GrpcSettings = GrpcSettings()
     backbone: BackboneSettings = BackboneSettings()
     lease: LeaseSettings = LeaseSettings()
     limits: LimitSettings = LimitSettings()
@@ -239,8 +253,38 @@ def load_settings(config: Path | None = None, **flags: Any) -> Settings:
     """
     if config is not None and not config.is_file():
         raise SettingsError(f"settings file {config} does not exist")
-    path = (config or Path("lethe.toml")).absolute()
+    path = settings_path(config)
+    try:
+        loaded = _load(path, flags)
+    except ValidationError as error:
+        raise SettingsError("; ".join(_lines(error))) from None
+    except ValueError as error:  # tomllib's
+        raise SettingsError(f"{path} is not valid TOML: {error}") from None
+    except OSError as error:
+        raise SettingsError(f"can't read {path}: {error.strerror}") from None
+    plain = {name: getattr(loaded, name) for name in Settings.model_fields}
+    return _anchored(Settings.model_construct(**plain), config.parent if config else Path())
 
+
+def settings_mistakes(config: Path | None, **flags: Any) -> list[str]:
+    """What is wrong with the values of sources that can be read, a line each."""
+    try:
+        _load(settings_path(config), flags)
+    except ValidationError as error:
+        return _lines(error)
+    return []
+
+
+def settings_path(config: Path | None) -> Path:
+    """Where settings are read from, there or not."""
+    return (config or Path("lethe.toml")).absolute()
+
+
+def _lines(error: ValidationError) -> list[str]:
+    return [f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()]
+
+
+def _load(path: Path, flags: dict[str, Any]) -> Settings:
     class _FromFile(Settings):
         @classmethod
         def settings_customise_sources(
@@ -254,20 +298,7 @@ def load_settings(config: Path | None = None, **flags: Any) -> Settings:
             toml = TomlConfigSettingsSource(settings_cls, path)
             return init_settings, env_settings, toml
 
-    given = {name: value for name, value in flags.items() if value is not None}
-    try:
-        loaded = _FromFile(**given)
-    except ValidationError as error:
-        lines = [
-            f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()
-        ]
-        raise SettingsError("; ".join(lines)) from None
-    except ValueError as error:  # tomllib's
-        raise SettingsError(f"{path} is not valid TOML: {error}") from None
-    except OSError as error:
-        raise SettingsError(f"can't read {path}: {error.strerror}") from None
-    plain = {name: getattr(loaded, name) for name in Settings.model_fields}
-    return _anchored(Settings.model_construct(**plain), config.parent if config else Path())
+    return _FromFile(**{name: value for name, value in flags.items() if value is not None})
 
 
 def _anchored(settings: Settings, folder: Path) -> Settings:

@@ -199,6 +199,14 @@ def predictions(console: Console, answers: list[dict[str, Any]]) -> None:
     console.print(table)
 
 
+def settings(console: Console, rows: list[tuple[str, Any, str, str]]) -> None:
+    """(name, value, source, meaning) of each."""
+    table = _table("setting", "value", "from", "what it is")
+    for name, value, source, meaning in rows:
+        table.add_row(name, "" if value is None else str(value), source, meaning)
+    console.print(table)
+
+
 def pretrained(console: Console, result: dict[str, Any]) -> None:
     console.print(
         f"{result['out']}: {result['classes']} classes, held-out accuracy "

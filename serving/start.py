@@ -10,17 +10,27 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import ray
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve.config import gRPCOptions
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.schema import LoggingConfig
 
 from serving.app import NAME, NAMESPACE, application
+from serving.inference_protocol.rpc import add_to_server
+from serving.replica import Recognizer
 from serving.settings import Settings
 
+log = logging.getLogger(__name__)
+
+DRAIN_NOTICE_S = 0.5
+"""What was on its way to a replica when the stop was asked for is there by then."""
+FIND_S = 1.0
 OBJECT_STORE_BYTES = 200 * 2**20
 
 
@@ -31,6 +41,8 @@ class StartError(Exception):
 def check_ports(settings: Settings) -> None:
     """Raises `StartError` when somebody listens on one of the ports already."""
     _check_port(settings.host, settings.port, "another --port")
+    if settings.grpc.port is not None:
+        _check_port("", settings.grpc.port, "another grpc.port")
     _check_port(settings.operator.host, settings.operator_port, "another operator.port")
 
 
@@ -70,6 +82,7 @@ def running(settings: Settings) -> Iterator[None]:
         _keep_token_private()
         serve.start(
             http_options={"host": settings.host, "port": settings.port},
+            grpc_options=None if settings.grpc.port is None else _grpc_options(settings.grpc.port),
             logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
         )
         try:
@@ -77,11 +90,38 @@ def running(settings: Settings) -> Iterator[None]:
         except (RuntimeError, RayError) as error:
             raise StartError(f"the application did not come up: {error}") from None
         yield
+        _drain(settings.limits.drain_s)
     finally:
         # Serve's controller is killed while it answers, which Ray reports on stdout as an error.
         with contextlib.redirect_stdout(io.StringIO()):
             serve.shutdown()
             ray.shutdown()
+
+
+def _grpc_options(port: int) -> gRPCOptions:
+    return gRPCOptions(
+        port=port,
+        grpc_servicer_functions=[f"{add_to_server.__module__}.{add_to_server.__name__}"],
+        enable_reflection=False,  # our descriptors are in no pool that it could find
+    )
+
+
+def _drain(patience: float) -> None:
+    """Have the replicas finish what is in flight, and refuse what comes later."""
+    handle = serve.get_deployment_handle(Recognizer.__name__, NAME)
+    limit = DRAIN_NOTICE_S + patience + 1
+    deadline = time.monotonic() + FIND_S
+    while True:
+        try:
+            handle.broadcast("drain", DRAIN_NOTICE_S, patience).results(timeout_s=limit)
+            return
+        except DeploymentUnavailableError:  # a new handle has yet to hear of the replicas
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.05)
+        except (RayError, TimeoutError) as error:
+            log.warning("stopping without having finished everything: %s", type(error).__name__)
+            return
 
 
 def interrupted() -> threading.Event:

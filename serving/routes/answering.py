@@ -1,21 +1,31 @@
-"""The replica behind an inference route, and why it may not answer."""
+"""The replica behind an inference route: how a request is begun, and why it may not be answered."""
 
 from __future__ import annotations
 
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Header, Request
 from fastapi.responses import Response
 from ray import serve
 
+from serving.admission import (
+    BusyError,
+    Call,
+    DeadlineError,
+    OtherReleaseError,
+    StoppingError,
+)
+from serving.decode import DecodeError
+from serving.jobs import Rejection
 from serving.member import NotCurrentError, SuspendedError
 from serving.replica import Recognizer
 from serving.routes.problems import problem
+from serving.slot import Ticket
 
-SUSPENDED = (
-    "Nothing is answered: an operator has suspended serving.",
-    "It goes on after `lethe resume`; `lethe log` shows who suspended it and why.",
-)
+LONGEST_MS = 600_000
 SUSPENDED_RETRY_S = 30
 
 
@@ -28,18 +38,84 @@ def recognizer() -> Recognizer:
 Replica = Annotated[Recognizer, Depends(recognizer)]
 
 
-def suspension() -> Response:
-    """What every request gets while serving is suspended."""
-    return problem(503, *SUSPENDED, retry_after=str(SUSPENDED_RETRY_S))
+async def begin(
+    replica: Replica,
+    x_lethe_min_release: Annotated[
+        int | None, Header(ge=0, lt=2**63, description="oldest release that may answer")
+    ] = None,
+    x_lethe_deadline_ms: Annotated[
+        int | None, Header(ge=1, le=LONGEST_MS, description="what waits longer is not computed")
+    ] = None,
+) -> AsyncIterator[Call]:
+    """A call whose ticket is closed after the response was sent. Raises `StoppingError`."""
+    milliseconds = x_lethe_deadline_ms or replica.settings.limits.deadline_ms
+    ticket = Ticket(replica.slot)
+    with replica.admission.request():
+        try:
+            yield Call(
+                uuid.uuid4().hex,
+                ticket,
+                deadline=asyncio.get_running_loop().time() + milliseconds / 1000,
+                min_release=x_lethe_min_release,
+            )
+        finally:
+            ticket.close()
+
+
+Begun = Annotated[Call, Depends(begin)]
+
+REFUSALS = (
+    BusyError,
+    DeadlineError,
+    DecodeError,
+    NotCurrentError,
+    OtherReleaseError,
+    StoppingError,
+    SuspendedError,
+)
+
+
+def rejection_of(error: Exception) -> Rejection:
+    """What whoever asked is told of one of `REFUSALS`."""
+    match error:
+        case DecodeError():
+            return Rejection(error.status, error.detail)
+        case BusyError():
+            return Rejection(429, "This replica has all the images it takes at once.", "Ask later.")
+        case DeadlineError():
+            return Rejection(
+                504,
+                "The deadline passed before the image was computed, so it was not.",
+                "X-Lethe-Deadline-Ms says how long a request may wait.",
+            )
+        case OtherReleaseError():
+            return Rejection(404, f"Not answered: {error}.", "Name that one, or none.")
+        case StoppingError():
+            return Rejection(503, "This server is being stopped.", "Ask another, or again later.")
+        case SuspendedError():
+            return Rejection(
+                503,
+                "Nothing is answered: an operator has suspended serving.",
+                "It goes on after `lethe resume`; `lethe log` shows who suspended it and why.",
+            )
+        case _:
+            return Rejection(
+                503, f"Not answered: {error}.", "Ask again; another replica may answer."
+            )
+
+
+def refusal(error: Exception) -> Response:
+    """One of `REFUSALS` as a problem."""
+    why = rejection_of(error)
+    headers = {"retry_after": str(SUSPENDED_RETRY_S)} if isinstance(error, SuspendedError) else {}
+    return problem(why.status, why.detail, why.advice, **headers)
 
 
 def install(app: FastAPI) -> None:
     """Answer a replica's refusals with a problem."""
 
-    @app.exception_handler(NotCurrentError)
-    async def _not_current(_: Request, error: NotCurrentError) -> Response:
-        return problem(503, f"Not answered: {error}.", "Ask again; another replica may answer.")
+    async def _refused(_: Request, error: Exception) -> Response:
+        return refusal(error)
 
-    @app.exception_handler(SuspendedError)
-    async def _suspended(_: Request, error: SuspendedError) -> Response:
-        return suspension()
+    for kind in REFUSALS:
+        app.add_exception_handler(kind, _refused)

@@ -6,22 +6,23 @@ import base64
 import binascii
 import json
 import time
-from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from starlette.datastructures import UploadFile
 
 from serving.jobs import Rejection
-from serving.replica import Guess
+from serving.replica import Guess, Prediction, Recognizer
 from serving.routes.access import Authorization, shows
-from serving.routes.answering import Replica
+from serving.routes.answering import Begun, Replica
 from serving.routes.problems import ProblemError
-from serving.slot import Ticket
 
 router = APIRouter(tags=["inference"])
+
+TopK = Annotated[int, Query(ge=1, le=1000, description="labels to return")]
 
 _IMAGE = {"schema": {"type": "string", "format": "binary"}}
 _BODY: dict[str, Any] = {
@@ -56,6 +57,18 @@ class Label(BaseModel):
 
 
 class PredictResponse(BaseModel):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "predictions": [{"label": "7", "probability": 0.998}],
+                    "release": 3,
+                    "request_id": "0f8fad5bd9cb469fa16570867728950e",
+                }
+            ]
+        }
+    )
+
     predictions: list[Label]
     release: int
     request_id: str
@@ -63,25 +76,13 @@ class PredictResponse(BaseModel):
     """What the weights alone say; only the auditor is told."""
 
 
-async def hold_ticket(replica: Replica) -> AsyncIterator[Ticket]:
-    """A ticket that is closed after the response was sent."""
-    ticket = Ticket(replica.slot)
-    try:
-        yield ticket
-    finally:
-        ticket.close()
-
-
 @router.post("/v1/predict", response_model=PredictResponse, openapi_extra=_BODY)
 async def predict(
     request: Request,
     replica: Replica,
-    ticket: Annotated[Ticket, Depends(hold_ticket)],
-    top_k: Annotated[int, Query(ge=1, le=1000, description="labels to return")] = 5,
+    call: Begun,
+    top_k: TopK = 5,
     authorization: Authorization = None,
-    x_lethe_min_release: Annotated[
-        int | None, Header(ge=0, description="oldest release that may answer")
-    ] = None,
     x_lethe_probe: Annotated[
         bool, Header(description="the auditor's alone: keep this out of the shadow's sample")
     ] = False,
@@ -90,30 +91,39 @@ async def predict(
     started = time.perf_counter()
     data = await read_image(request, limit=replica.settings.limits.body_bytes)
     auditing = shows(authorization, replica.auditor_token)
-    prediction = await replica.predict(
-        data,
-        ticket,
-        top_k=top_k,
-        min_release=x_lethe_min_release,
-        probe=auditing and x_lethe_probe,
+    own = replace(call, probe=auditing and x_lethe_probe)
+    with replica.admission.images(1):
+        prediction = await replica.predict(data, own, top_k=top_k)
+    return JSONResponse(
+        answer_of(prediction, before_mask=auditing),
+        headers=release_headers(
+            replica, prediction.release, prediction.parent, prediction.request_id, started
+        ),
     )
+
+
+def release_headers(
+    replica: Recognizer, release: int, parent: int, request_id: str, started: float
+) -> dict[str, str]:
+    """What every answer says of where it came from, and how long it took since `started`."""
+    return {
+        "X-Lethe-Release": str(release),
+        "X-Lethe-Parent": str(parent),
+        "X-Lethe-Request-Id": request_id,
+        "X-Lethe-Replica": replica.name,
+        "Server-Timing": f"total;dur={(time.perf_counter() - started) * 1000:.2f}",
+    }
+
+
+def answer_of(prediction: Prediction, *, before_mask: bool) -> dict[str, Any]:
     body: dict[str, Any] = {
         "predictions": _labels(prediction.guesses),
         "release": prediction.release,
         "request_id": prediction.request_id,
     }
-    if auditing:
+    if before_mask:
         body["before_mask"] = _labels(prediction.before_mask)
-    return JSONResponse(
-        body,
-        headers={
-            "X-Lethe-Release": str(prediction.release),
-            "X-Lethe-Parent": str(prediction.parent),
-            "X-Lethe-Request-Id": prediction.request_id,
-            "X-Lethe-Replica": replica.name,
-            "Server-Timing": f"total;dur={(time.perf_counter() - started) * 1000:.2f}",
-        },
-    )
+    return body
 
 
 def _labels(guesses: tuple[Guess, ...]) -> list[dict[str, Any]]:
@@ -128,15 +138,11 @@ async def read_image(request: Request, *, limit: int) -> bytes:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         return await _from_form(request, limit)
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise _too_large(limit)
+    body = await read_body(request, limit=limit)
     if kind == "application/json":
-        return _from_json(bytes(body))
+        return _from_json(body)
     if kind.startswith("image/") or kind == "application/octet-stream":
-        return bytes(body)
+        return body
     raise ProblemError(
         Rejection(
             415,
@@ -144,6 +150,16 @@ async def read_image(request: Request, *, limit: int) -> bytes:
             "Send image/png or image/jpeg, multipart/form-data or application/json.",
         )
     )
+
+
+async def read_body(request: Request, *, limit: int) -> bytes:
+    """The whole body. Raises a 413 problem for one of more than `limit` bytes."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise _too_large(limit)
+    return bytes(body)
 
 
 async def _from_form(request: Request, limit: int) -> bytes:

@@ -7,9 +7,9 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import Response
 
-from serving.routes.answering import Replica, suspension
+from serving.inference_protocol.asking import check_ready
+from serving.routes.answering import Replica
 from serving.routes.operator_probes import metrics_page
-from serving.routes.problems import problem
 
 router = APIRouter(tags=["probes"])
 
@@ -20,15 +20,11 @@ async def healthz(replica: Replica) -> dict[str, Any]:
     return {"status": "ok", "replica": replica.name}
 
 
-@router.get("/readyz", response_model=None)
-async def readyz(replica: Replica) -> dict[str, Any] | Response:
+@router.get("/readyz")
+async def readyz(replica: Replica) -> dict[str, Any]:
     """This replica can prove that it is current, so it serves."""
-    if replica.member.suspended:
-        return suspension()
-    ready = replica.slot.active
-    if ready is None or replica.member.lease_left <= 0:
-        return problem(503, "This replica can't prove that it is current, so it doesn't serve.")
-    return {"status": "ready", "replica": replica.name, "release": ready.number}
+    release = check_ready(replica)
+    return {"status": "ready", "replica": replica.name, "release": release}
 
 
 @router.get("/metrics")

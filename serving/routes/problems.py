@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http
+import json
 import logging
 
 from fastapi import FastAPI, Request
@@ -10,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from registry.errors import StoreError
 from serving.decode import DecodeError
@@ -28,24 +30,33 @@ class ProblemError(Exception):
         self.rejection = rejection
 
 
-def problem(status: int, detail: str, advice: str = "", **headers: str) -> JSONResponse:
+class Problem(JSONResponse):
+    """A problem response."""
+
+    media_type = "application/problem+json"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"].startswith("/v2"):
+            # Clients of the Open Inference Protocol look for the words under this name.
+            body = json.loads(bytes(self.body))
+            self.body = self.render({**body, "error": body["detail"]})
+            self.headers["content-length"] = str(len(self.body))
+        await super().__call__(scope, receive, send)
+
+
+def problem(status: int, detail: str, advice: str = "", **headers: str) -> Problem:
     """A problem response; `headers` in snake case."""
-    body = {
-        "type": "about:blank",
-        "title": http.HTTPStatus(status).phrase,
-        "status": status,
-        "detail": detail,
-    }
-    if advice:
-        body["advice"] = advice
-    if status == 503:
+    if status in (429, 503):
         headers.setdefault("retry_after", str(RETRY_AFTER_S))
-    return JSONResponse(
-        body,
-        status,
-        headers={name.replace("_", "-"): value for name, value in headers.items()},
-        media_type="application/problem+json",
-    )
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Problem(problem_body(status, detail, advice), status, headers=named)
+
+
+def problem_body(status: int, detail: str, advice: str = "") -> dict[str, object]:
+    """What a problem response says, or a line of an answer of which the rest is good."""
+    title = http.HTTPStatus(status).phrase
+    body = {"type": "about:blank", "title": title, "status": status, "detail": detail}
+    return {**body, "advice": advice} if advice else body
 
 
 def install(app: FastAPI) -> None:
@@ -93,7 +104,7 @@ def install(app: FastAPI) -> None:
         return problem(500, f"An error of ours ({type(error).__name__}); the log has the details.")
 
 
-def _away_for(error: BaseException) -> JSONResponse:
+def _away_for(error: BaseException) -> Problem:
     return problem(
         503,
         f"The control process is restarting, or can't reach what it needs "

@@ -71,6 +71,12 @@ class Server:
             time.sleep(0.2)
         return self
 
+    @property
+    def process_of_start(self) -> subprocess.Popen[bytes]:
+        """`lethe serve` itself."""
+        assert self._process is not None
+        return self._process
+
     def stop(self) -> int:
         """End it as an operator would; its exit code."""
         assert self._process is not None

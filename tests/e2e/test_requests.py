@@ -6,17 +6,25 @@ import base64
 import io
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+import tritonclient.http
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
+from tritonclient.utils import InferenceServerException
 
+from forgetting.backbone import transform
 from forgetting.data import open_image_set
-from serving.client import ClientError
+from serving.backbones import open_backbone
+from serving.client import ClientError, InferenceClient
 from serving.metrics import TABLE
+from serving.settings import load_settings
 from serving.traffic import held_out
 from tests.e2e.conftest import Server
 
@@ -64,6 +72,166 @@ def test_an_image_is_named_in_every_form_of_body(
     assert body["release"] == int(response.headers["x-lethe-release"]) == 0
     assert body["request_id"] == response.headers["x-lethe-request-id"]
     assert "before_mask" not in body
+
+
+# -- many images at once
+
+
+def test_a_batch_is_answered_line_by_line_in_order(server: Server, seven: bytes) -> None:
+    three = held_out(open_image_set("digits"), ["3"])[0][1]
+    with InferenceClient(server.url, server.auditor_token) as client:
+        lines = list(client.predict_batch([seven, b"no image", three] + [seven] * 30, top_k=2))
+    assert [line["index"] for line in lines] == list(range(33))
+    assert lines[1]["problem"]["status"] == 422
+    named = [line["predictions"][0]["label"] for line in lines if "problem" not in line]
+    assert named == ["7", "3"] + ["7"] * 30
+    assert {line["release"] for line in lines if "problem" not in line} == {0}
+    assert lines[0]["before_mask"][0]["label"] == "7"
+
+
+def test_batches_that_are_too_long_or_empty_are_refused(http: httpx.Client, seven: bytes) -> None:
+    for files, status, words in (
+        ([("images", ("x", seven))] * 65, 400, "64"),
+        ([("note", (None, b"no file"))], 422, "no file"),
+    ):
+        response = http.post("/v1/predict/batch", files=files)
+        assert (response.status_code, words in response.text) == (status, True), response.text
+    response = http.post("/v1/predict/batch", content=seven, headers={"Content-Type": "image/png"})
+    assert response.status_code == 415
+
+
+# -- the Open Inference Protocol
+
+
+@pytest.fixture(scope="module")
+def triton(server: Server) -> Iterator[tritonclient.http.InferenceServerClient]:
+    """NVIDIA's client as it is."""
+    with tritonclient.http.InferenceServerClient(f"127.0.0.1:{server.port}") as client:
+        yield client
+
+
+def file_input(*images: bytes) -> tritonclient.http.InferInput:
+    given = tritonclient.http.InferInput("image", [len(images)], "BYTES")
+    given.set_data_from_numpy(np.array(images, dtype=object))
+    return given
+
+
+def test_tritonclient_finds_out_what_is_served(
+    triton: tritonclient.http.InferenceServerClient,
+) -> None:
+    assert triton.is_server_live()
+    assert triton.is_server_ready()
+    assert triton.is_model_ready("lethe")
+    assert triton.is_model_ready("lethe", "0")
+    assert not triton.is_model_ready("lethe", "9")
+    assert not triton.is_model_ready("other")
+    assert "binary_tensor_data" in triton.get_server_metadata()["extensions"]
+    described = triton.get_model_metadata("lethe")
+    assert described["versions"] == ["0"]
+    assert [each["name"] for each in described["inputs"]] == ["image", "pixels"]
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_tritonclient_infers_from_image_files(
+    triton: tritonclient.http.InferenceServerClient, http: httpx.Client, seven: bytes, binary: bool
+) -> None:
+    wanted = [
+        tritonclient.http.InferRequestedOutput("label", binary_data=binary),
+        tritonclient.http.InferRequestedOutput("probabilities", binary_data=binary),
+        tritonclient.http.InferRequestedOutput("logits", binary_data=binary, class_count=2),
+    ]
+    found = triton.infer("lethe", [file_input(seven, seven)], outputs=wanted, request_id="mine")
+    assert found.get_response()["id"] == "mine"
+    assert found.get_response()["model_version"] == "0"
+    assert [each if binary is False else each.decode() for each in found.as_numpy("label")] == [
+        "7",
+        "7",
+    ]
+    headers = {"Content-Type": "image/png"}
+    ours = http.post("/v1/predict?top_k=1", content=seven, headers=headers).json()
+    shares = found.as_numpy("probabilities")
+    assert shares.shape == (2, 10)
+    assert shares[0].max() == pytest.approx(ours["predictions"][0]["probability"], abs=1e-5)
+    top = found.as_numpy("logits")
+    assert top.shape == (2, 2)
+    assert str(top[0, 0]).strip("b'").endswith(":7:7")
+
+
+def test_tritonclient_infers_from_pixels(
+    triton: tritonclient.http.InferenceServerClient, server: Server, seven: bytes
+) -> None:
+    backbone = open_backbone(load_settings(server.config))
+    image = Image.open(io.BytesIO(seven))
+    pixels = transform(backbone.spec.preprocess)(image).unsqueeze(0).numpy()
+    given = tritonclient.http.InferInput("pixels", list(pixels.shape), "FP32")
+    for binary in (True, False):
+        given.set_data_from_numpy(pixels, binary_data=binary)
+        found = triton.infer("lethe", [given])
+        assert found.as_numpy("label")[0] == b"7"
+    by_file = triton.infer("lethe", [file_input(seven)], model_version="0")
+    np.testing.assert_allclose(
+        found.as_numpy("probabilities"), by_file.as_numpy("probabilities"), atol=1e-5
+    )
+
+
+def test_tritonclient_is_told_what_was_wrong(
+    triton: tritonclient.http.InferenceServerClient, seven: bytes
+) -> None:
+    small = tritonclient.http.InferInput("pixels", [1, 3, 2, 2], "FP32")
+    small.set_data_from_numpy(np.zeros((1, 3, 2, 2), np.float32))
+    good = file_input(seven)
+    for model, version, given, status, words in (
+        ("lethe", "", small, "400", "the model takes"),
+        ("lethe", "", file_input(b"no image"), "422", "not an image"),
+        ("lethe", "3", good, "404", "release 3 does not serve"),
+        ("lethe", "new", good, "404", "no release's number"),
+        ("other", "", good, "404", "no model 'other'"),
+    ):
+        with pytest.raises(InferenceServerException, match=words) as caught:
+            triton.infer(model, [given], model_version=version)
+        assert caught.value.status() == status
+
+
+def test_no_path_or_address_that_a_client_gives_is_ever_opened(
+    http: httpx.Client, operations: httpx.Client, server: Server, tmp_path: Path
+) -> None:
+    """Every place for a text that could be taken for one; the server's files are watched, and so is
+    a listener that waits to be called."""
+    bait = tmp_path / "bait.png"
+    bait.write_bytes(b"bait")
+    os.utime(bait, (1, 1))
+    with socket.create_server(("127.0.0.1", 0)) as trap:
+        trap.settimeout(0.5)
+        address = f"http://127.0.0.1:{trap.getsockname()[1]}/bait.png"
+        operator = {"Authorization": f"Bearer {server.operator_token}"}
+        for where in (str(bait), f"file://{bait}", address, f"../../../../..{bait}"):
+            encoded = base64.b64encode(where.encode()).decode()
+            tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [encoded]}
+            for client, method, path, request in (
+                (http, "POST", "/v1/predict", {"json": {"image": where}}),
+                (http, "POST", "/v1/predict", {"json": {"image": encoded}}),
+                (http, "POST", "/v1/predict", {"content": where.encode()}),
+                (http, "POST", "/v1/predict", {"files": {"image": (where, where.encode())}}),
+                (http, "POST", "/v1/predict/batch", {"files": {"images": (where, b"x")}}),
+                (http, "POST", "/v2/models/lethe/infer", {"json": {"inputs": [tensor]}}),
+                (http, "GET", f"/v2/models/{where}", {}),
+                (operations, "GET", f"/console/{where}", {}),
+                (operations, "GET", f"/v1/jobs/{where}", {"headers": operator}),
+                (operations, "GET", f"/v1/audit/{where}", {"headers": operator}),
+                (
+                    operations,
+                    "POST",
+                    "/v1/forget",
+                    {"headers": operator, "json": {"classes": ["7"], "images": {"7": [encoded]}}},
+                ),
+            ):
+                response = client.request(method, path, **request)
+                assert response.status_code < 500, response.text
+                assert b"bait" not in response.content.replace(where.encode(), b"")
+        with pytest.raises(TimeoutError):
+            trap.accept()
+    # Read once, its time of access would be newer than its time of change (relatime).
+    assert bait.stat().st_atime == 1
 
 
 def test_top_k_is_honoured_and_probabilities_add_up(http: httpx.Client, seven: bytes) -> None:
