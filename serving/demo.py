@@ -73,7 +73,11 @@ def run_demo(settings: Settings, console: Console, *, keep: bool) -> dict[str, A
         demo = _Demo(chosen, console, client, auditor, traffic)
         summary = demo.run()
         if keep:
-            console.print(f"still serving on {chosen.url}; Ctrl-C ends it", highlight=False)
+            console.print(
+                f"still serving on {chosen.url}, console {chosen.operator_url}/console; "
+                "Ctrl-C ends it",
+                highlight=False,
+            )
             interrupted().wait()
     return summary
 

@@ -8,6 +8,7 @@ settings replaces it.
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import threading
 import time
@@ -68,7 +69,7 @@ class OperatorApi:
             try:
                 listener = socket.create_server(self._address, backlog=128)
             except OSError as error:
-                self._problem = error.strerror or str(error)
+                self._problem = os.strerror(error.errno) if error.errno else str(error)
                 log.warning("can't listen on %s:%d: %s", *self._address, self._problem)
                 time.sleep(RETRY_S)
                 continue

@@ -32,6 +32,7 @@ class _Command(BaseModel):
         max_length=500,
         pattern=r"^[^\x00-\x1f\x7f]*$",
         description="why, on one line; it stands in the ledger for good, so name nobody",
+        examples=["request 2026-114"],
     )
 
 
@@ -53,6 +54,7 @@ class ReasonedCommand(_Command):
         max_length=500,
         pattern=r"^[^\x00-\x1f\x7f]*$",
         description="why, on one line; it stands in the ledger for good, so name nobody",
+        examples=["request 2026-114"],
     )
 
 

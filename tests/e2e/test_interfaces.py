@@ -24,7 +24,7 @@ from forgetting.data import open_image_set
 from serving.traffic import held_out
 from tests.e2e.conftest import Server, free_port
 
-WAIT_S = 1.0
+WAIT_S = 0.8
 PNG = {"Content-Type": "image/png"}
 
 
@@ -35,7 +35,7 @@ def grpc_port() -> int:
 
 @pytest.fixture(scope="module")
 def patient(make_server: Callable[..., Server], grpc_port: int) -> Server:
-    """One replica that waits a second for a batch to fill."""
+    """One replica that waits long for a batch to fill."""
     return make_server(
         f"replicas = 1\ngrpc.port = {grpc_port}\n[batch]\nwait_ms = {WAIT_S * 1000}\nsize = 64\n"
     ).start()
@@ -180,7 +180,7 @@ def ask(server: Server, image: bytes) -> tuple[float, int, str]:
 
 
 def test_a_stop_finishes_what_is_in_flight(patient: Server, seven: bytes) -> None:
-    """Under steady load, with a second's worth of requests waiting for their batch."""
+    """Under steady load, with many requests waiting for their batch."""
 
     def ask_in_turn(number: int) -> tuple[float, int, str]:
         time.sleep(number * 0.02)
