@@ -25,6 +25,7 @@ prototypes = 1.0
 
 def settings(images: Path, posture: str) -> str:
     return f"""
+replicas = 1
 [monitor]
 posture = "{posture}"
 share = 1.0

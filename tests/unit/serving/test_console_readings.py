@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from serving.console.readings import drift_view, leak_view, replicas_view
+from serving.console.readings import drift_view, leak_view, replicas_view, watching_view
 from serving.metrics import Metrics
-from serving.monitor import Monitor, Snapshot
+from serving.monitor import Monitor, ProbeSnapshot, Snapshot
+from serving.posture import Posture
 from serving.tally import Counts, Targets
 from serving.top import Look, look
 
@@ -65,6 +67,34 @@ def test_evidence_comes_with_the_counts_that_it_was_made_of(now: Look) -> None:
     assert 0.005 < leak["upper_bound"] < 0.1
     assert leak["evidence_log10"] < leak["proof_log10"]
     assert (drift["compared"], drift["disagreements"], drift["target"]) == (900, 9, 0.05)
+
+
+def test_what_watches_and_what_probes_found_is_told_apart_from_traffic(tmp_path: Path) -> None:
+    monitor = Monitor(tmp_path / "evidence.json")
+    posture = Posture("canary", share=0.0, until=1e9, canaries=2)
+    monitor.push("a", replace(_snapshot(Metrics("replica"), {}), posture=posture, forgotten=1))
+    watch = Metrics("watch")
+    watch.set("lethe_canary_classes", 2)
+    watch.set("lethe_canary_classes_forgotten", 1)
+    watch.count("lethe_probes_total", "leak", by=4)
+    monitor.push_probes("p", ProbeSnapshot(watch.families(), 0.0, {"s": Counts(4, 4)}))
+    now = look(monitor.page({}).decode(), at=0.0)
+    watching = watching_view(now)
+    assert watching is not None
+    assert (watching["posture"], watching["shadow_until"], watching["blind"]) == (
+        "canary",
+        1e9,
+        None,
+    )
+    assert (watching["canary_classes"], watching["canary_classes_forgotten"]) == (2, 1)
+    assert watching["last_probe"] is None
+    assert watching["probes"]["leak"] == 4
+    probed = leak_view(now, Counts(4, 4), source="canary")
+    traffic = leak_view(now, Counts())
+    assert probed is not None
+    assert traffic is not None
+    assert probed["evidence_log10"] >= 3 > traffic["evidence_log10"]
+    assert watching_view(look("", at=0.0)) is None
 
 
 def test_without_evidence_there_is_nothing_and_not_zero() -> None:
