@@ -26,7 +26,7 @@ from serving.slot import ReadyRelease
 from serving.tally import Counts
 
 _LARGEST_BATCH = 16
-_GATHER_S = 0.25
+_GATHER_S = 1.0
 """How long a sample waits for others, so that they are scored in one pass."""
 _NICENESS = 19
 _STACKS = 16
