@@ -43,7 +43,7 @@ _LEAST_PAUSE = 0.25
 class TaskResult:
     """`gates` all passed means that the adapter may be published; `files` are its bytes."""
 
-    adapter: Adapter
+    adapter: AnyAdapter
     files: Mapping[str, bytes]
     report: Report
     gates: tuple[GateResult, ...]
@@ -108,7 +108,9 @@ def run_task(
     """
     config, gates = config or TrainConfig(), gates or GateConfig()
     images = for_classes(images, backbone.spec.classes)
-    classes = _classes(images, forget=forget, earlier=earlier, withheld=withheld, subjects=subjects)
+    classes = task_classes(
+        images, forget=forget, earlier=earlier, withheld=withheld, subjects=subjects
+    )
     if len(stack) != len(stack_ids):
         raise DataError(f"expected one id for each of {len(stack)} adapters, got {len(stack_ids)}")
     bare_head(backbone.model)  # the report's attacks need it: now, not after the training
@@ -167,7 +169,7 @@ def run_task(
     return TaskResult(adapter, files, report, judge(report, gates))
 
 
-def _classes(
+def task_classes(
     images: ImageSet,
     *,
     forget: Sequence[str],
@@ -175,6 +177,7 @@ def _classes(
     withheld: Sequence[str],
     subjects: Mapping[str, str],
 ) -> TaskClasses:
+    """Who is who in a task. Raises `DataError` as `run_task`."""
     gone = [*forget, *earlier, *withheld]
     if not forget:
         raise DataError("no class to forget was given")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from forgetting.adapter import Adapter
+from forgetting.adapter import AnyAdapter
 from forgetting.backbone import Backbone
 from forgetting.calibration import ece
 from forgetting.data import ImageSet, class_index, indices, to_tensors
@@ -79,7 +79,7 @@ class _Answers:
 
 def measure_task(
     models: Models,
-    adapter: Adapter,
+    adapter: AnyAdapter,
     *,
     images: ImageSet,
     classes: TaskClasses,

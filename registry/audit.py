@@ -28,6 +28,7 @@ from registry.record import Entry
 from registry.schema import Json, encode_time
 from registry.state import AdapterEntry, State
 from registry.summary import entry_to_json
+from registry.trials import Canary
 
 MASKED = "masked"
 FORGOTTEN = "forgotten by the weights"
@@ -152,6 +153,7 @@ def _life(ledger: Ledger, state: State, subject: str) -> Iterator[Entry]:
                 | RolledBack(release=release)
                 | Activated(release=release)
                 | Confirmed(release=release)
+                | Canary(release=release)
             ):
                 belongs = release in releases
             case Sealed():

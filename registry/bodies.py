@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias, cast, get_args
 from registry.declarations import LegalHold, Restored, Sealed, Suspended, Tombstone
 from registry.keys import Role
 from registry.schema import DIGEST, FILE_NAME, NAME, SUBJECT, Fields, Json, encode_json
+from registry.trials import Canary, percentage
 
 ReleaseKind = Literal["guard", "adapter"]
 PublishedKind = Literal["guard", "adapter", "compaction"]
@@ -29,14 +30,23 @@ class FileRef:
 
 @dataclass(frozen=True, slots=True)
 class Requested:
-    """An erasure is asked for: from here on the subjects are under erasure."""
+    """An erasure is asked for: from here on the subjects are under erasure.
+
+    `canary`: the percentage of the requests that its adapter is to be tried on first.
+    """
 
     job: str
     subjects: tuple[str, ...]
     backbone: str
+    canary: int | None = None
 
     def to_json(self) -> dict[str, Json]:
-        return {"job": self.job, "subjects": list(self.subjects), "backbone": self.backbone}
+        body: dict[str, Json] = {
+            "job": self.job,
+            "subjects": list(self.subjects),
+            "backbone": self.backbone,
+        }
+        return body if self.canary is None else {**body, "canary": self.canary}
 
     @classmethod
     def from_fields(cls, fields: Fields) -> "Requested":
@@ -44,12 +54,16 @@ class Requested:
             job=fields.text("job", NAME),
             subjects=fields.texts("subjects", SUBJECT, at_least=1),
             backbone=fields.text("backbone", DIGEST),
+            canary=percentage(fields, "canary") if fields.holds("canary") else None,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A job's adapter exists, trained on top of the adapters in `stack` (lowest first)."""
+    """A job's adapter exists, trained on top of the adapters in `stack` (lowest first).
+
+    A `provisional` one (a closed form) is served until the job has another, which takes its place.
+    """
 
     job: str
     adapter: str
@@ -57,9 +71,10 @@ class Trained:
     subjects: tuple[str, ...]
     stack: tuple[str, ...]
     report: str
+    provisional: bool = False
 
     def to_json(self) -> dict[str, Json]:
-        return {
+        body: dict[str, Json] = {
             "job": self.job,
             "adapter": self.adapter,
             "files": files_to_json(self.files),
@@ -67,6 +82,7 @@ class Trained:
             "stack": list(self.stack),
             "report": self.report,
         }
+        return {**body, "provisional": True} if self.provisional else body
 
     @classmethod
     def from_fields(cls, fields: Fields) -> "Trained":
@@ -77,6 +93,7 @@ class Trained:
             subjects=fields.texts("subjects", SUBJECT, at_least=1),
             stack=fields.texts("stack", DIGEST),
             report=fields.text("report", DIGEST),
+            provisional=fields.mark("provisional"),
         )
         _check_adapter_id(fields, body.adapter, body.files)
         return body
@@ -281,6 +298,7 @@ Body: TypeAlias = (
     | RolledBack
     | Activated
     | Confirmed
+    | Canary
     | Restored
     | Tombstone
     | LegalHold
@@ -298,6 +316,7 @@ BODIES: Mapping[str, type[Body]] = {
     "rolled_back": RolledBack,
     "activated": Activated,
     "confirmed": Confirmed,
+    "canary": Canary,
     "restored": Restored,
     "tombstone": Tombstone,
     "legal_hold": LegalHold,
@@ -317,6 +336,7 @@ SIGNED_BY: Mapping[str, Role] = {
     "rolled_back": "operator",
     "activated": "operator",
     "confirmed": "operator",
+    "canary": "operator",
     "restored": "operator",
     "tombstone": "eraser",
     "legal_hold": "operator",

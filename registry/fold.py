@@ -32,8 +32,10 @@ from registry.fold_declarations import (
     suspended,
     tombstone,
 )
+from registry.fold_trials import canary
 from registry.record import Record
 from registry.state import AdapterEntry, Job, Refusal, Release, State
+from registry.trials import Canary
 
 
 def apply(state: State, record: Record, *, digest: str) -> State:
@@ -67,6 +69,8 @@ def _changed(state: State, record: Record) -> State:
             return _activated(state, record, body)
         case Confirmed() as body:
             return _confirmed(state, record, body)
+        case Canary() as body:
+            return canary(state, record, body)
         case Restored() as body:
             return restored(state, record, body)
         case Tombstone() as body:
@@ -105,6 +109,7 @@ def _requested(state: State, record: Record, body: Requested) -> State:
         actor=record.actor,
         reason=record.reason,
         request_id=record.request_id,
+        canary=body.canary,
     )
     return replace(
         state,
@@ -125,10 +130,11 @@ def _trained(state: State, record: Record, body: Trained) -> State:
     if body.adapter in body.stack:
         raise ConflictError(f"the adapter {body.adapter} can't be in its own stack")
     known = state.adapters.get(body.adapter)
-    if known is not None and (known.job, known.stack, known.subjects) != (
+    if known is not None and (known.job, known.stack, known.subjects, known.provisional) != (
         job.id,
         body.stack,
         job.erasing,
+        body.provisional,
     ):
         raise ConflictError(
             f"the adapter {body.adapter} was recorded before, for {known.job} with another stack "
@@ -143,6 +149,7 @@ def _trained(state: State, record: Record, body: Trained) -> State:
         job=job.id,
         seq=record.seq,
         at=record.at,
+        provisional=body.provisional,
     )
     job = replace(job, state="trained", adapter=entry.id, refusal=None, done_at=None)
     return replace(
@@ -164,11 +171,11 @@ def _published(state: State, record: Record, body: Published) -> State:
         check_compaction(state, body)
         return _with_new_release(state, _published_release(state, record, body), body.backbone)
     job = _job(state, body.job)
-    below = state.active_release.adapters
-    expected = below
+    expected = below = state.active_release.adapters
     if body.kind == "adapter":
         if job.adapter is None or job.state not in ("trained", "published"):
             raise ConflictError(f"{job.id} is {job.state} and has no adapter to publish")
+        below = state.stack_for(job.id)
         if state.adapters[job.adapter].stack != below:
             raise ConflictError(
                 f"the adapter of {job.id} was trained on another stack than that of the active "
@@ -182,7 +189,7 @@ def _published(state: State, record: Record, body: Published) -> State:
         job = replace(job, state="published", release=body.release)
     if body.adapters != expected:
         raise ConflictError(
-            f"a release of kind {body.kind} for {job.id} has the {len(below)} adapters of the "
+            f"a release of kind {body.kind} for {job.id} has {len(below)} adapters of the "
             f"active release{' and its own' if body.kind == 'adapter' else ''}; this one has others"
         )
     release = _published_release(state, record, body)
@@ -247,10 +254,15 @@ def _activated(state: State, record: Record, body: Activated) -> State:
             f"release {release.number} was built on release {release.parent}, but release "
             f"{state.active} is active now; publish it again"
         )
+    if release.returned is not None:
+        raise ConflictError(f"release {release.number} was on trial and was returned")
     _check_guard(state, release.guard, number=release.number)
     release = replace(release, activated_at=record.at)
     return replace(
-        state, releases=state.releases.with_entry(release.number, release), active=release.number
+        state,
+        releases=state.releases.with_entry(release.number, release),
+        active=release.number,
+        canary=None,
     )
 
 
@@ -264,7 +276,7 @@ def _confirmed(state: State, record: Record, body: Confirmed) -> State:
         )
     changed: dict[str, Job] = {}
     for id, entry in state.adapters_in_force(release.number).items():
-        if entry.job is None:
+        if entry.job is None or entry.provisional:
             continue
         job = state.jobs[entry.job]
         if job.adapter == id and job.state in ("trained", "published"):
@@ -328,11 +340,13 @@ def _check_adapters_known(state: State, adapters: Iterable[str]) -> None:
 
 
 def _job_to_train(state: State, name: str) -> Job:
-    """A job may be trained until its adapter is served, after a refusal or a rollback too."""
+    """A job may be trained until its adapter is served, after a refusal or a rollback too, and
+    beyond that if this one is provisional."""
     job = _job(state, name)
     if job.state == "restored":
         raise ConflictError(f"all subjects of {name} were restored; there is nothing to train")
-    if job.adapter is not None and job.adapter in state.adapters_in_force(state.active):
+    served = state.adapters_in_force(state.active).get(job.adapter or "")
+    if served is not None and not served.provisional:
         raise ConflictError(f"the adapter of {name} is being served; there is nothing to train")
     return job
 

@@ -54,10 +54,12 @@ def request_forget(
     actor: str,
     reason: str,
     request_id: str,
+    canary: int | None = None,
 ) -> Job:
     """Put subjects under erasure. The same `request_id` again returns the job of the first time.
 
-    Needs the role operator. `backbone` is its fingerprint ("sha256:<hex>").
+    Needs the role operator. `backbone` is its fingerprint ("sha256:<hex>"), `canary` the percentage
+    of requests that the adapter is to be tried on first.
     """
 
     def make(state: State) -> Draft | None:
@@ -69,7 +71,10 @@ def request_forget(
                 )
             return None
         body = Requested(
-            job=f"job-{len(state.jobs) + 1}", subjects=tuple(subjects), backbone=backbone
+            job=f"job-{len(state.jobs) + 1}",
+            subjects=tuple(subjects),
+            backbone=backbone,
+            canary=canary,
         )
         return Draft(body, actor, reason, request_id)
 
@@ -88,11 +93,12 @@ def record_trained(
     actor: str,
     reason: str,
     request_id: str,
+    provisional: bool = False,
 ) -> AdapterEntry:
     """Store a job's adapter and its report, then record them. Needs the role publisher.
 
     `files` are the adapter's files by name, `stack` the ids of the adapters that it was trained
-    on top of, lowest first.
+    on top of, lowest first. `provisional`: until the job has another.
     """
     new = new_files(files, report)
 
@@ -104,6 +110,7 @@ def record_trained(
             subjects=_job(state, job).erasing,
             stack=tuple(stack),
             report=new.report,
+            provisional=provisional,
         )
         return Draft(body, actor, reason, request_id)
 
@@ -148,7 +155,8 @@ def publish_release(
 ) -> Release:
     """Define the next release for a job, on top of the active one. Needs the role publisher.
 
-    "guard": the active adapters. "adapter": those and the job's own. Either way every subject
+    "guard": the active adapters. "adapter": those and the job's own, which takes the place of a
+    provisional one. Either way every subject
     under erasure is masked.
     """
 
@@ -156,7 +164,7 @@ def publish_release(
         adapters = state.active_release.adapters
         own = _job(state, job).adapter
         if kind == "adapter" and own is not None:
-            adapters = (*adapters, own)
+            adapters = (*state.stack_for(job), own)
         body = Published(
             release=state.last_release + 1,
             kind=kind,

@@ -160,6 +160,19 @@ class Fields:
             return True
         return False
 
+    def mark(self, name: str) -> bool:
+        """Whether the object has the field, which then holds true: it is left out otherwise."""
+        if name not in self._left:
+            return False
+        value = self._take(name)
+        if value is not True:
+            self.refuse(name, f"expected true or nothing, found {_shown(value)}")
+        return True
+
+    def holds(self, name: str) -> bool:
+        """Whether the object has the field: for those that later versions added."""
+        return name in self._left
+
     def finish(self) -> None:
         """Refuse what has not been taken."""
         if self._left:

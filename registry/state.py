@@ -36,6 +36,8 @@ class Release:
     activated_at: datetime | None = None
     confirmed_at: datetime | None = None
     confirmed_ms: float | None = None
+    returned: str | None = None
+    """Why it was taken off after a trial, if it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,8 @@ class Job:
     done_at: datetime | None = None
     restored: frozenset[str] = frozenset()
     restored_at: datetime | None = None
+    canary: int | None = None
+    """Percentage of the requests on which its adapter is to be tried first."""
 
     @property
     def erasing(self) -> tuple[str, ...]:
@@ -95,6 +99,8 @@ class AdapterEntry:
     seq: int
     at: datetime
     folds: tuple[str, ...] = ()
+    provisional: bool = False
+    """Served until the job has another adapter, which takes its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +109,16 @@ class Seal:
 
     release: int
     backbone: str
+    seq: int
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """`percent` of the requests are answered by `release`, which is not active."""
+
+    release: int
+    percent: int
     seq: int
     at: datetime
 
@@ -140,6 +156,7 @@ class State:
     deleted: PersistentMap[str, frozenset[Deletable]] = field(default_factory=PersistentMap)
     suspended: bool = False
     seal: Seal | None = None
+    canary: Trial | None = None
 
     @property
     def active_release(self) -> Release:
@@ -154,6 +171,13 @@ class State:
         """The subjects that the adapters of `release` were trained to erase, mask aside."""
         adapters = self.releases[release].adapters
         return frozenset(subject for id in adapters for subject in self.adapters[id].subjects)
+
+    def stack_for(self, job: str) -> tuple[str, ...]:
+        """The adapters that one of `job` goes on top of: the active ones, less its provisional."""
+        adapters = self.active_release.adapters
+        if adapters and (top := self.adapters[adapters[-1]]).provisional and top.job == job:
+            return adapters[:-1]
+        return adapters
 
     def adapters_in_force(self, release: int) -> dict[str, AdapterEntry]:
         """The adapters of `release`, and those that these stand for, by id."""

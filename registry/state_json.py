@@ -13,7 +13,7 @@ from typing import Any
 from registry.bodies import FileRef
 from registry.persistent_map import PersistentMap
 from registry.schema import Json, encode_time
-from registry.state import AdapterEntry, Job, Refusal, Release, Seal, State
+from registry.state import AdapterEntry, Job, Refusal, Release, Seal, State, Trial
 
 
 class _Table:
@@ -38,7 +38,7 @@ def state_to_json(state: State) -> dict[str, Json]:
         if number > 0
     ]
     adapters: list[Json] = [_adapter_row(entry, stacks) for entry in state.adapters.values()]
-    seal = state.seal
+    seal, trial = state.seal, state.canary
     return {
         "seq": state.seq,
         "head": state.head,
@@ -51,6 +51,9 @@ def state_to_json(state: State) -> dict[str, Json]:
         "deleted": {subject: [*sorted(kinds)] for subject, kinds in state.deleted.items()},
         "suspended": state.suspended,
         "seal": None if seal is None else [seal.release, seal.backbone, seal.seq, _text(seal.at)],
+        "canary": None
+        if trial is None
+        else [trial.release, trial.percent, trial.seq, _text(trial.at)],
         "requests": dict(state.requests),
         "unguarded": list(state.unguarded),
         "jobs": [_job_row(job) for job in state.jobs.values()],
@@ -67,7 +70,7 @@ def state_from_json(value: Mapping[str, Any]) -> State:
     releases = dict(State().releases)
     for row in value["releases"]:
         number, kind, stack, guard, parent, job, to, seq, at, actor, request, *ends = row
-        activated_at, confirmed_at, ms = ends
+        activated_at, confirmed_at, ms, returned = ends
         releases[number] = Release(
             number=number,
             kind=kind,
@@ -83,8 +86,9 @@ def state_from_json(value: Mapping[str, Any]) -> State:
             activated_at=_time(activated_at),
             confirmed_at=_time(confirmed_at),
             confirmed_ms=ms,
+            returned=returned,
         )
-    seal = value["seal"]
+    seal, trial = value["seal"], value["canary"]
     return State(
         seq=value["seq"],
         head=value["head"],
@@ -104,6 +108,7 @@ def state_from_json(value: Mapping[str, Any]) -> State:
         ),
         suspended=value["suspended"],
         seal=None if seal is None else _seal(*seal),
+        canary=None if trial is None else _trial(*trial),
     )
 
 
@@ -123,6 +128,7 @@ def _release_row(release: Release, *, guards: _Table, stacks: _Table) -> Json:
         _text(release.activated_at),
         _text(release.confirmed_at),
         release.confirmed_ms,
+        release.returned,
     ]
 
 
@@ -144,12 +150,13 @@ def _job_row(job: Job) -> Json:
         _text(job.done_at),
         _sorted(job.restored),
         _text(job.restored_at),
+        job.canary,
     ]
 
 
 def _job(row: list[Any]) -> Job:
     id, subjects, seq, at, actor, reason, request, state, guarded, adapter, release, *ends = row
-    refusal, done_at, restored, restored_at = ends
+    refusal, done_at, restored, restored_at, canary = ends
     return Job(
         id=id,
         subjects=tuple(subjects),
@@ -166,6 +173,7 @@ def _job(row: list[Any]) -> Job:
         done_at=_time(done_at),
         restored=frozenset(restored),
         restored_at=_time(restored_at),
+        canary=canary,
     )
 
 
@@ -181,11 +189,12 @@ def _adapter_row(entry: AdapterEntry, stacks: _Table) -> Json:
         entry.seq,
         _text(entry.at),
         stacks.place(entry.folds),
+        entry.provisional,
     ]
 
 
 def _adapter(row: list[Any], stacks: list[tuple[str, ...]]) -> AdapterEntry:
-    id, files, subjects, stack, report, job, seq, at, folds = row
+    id, files, subjects, stack, report, job, seq, at, folds, provisional = row
     return AdapterEntry(
         id=id,
         files=MappingProxyType({name: FileRef(*file) for name, file in files.items()}),
@@ -196,11 +205,16 @@ def _adapter(row: list[Any], stacks: list[tuple[str, ...]]) -> AdapterEntry:
         seq=seq,
         at=datetime.fromisoformat(at),
         folds=stacks[folds],
+        provisional=provisional,
     )
 
 
 def _seal(release: int, backbone: str, seq: int, at: str) -> Seal:
     return Seal(release=release, backbone=backbone, seq=seq, at=datetime.fromisoformat(at))
+
+
+def _trial(release: int, percent: int, seq: int, at: str) -> Trial:
+    return Trial(release=release, percent=percent, seq=seq, at=datetime.fromisoformat(at))
 
 
 def _sorted(names: Iterable[str]) -> Json:

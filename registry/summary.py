@@ -18,6 +18,7 @@ from registry.bodies import (
 from registry.declarations import LegalHold, Restored, Sealed, Suspended, Tombstone
 from registry.record import Entry
 from registry.schema import Json, encode_time
+from registry.trials import Canary
 
 
 def short(identifier: str) -> str:
@@ -31,7 +32,8 @@ def summary(body: Body) -> str:
         case Requested():
             return f"{body.job}: erase {_shorts(body.subjects)}"
         case Trained():
-            return f"{body.job}: adapter {short(body.adapter)} on a stack of {len(body.stack)}"
+            kind = "provisional adapter" if body.provisional else "adapter"
+            return f"{body.job}: {kind} {short(body.adapter)} on a stack of {len(body.stack)}"
         case Compacted():
             return f"adapter {short(body.adapter)} stands for the {len(body.folds)} below it"
         case Refused():
@@ -49,6 +51,10 @@ def summary(body: Body) -> str:
                 f"release {body.release}: {len(body.members) - expired} replicas confirmed, "
                 f"{expired} without a lease, {body.ms:.0f} ms"
             )
+        case Canary():
+            if body.percent == 0:
+                return f"release {body.release} is off trial: {body.detail}"
+            return f"release {body.release} is on trial for {body.percent} % of the requests"
         case Restored():
             return f"no longer under erasure: {_shorts(body.subjects)}"
         case Tombstone():

@@ -37,6 +37,13 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class TrialBegun:
+    """A share of the requests is answered by `release` as soon as each replica hears of it."""
+
+    release: int
+
+
+@dataclass(frozen=True)
 class Halt:
     """Nothing is answered from `at` on, until serving is resumed."""
 

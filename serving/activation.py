@@ -17,8 +17,16 @@ from ray.exceptions import RayActorError
 
 from registry.ledger import Ledger
 from registry.state import Job, State
-from serving.acknowledgement import Ack, Author, Halt, Outcome, Refusal, Resumption
-from serving.jobs import adopted_release, release_of
+from serving.acknowledgement import (
+    Ack,
+    Author,
+    Halt,
+    Outcome,
+    Refusal,
+    Resumption,
+    TrialBegun,
+)
+from serving.jobs import release_of, served_release, trial_of
 from serving.restoration import to_bring_back
 
 log = logging.getLogger(__name__)
@@ -50,8 +58,37 @@ class Activation:
         """Put the job's adapter on top of the active ones."""
         return self._insist(
             lambda: ray.get(self._coordinator.adopt.remote(job.id, author)),
-            lambda state: adopted_release(state, job.id),
+            lambda state: served_release(state, job.id),
         )
+
+    def try_out(self, job: Job, percent: int, author: Author) -> TrialBegun | Refusal:
+        """Have the job's adapter answer a share of the requests."""
+
+        def once() -> TrialBegun | Refusal:
+            trial = trial_of(self._ledger.refresh(), job.id)
+            if trial is not None:
+                return TrialBegun(trial.release)
+            begun: TrialBegun | Refusal = ray.get(
+                self._coordinator.try_out.remote(job.id, percent, author)
+            )
+            return begun
+
+        begun: TrialBegun | Refusal = self._patiently(once)
+        return begun
+
+    def promote(self, release: int, author: Author) -> Outcome:
+        """Serve the release on trial to everybody."""
+        return self._insist(
+            lambda: ray.get(self._coordinator.promote.remote(release, author)),
+            lambda state: release if state.releases[release].activated_at else None,
+        )
+
+    def end_trial(self, release: int, detail: str, author: Author) -> Refusal | None:
+        """Take the release off trial. To ask again is harmless."""
+        problem: Refusal | None = self._patiently(
+            lambda: ray.get(self._coordinator.end_trial.remote(release, detail, author))
+        )
+        return problem
 
     def roll_back(self, to: int, author: Author, *, instead_of: int | None = None) -> Outcome:
         """Serve release `to`'s adapters again, if the stack is still that of `instead_of`."""

@@ -28,6 +28,14 @@ class OtherReleaseError(Exception):
     """The release that was asked for is not the one that serves."""
 
 
+class AskedError(Exception):
+    """There is no such release to be answered by; `status` is HTTP's word for why."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+
+
 @dataclass(frozen=True)
 class Call:
     """What a request asks beside its images."""
@@ -39,7 +47,9 @@ class Call:
     min_release: int | None = None
     """Oldest release that may answer."""
     release: int | None = None
-    """The only release that may answer."""
+    """The only release that may answer: the one that serves, or for an auditor any."""
+    auditing: bool = False
+    """Whether the auditor's token was shown."""
     probe: bool = False
     """A probe is no traffic: the shadow's sample is of all others."""
 

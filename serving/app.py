@@ -115,6 +115,7 @@ def application(settings: Settings) -> serve.Application:
         settings,
         coordinator=leading,
         trainer=training,
+        monitor=watching,
         backbone=backbone.fingerprint,
         classes=backbone.spec.classes,
     )
@@ -122,8 +123,8 @@ def application(settings: Settings) -> serve.Application:
     if _shared(kept) != _shared(settings):
         raise SettingsError(
             "the actors that run already were started with other settings for home, registry, "
-            "images, backbone, lease, forget, threads, probes, reactions or monitor.ray_metrics; "
-            "those need a new start of the cluster"
+            "images, backbone, lease, forget, canary, threads, probes, reactions or "
+            "monitor.ray_metrics; those need a new start of the cluster"
         )
     _renew_operator_api(settings, backbone.spec.classes, commanding, watching)
     if watch.wanted(settings):
@@ -151,10 +152,9 @@ def application(settings: Settings) -> serve.Application:
 
 def _shared(settings: Settings) -> dict[str, Any]:
     """The settings on which replicas and the detached actors must agree."""
-    whole = ("home", "registry", "images", "backbone", "lease", "forget", "threads", "probes")
-    return settings.model_dump(
-        include={**dict.fromkeys((*whole, "reactions"), True), "monitor": {"ray_metrics"}}
-    )
+    whole = ("home", "registry", "images", "backbone", "lease", "forget", "canary", "threads")
+    include: Any = {**dict.fromkeys((*whole, "probes", "reactions"), True)}
+    return settings.model_dump(include={**include, "monitor": {"ray_metrics"}})
 
 
 def _api_of(settings: Settings) -> Callable[[], FastAPI]:

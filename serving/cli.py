@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from serving import bench_cli, config_cli, erasure_cli, registry_cli, show
-from serving.client import Client, InferenceClient, read_images
+from serving.client import Client, ClientError, InferenceClient, read_images
 from serving.home import home_of, token
 from serving.settings import Settings, is_url, load_settings
 from serving.terminal import Config, Json, err, fail, out, plain_errors, print_json
@@ -89,6 +89,9 @@ def forget(
     images: Annotated[
         Path | None, typer.Option("--images", help="folder of images of the one class to forget")
     ] = None,
+    canary: Annotated[
+        str | None, typer.Option("--canary", help="try it on this share of requests first: 10%")
+    ] = None,
     reason: Reason = "",
     config: Config = None,
     url: Url = None,
@@ -99,7 +102,7 @@ def forget(
         if images is not None and len(classes) > 1:
             fail("--images holds images of one class: name that one alone")
         given = {} if images is None else {classes[0]: read_images(images)}
-        job = client.forget(classes, reason=reason, images=given)
+        job = client.forget(classes, reason=reason, images=given, canary=percentage(canary))
         if not as_json:
             show.accepted(out, job)
         if wait:
@@ -110,8 +113,20 @@ def forget(
                 show.ended(out, job, client.report(job["job"]) if job["report"] else None)
         if as_json:
             print_json(job)
+        if job["state"] == "cancelled":
+            fail(f"cancelled, the class stays masked: {job['refused']}")
         if job["state"] == "refused":
             fail(f"refused, the class stays masked: {job['refused']}")
+
+
+def percentage(share: str | None) -> int | None:
+    """`10%` or `10` as 10. Raises `ClientError` for anything but 1 to 99."""
+    if share is None:
+        return None
+    text = share.strip().removesuffix("%")
+    if not text.isdecimal() or not 1 <= int(text) <= 99:
+        raise ClientError(f"--canary is {share!r}; expected a share from 1% to 99%")
+    return int(text)
 
 
 @app.command()
@@ -173,6 +188,20 @@ def restore(
         else:
             ack = client.restore(whom, reason=reason)
         print_json(ack) if as_json else show.restored(out, ack)
+
+
+@app.command()
+def cancel(
+    job: Annotated[str, typer.Argument(help="job to train no further, e.g. job-3")],
+    reason: NeededReason,
+    config: Config = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Give a forget job's training up. Its classes stay masked and under erasure."""
+    with plain_errors(), _client(config, url) as client:
+        answer = client.cancel(job, reason=reason)
+        print_json(answer) if as_json else show.cancelled(out, answer)
 
 
 @app.command()

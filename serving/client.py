@@ -15,11 +15,12 @@ from typing import Any, Self
 
 import httpx
 
+from serving.jobs import ENDED
+
 POLL_S = 0.3
 TRIES = 8
 RETRY_S = 1.0
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-ENDED = ("done", "refused", "restored")
 
 
 class ClientError(Exception):
@@ -127,13 +128,17 @@ class Client(_Connection):
         reason: str = "",
         key: str | None = None,
         images: Mapping[str, Sequence[bytes]] | None = None,
+        canary: int | None = None,
     ) -> dict[str, Any]:
         """Accepted, and masked on every replica, when this returns. Sent again with the same
         idempotency key, made here unless given, should the connection break.
 
         `images`: image files by class, to learn from beside those of the server's data set.
+        `canary`: the percentage of requests that the adapter is tried on first.
         """
         body: dict[str, Any] = {"classes": list(classes), "reason": reason}
+        if canary is not None:
+            body["canary"] = canary
         if images:
             body["images"] = {
                 name: [base64.b64encode(data).decode() for data in given]
@@ -155,6 +160,10 @@ class Client(_Connection):
         """End the erasure of a class, or of a subject by its id; it is served again."""
         whom = {"class": class_name} if class_name is not None else {"subject": subject}
         return self._command("/v1/restore", {**whom, "reason": reason}, key)
+
+    def cancel(self, job: str, *, reason: str, key: str | None = None) -> dict[str, Any]:
+        """Train a job no further; its classes stay masked and under erasure."""
+        return self._command(f"/v1/jobs/{job}/cancel", {"reason": reason}, key)
 
     def suspend(self, *, reason: str, key: str | None = None) -> dict[str, Any]:
         """Nothing is answered any more when this returns."""
@@ -184,6 +193,16 @@ class Client(_Connection):
             if view["state"] in ENDED:
                 return
             time.sleep(POLL_S)
+
+    def events(self, job: str) -> Iterator[dict[str, Any]]:
+        """The job as it goes on, until it has ended, as the server pushes it."""
+        with self._http.stream("GET", f"/v1/jobs/{job}/events", timeout=None) as response:
+            if response.is_error:
+                response.read()
+                raise ClientError(_sentence(response))
+            for line in response.iter_lines():
+                if line.startswith("data: "):
+                    yield json.loads(line.removeprefix("data: "))
 
     def wait(
         self, job: str, note: Callable[[dict[str, Any]], None] = lambda _: None

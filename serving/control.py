@@ -3,6 +3,7 @@
     forget:    requested (durable) -> guard release acknowledged -> answered; the worker goes on
     rollback:  prepared, activated (durable), acknowledged -> answered
     restore:   restored (durable) -> a release without the class acknowledged -> answered
+    cancel:    refused (durable) -> answered; a training that runs is given up
     suspend:   suspended (durable) -> every replica silent -> answered
 
 It holds nothing that the ledger doesn't, so it may be killed at any moment.
@@ -20,23 +21,35 @@ from registry import publish
 from registry.declarations import Restored
 from registry.errors import ConflictError, FormatError
 from registry.personal import keep_image
-from registry.state import Job, State
+from registry.state import State
 from registry.subjects import SubjectMap
 from serving.acknowledgement import Ack, Author, Refusal
 from serving.activation import Activation, rollback_of
 from serving.home import home_of, open_private_store, signer, wait_for_ledger
 from serving.jobs import (
+    CANCELLED,
     Rejection,
+    is_cancelled,
+    job_figures,
     job_view,
     named,
     pending_jobs,
     releases_view,
     report_of,
+    trial_of,
 )
 from serving.metrics import Metrics
+from serving.objections import (
+    why_no_rollback,
+    why_not_again,
+    why_not_cancelled,
+    why_not_forgotten,
+    why_not_with,
+)
 from serving.ray_export import RayMirror
 from serving.restoration import job_about, to_bring_back
 from serving.settings import Settings
+from serving.trial import TrialTerms
 from serving.worker import ForgetWorker
 
 ACTOR = "lethe-control"
@@ -53,10 +66,11 @@ class Control:
         *,
         coordinator: Any,
         trainer: Any,
+        monitor: Any,
         backbone: str,
         classes: tuple[str, ...],
     ) -> None:
-        """`coordinator` and `trainer` are actor handles, `backbone` is a fingerprint."""
+        """`coordinator`, `trainer` and `monitor` are actor handles, `backbone` is a fingerprint."""
         self._settings = settings
         self._backbone = backbone
         self._classes = classes
@@ -65,16 +79,22 @@ class Control:
         self._private = open_private_store(home)
         self._subjects = SubjectMap(self._private)
         self._operator = signer(home, "operator")
+        self._publisher = signer(home, "publisher")
         self._accepting = threading.Lock()
         self._activation = Activation(coordinator, self._ledger)
         exported = settings.monitor.ray_metrics
         self._worker = ForgetWorker(
             self._ledger,
-            signer(home, "publisher"),
+            self._publisher,
             private=self._private,
             activation=self._activation,
             trainer=trainer,
+            monitor=monitor,
             attempts=settings.forget.attempts,
+            terms=TrialTerms(
+                settings.canary.samples, settings.canary.seconds, settings.canary.evidence
+            ),
+            closed_form=settings.forget.closed_form,
             accepting=self._accepting,
             metrics=Metrics("trainer", RayMirror("trainer") if exported else None),
         )
@@ -88,18 +108,24 @@ class Control:
         reason: str,
         request_id: str,
         images: Mapping[str, Sequence[bytes]] = MappingProxyType({}),
+        canary: int | None = None,
     ) -> dict[str, Any] | Rejection:
         """Accept a forget command: durable, and masked on every replica, when this returns.
 
-        `images`, checked ones, by class: to learn from beside those of the data set.
+        `images`, checked ones, by class: to learn from beside those of the data set. `canary`: the
+        percentage of requests that the adapter is tried on before everybody gets it.
         """
         with self._accepting:
             state = self._ledger.refresh()
             known = state.requests.get(request_id)
             if known is None:
-                rejection = self._why_not(classes, state) or _why_not_with(images, classes)
+                rejection = why_not_forgotten(
+                    classes, state, known=self._classes, class_of=self._subjects.class_of
+                ) or why_not_with(images, classes)
             else:
-                rejection = self._why_not_again(classes, state.jobs[known])
+                rejection = why_not_again(
+                    classes, state.jobs[known], class_of=self._subjects.class_of
+                )
             if rejection is not None:
                 return rejection
             subjects = {name: self._subjects.assign(name) for name in classes}
@@ -115,6 +141,7 @@ class Control:
                     actor=actor,
                     reason=reason,
                     request_id=request_id,
+                    canary=canary,
                 )
             except ConflictError as error:
                 return Rejection(409, str(error))
@@ -147,7 +174,7 @@ class Control:
         state = self._ledger.refresh()
         made = rollback_of(state, request_id)
         if made is None:
-            rejection = _why_no_rollback(to, state)
+            rejection = why_no_rollback(to, state)
         else:
             before = state.releases[made].to
             rejection = (
@@ -211,6 +238,41 @@ class Control:
             "still_masked": self._names(now.erasing),
         }
 
+    def cancel(
+        self, job_id: str, actor: str, reason: str, request_id: str
+    ) -> dict[str, Any] | Rejection:
+        """Train a job no further. Its classes stay under erasure and masked."""
+        with self._accepting:
+            state = self._ledger.refresh()
+            rejection = why_not_cancelled(job_id, state)
+            if rejection is not None:
+                return rejection
+            trial = trial_of(state, job_id)
+            if trial is not None:
+                author = Author(actor, reason, request_id)
+                problem = self._activation.end_trial(trial.release, "the job was cancelled", author)
+                if problem is not None:
+                    return Rejection(503, f"The trial goes on: {problem.detail}.", "Send it again.")
+            if not is_cancelled(state.jobs[job_id]):
+                try:
+                    publish.refuse(
+                        self._ledger,
+                        self._publisher,
+                        job=job_id,
+                        stage=CANCELLED,
+                        detail=reason,
+                        report=None,
+                        actor=actor,
+                        reason=reason,
+                        request_id=request_id,
+                    )
+                except ConflictError as error:
+                    return Rejection(409, str(error))
+                except FormatError as error:
+                    return Rejection(422, str(error))
+        self._worker.cancel(job_id)
+        return self.job(job_id)
+
     def suspend(self, actor: str, reason: str, request_id: str) -> dict[str, Any] | Rejection:
         """Have nothing answered, on any replica, until `resume`."""
         halt = self._activation.suspend(Author(actor, reason, request_id))
@@ -269,6 +331,9 @@ class Control:
         return {
             "release": state.active,
             "suspended": state.suspended,
+            "canary": None
+            if state.canary is None
+            else {"release": state.canary.release, "percent": state.canary.percent},
             "acknowledged": state.confirmed >= state.active,
             "backbone": self._backbone,
             "classes": len(self._classes),
@@ -308,30 +373,10 @@ class Control:
 
     def figures(self) -> dict[str, Any]:
         """What the metrics page shows of commands, jobs and trainings."""
-        state = self._ledger.refresh()
-        waiting = pending_jobs(state)
-        return {
-            "pending": len(waiting),
-            "oldest_pending": min((job.at.timestamp() for job in waiting), default=0.0),
-            "accepted": len(state.jobs),
-            "done": sum(job.state == "done" for job in state.jobs.values()),
-            "refused": sum(job.state == "refused" for job in state.jobs.values()),
-            "seq": state.seq,
-            "active": state.active,
-            "read_at": time.time(),
-            "suspended": state.suspended,
-            "under_erasure": len(state.erasing),
-            "forgotten": len(state.subjects_erased_by_weights(state.active)),
-            "families": self._worker.metrics.families(),
-        }
+        families = self._worker.metrics.families()
+        return {**job_figures(self._ledger.refresh()), "read_at": time.time(), "families": families}
 
     # -- accepting
-
-    def _why_not_again(self, classes: Sequence[str], job: Job) -> Rejection | None:
-        names = [named(subject, self._subjects.class_of) for subject in job.subjects]
-        if list(classes) == names:
-            return None
-        return Rejection(409, f"This Idempotency-Key was used for {job.id}, for other classes.")
 
     def _why_not_restored(
         self, subject: str | None, request_id: str, state: State
@@ -354,57 +399,6 @@ class Control:
         ):
             return None
         return Rejection(409, "That is not under erasure any more: it was restored before.")
-
-    def _why_not(self, classes: Sequence[str], state: State) -> Rejection | None:
-        if not classes:
-            return Rejection(422, "No class was named.", "Name at least one class to forget.")
-        if len(set(classes)) < len(classes):
-            return Rejection(422, "A class was named twice.")
-        unknown = [name for name in classes if name not in self._classes]
-        if unknown:
-            some = ", ".join(self._classes[:12]) + (", …" if len(self._classes) > 12 else "")
-            return Rejection(
-                404,
-                f"The backbone has no class {', '.join(map(repr, unknown))}.",
-                f"Its classes are: {some}",
-            )
-        gone = {named(subject, self._subjects.class_of) for subject in state.erasing}
-        again = [name for name in classes if name in gone]
-        if again:
-            return Rejection(
-                409,
-                f"Forgotten already (or being forgotten): {', '.join(again)}.",
-                "`lethe status` shows how far that is.",
-            )
-        left = len(self._classes) - len(gone) - len(classes)
-        if left < 2:
-            return Rejection(
-                409,
-                f"This would leave {max(left, 0)} of {len(self._classes)} classes to answer with.",
-                "At least two must stay: a model that knows one class tells nothing.",
-            )
-        return None
-
-
-def _why_not_with(
-    images: Mapping[str, Sequence[bytes]], classes: Sequence[str]
-) -> Rejection | None:
-    others = sorted(set(images) - set(classes))
-    if not others:
-        return None
-    return Rejection(422, f"Images were sent of {others[0]!r}, which this doesn't forget.")
-
-
-def _why_no_rollback(to: int, state: State) -> Rejection | None:
-    if to not in state.releases:
-        return Rejection(
-            404, f"There is no release {to}.", f"Releases go from 0 to {state.last_release}."
-        )
-    if to == state.active:
-        return Rejection(409, f"Release {to} is the active one already.")
-    if to and state.releases[to].activated_at is None:
-        return Rejection(409, f"Release {to} was never active, so it can't be returned to.")
-    return None
 
 
 def _ack_view(ack: Ack) -> dict[str, Any]:

@@ -7,6 +7,8 @@ nothing is acknowledged.
     publish (durable) -> prepare on every member -> activate (durable) -> wake -> drain
     -> every member has confirmed, or its lease has run out -> acknowledge
 
+    try out (durable) -> wake; a share of the requests is answered by a release that forgets more
+
     suspend (durable) -> wake -> every member is silent, or its lease has run out -> acknowledge
 """
 
@@ -18,17 +20,25 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
-from registry import publish, publish_compaction
 from registry.declarations import ServingState
 from registry.errors import ConflictError, RegistryError
 from registry.state import Release, State
-from serving.acknowledgement import Ack, Author, Halt, Outcome, Refusal, Resumption
+from serving.acknowledgement import (
+    Ack,
+    Author,
+    Halt,
+    Outcome,
+    Refusal,
+    Resumption,
+    TrialBegun,
+)
 from serving.compaction import compaction_to_serve
-from serving.home import Home, note_seen, signer, wait_for_ledger
-from serving.membership import CONFIRMED, How, Membership, Pulse, Terms, Wake
-from serving.restoration import job_about, to_bring_back, way_back
+from serving.home import Home, wait_for_ledger
+from serving.membership import Membership, Pulse, Terms, Wake
+from serving.recording import Recording
+from serving.release_state import ReleaseState
+from serving.restoration import to_bring_back
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +53,12 @@ class Coordinator:
     def __init__(self, home: Path, registry: Path | str, terms: Terms) -> None:
         self._home = Home(home, registry)
         self._ledger = wait_for_ledger(self._home)
-        self._operator = signer(self._home, "operator")
-        self._publisher = signer(self._home, "publisher")
+        self._record = Recording(self._home, self._ledger, actor=ACTOR)
         state = self._ledger.state
         self._membership = Membership(state.active, terms=terms, suspended=state.suspended)
         self._terms = terms
         self._preparing = -1
+        self._trial = _trial_of(state)
         self._changed = asyncio.Condition()
         self._committing = asyncio.Lock()
         self._prepared_one_by_one = asyncio.Lock()
@@ -85,6 +95,7 @@ class Coordinator:
                 self._membership.committed > seen.committed
                 or self._preparing > seen.prepare
                 or self._membership.suspended != seen.suspended
+                or self._trial != seen.trial
             )
 
         async with self._changed:
@@ -94,18 +105,20 @@ class Coordinator:
             committed=self._membership.committed,
             prepare=self._preparing,
             suspended=self._membership.suspended,
+            trial=self._trial,
         )
 
-    async def prepared(self, member: str, release: int, problem: str | None) -> None:
+    async def prepared(self, member: str, state: ReleaseState) -> None:
+        """How far a member has come with a release that it was asked for, or must serve."""
         async with self._changed:
-            self._membership.prepared(member, release, problem)
+            self._membership.prepared(member, state)
             self._changed.notify_all()
 
     # -- control calls these
 
     async def guard(self, job: str, author: Author) -> Outcome:
         """Mask the job's subjects on every replica. Nothing is built, so nothing is prepared."""
-        return await self._activate(lambda: self._publish("guard", job, author), author)
+        return await self._activate(lambda: self._record.release_for("guard", job, author), author)
 
     async def adopt(self, job: str, author: Author) -> Outcome:
         """Put the job's adapter on top of the stack that it was trained on.
@@ -113,8 +126,35 @@ class Coordinator:
         A `Refusal` with stage "stack" says that another stack is active by now.
         """
         return await self._activate(
-            lambda: self._publish("adapter", job, author), author, prepare=True
+            lambda: self._record.release_for("adapter", job, author), author, prepare=True
         )
+
+    async def try_out(self, job: str, percent: int, author: Author) -> TrialBegun | Refusal:
+        """Have the job's adapter, on top of the stack that it was trained on, answer `percent` of
+        the requests. Nothing is promised of it, so nothing is acknowledged."""
+        release = await self._defined(
+            lambda: self._record.release_for("adapter", job, author), prepare=True
+        )
+        if isinstance(release, Refusal):
+            return release
+        problem = await self._record_trial(
+            lambda: self._record.trial(release.number, percent, author)
+        )
+        return problem or TrialBegun(release.number)
+
+    async def promote(self, release: int, author: Author) -> Outcome:
+        """Serve the release on trial to everybody. A `Refusal` with stage "stack" says that
+        another one was activated meanwhile, which ended the trial."""
+        try:
+            if not await self._commit(release, author):
+                return Refusal("stack", f"release {release} is not on trial any more")
+        except RegistryError as error:
+            return Refusal("registry", str(error))
+        return await self.acknowledge(release)
+
+    async def end_trial(self, release: int, detail: str, author: Author) -> Refusal | None:
+        """Serve the active release alone again."""
+        return await self._record_trial(lambda: self._record.end_of_trial(release, detail, author))
 
     async def roll_back(self, to: int, author: Author, instead_of: int | None = None) -> Outcome:
         """Serve release `to`'s adapters again, as a new release, with every guard kept.
@@ -128,7 +168,7 @@ class Coordinator:
                 state.active_release.adapters != state.releases[instead_of].adapters
             ):
                 raise ConflictError("another stack is active by now")
-            return self._define_rollback(to, author)
+            return self._record.rollback(to, author)
 
         return await self._activate(define, author, prepare=True)
 
@@ -139,7 +179,7 @@ class Coordinator:
             state = await asyncio.to_thread(self._ledger.refresh)
             if not to_bring_back(state):
                 return await self.acknowledge(state.active)
-            return await self._activate(lambda: self._define_return(author), author, prepare=True)
+            return await self._activate(lambda: self._record.way_back(author), author, prepare=True)
 
     async def suspend(self, author: Author) -> Halt | Refusal:
         """Have nothing answered; says so when that is true. Suspending twice is the same."""
@@ -178,15 +218,20 @@ class Coordinator:
         started = self._activated_at.get(release)
         ms = (time.monotonic() - started) * 1000 if started is not None else 0.0
         if self._ledger.state.confirmed < release:
-            await asyncio.to_thread(self._record_confirmation, release, members, ms)
-        await asyncio.to_thread(self._note_seen)
+            await asyncio.to_thread(self._record.confirmation, release, members, ms)
+        await asyncio.to_thread(self._record.seen)
         return Ack(release=release, at=now, ms=round(ms, 3), members=members)
 
     async def members(self) -> dict[str, dict[str, object]]:
         """What is known of each member, for status pages."""
         blocking = self._membership.blocking(self._membership.committed)
         return {
-            name: {"release": member.running, "behind": name in blocking}
+            name: {
+                "release": member.running,
+                "behind": name in blocking,
+                "stages": {str(s.release): s.stage for s in member.prepared.values()},
+                "problem": next((s.problem for s in member.prepared.values() if s.problem), None),
+            }
             for name, member in self._membership.members.items()
         }
 
@@ -197,46 +242,73 @@ class Coordinator:
     ) -> Outcome:
         """Publish, prepare, activate, acknowledge; anew when another release came in between."""
         while True:
+            release = await self._defined(define, prepare=prepare)
+            if isinstance(release, Refusal):
+                return release
             try:
-                release = await asyncio.to_thread(define)
-            except ConflictError as error:
-                return Refusal("stack", str(error))
-            except RegistryError as error:
-                log.error("a release can't be published: %s", error)
-                return Refusal("registry", str(error))
-            if prepare:
-                problems = await self._prepare(release.number)
-                if problems:
-                    detail = "; ".join(f"{who}: {why}" for who, why in problems.items())
-                    return Refusal("prepare", detail)
-                if self._membership.suspended:
-                    return Refusal("suspended", "serving is suspended, so no replica builds it")
-                if not self._membership.leased:
-                    return Refusal("members", "no replica holds a lease, so none could build it")
-            try:
-                committed = await self._commit(release, author)
+                committed = await self._commit(release.number, author)
             except RegistryError as error:
                 return Refusal("registry", str(error))
             if committed:
                 return await self.acknowledge(release.number)
 
-    async def _commit(self, release: Release, author: Author) -> bool:
+    async def _defined(self, define: Callable[[], Release], *, prepare: bool) -> Release | Refusal:
+        """A release that is published and, if so wished, resident on every member."""
+        try:
+            release = await asyncio.to_thread(define)
+        except ConflictError as error:
+            return Refusal("stack", str(error))
+        except RegistryError as error:
+            log.error("a release can't be published: %s", error)
+            return Refusal("registry", str(error))
+        if prepare:
+            problems = await self._prepare(release.number)
+            if problems:
+                detail = "; ".join(f"{who}: {why}" for who, why in problems.items())
+                return Refusal("prepare", detail)
+            if self._membership.suspended:
+                return Refusal("suspended", "serving is suspended, so no replica builds it")
+            if not self._membership.leased:
+                return Refusal("members", "no replica holds a lease, so none could build it")
+        return release
+
+    async def _record_trial(self, act: Callable[[], State]) -> Refusal | None:
+        """Make the beginning or the end of a trial durable, then known."""
+        async with self._committing:
+            try:
+                await asyncio.to_thread(act)
+            except ConflictError as error:
+                return Refusal("stack", str(error))
+            except RegistryError as error:
+                return Refusal("registry", str(error))
+            finally:
+                # As with an activation: it may stand in the log all the same.
+                await self._tell_trial()
+        return None
+
+    async def _tell_trial(self) -> None:
+        async with self._changed:
+            self._trial = _trial_of(self._ledger.state)
+            self._changed.notify_all()
+
+    async def _commit(self, release: int, author: Author) -> bool:
         """Make the activation durable, then known. False when another release is active by now,
         so that `release` has to be published again on top of it."""
         async with self._committing:
             try:
-                await asyncio.to_thread(self._record_activation, release.number, author)
+                await asyncio.to_thread(self._record.activation, release, author)
             except ConflictError as error:
-                log.info("release %d: %s", release.number, error)
+                log.info("release %d: %s", release, error)
                 return False
             except RegistryError as error:
                 # It may be in the log all the same: then it is active, whatever failed after.
-                log.error("release %d: %s", release.number, error)
-                if (await asyncio.to_thread(self._ledger.refresh)).active < release.number:
+                log.error("release %d: %s", release, error)
+                if (await asyncio.to_thread(self._ledger.refresh)).active < release:
                     raise
-            self._activated_at[release.number] = time.monotonic()
+            self._activated_at[release] = time.monotonic()
             async with self._changed:
-                self._membership.commit(release.number)
+                self._membership.commit(release)
+                self._trial = _trial_of(self._ledger.state)
                 self._changed.notify_all()
         return True
 
@@ -264,7 +336,7 @@ class Coordinator:
         """Make it durable that serving is suspended or not, then known."""
         async with self._committing:
             try:
-                await asyncio.to_thread(self._record_suspension, wanted, author)
+                await asyncio.to_thread(self._record.standing, wanted, author)
             except RegistryError as error:
                 # As with an activation: it may stand in the log all the same.
                 log.error("%s: %s", wanted, error)
@@ -272,7 +344,7 @@ class Coordinator:
                 if state.suspended is not (wanted == "suspended"):
                     return Refusal("registry", str(error))
             await self._tell_standing(wanted == "suspended")
-        await asyncio.to_thread(self._note_seen)
+        await asyncio.to_thread(self._record.seen)
         return None
 
     async def _tell_standing(self, suspended: bool) -> None:
@@ -280,90 +352,12 @@ class Coordinator:
             self._membership.suspend(suspended)
             self._changed.notify_all()
 
-    def _publish(self, kind: Literal["guard", "adapter"], job: str, author: Author) -> Release:
-        return publish.publish_release(
-            self._ledger,
-            self._publisher,
-            kind=kind,
-            job=job,
-            actor=author.actor,
-            reason=author.reason,
-            request_id=author.request_id,
-        )
-
-    def _define_return(self, author: Author) -> Release:
-        state = self._ledger.refresh()
-        waiting = to_bring_back(state)
-        if not waiting:
-            raise ConflictError("nobody has to be brought back any more")
-        to = way_back(state)
-        if to is None:
-            return self._publish("guard", job_about(state, waiting).id, author)
-        return self._define_rollback(to, author)
-
-    def _define_rollback(self, to: int, author: Author) -> Release:
-        return publish.roll_back(
-            self._ledger,
-            self._operator,
-            to=to,
-            actor=author.actor,
-            reason=author.reason,
-            request_id=author.request_id,
-        )
-
-    def _record_suspension(self, wanted: ServingState, author: Author) -> None:
-        if self._ledger.refresh().suspended is (wanted == "suspended"):
-            return
-        publish.suspend(
-            self._ledger,
-            self._operator,
-            state=wanted,
-            actor=author.actor,
-            reason=author.reason,
-            request_id=author.request_id,
-        )
-
-    def _record_activation(self, release: int, author: Author) -> None:
-        publish.activate(
-            self._ledger,
-            self._operator,
-            release=release,
-            actor=author.actor,
-            reason=author.reason,
-            request_id=author.request_id,
-        )
-
-    def _record_confirmation(self, release: int, members: dict[str, How], ms: float) -> None:
-        try:
-            publish.confirm(
-                self._ledger,
-                self._operator,
-                release=release,
-                members=members,
-                ms=ms,
-                actor=ACTOR,
-                reason=f"{sum(how == CONFIRMED for how in members.values())} confirmed",
-                request_id=self._ledger.state.releases[release].request_id,
-            )
-        except ConflictError:
-            log.info("release %d is confirmed already", release)
-        except RegistryError as error:
-            # The acknowledgement holds all the same: it is a fact about the replicas.
-            log.error("the confirmation of release %d was not recorded: %s", release, error)
-
-    def _note_seen(self) -> None:
-        """Before anything is acknowledged: an older copy of the registry would take it back."""
-        try:
-            note_seen(self._home, self._ledger, self._operator)
-        except RegistryError as error:
-            log.error("the high-water mark was not raised: %s", error)
-
     async def _keep_house(self) -> None:
         """Finish what a predecessor, or a failure, left; drop members that fell silent."""
         while True:
             try:
                 await self._tidy(await asyncio.to_thread(self._ledger.refresh))
-                await asyncio.to_thread(self._note_seen)
+                await asyncio.to_thread(self._record.seen)
             except Exception as error:
                 # Whatever it is, this is tried again. What is active goes on: leases hang on what
                 # was committed, not on this.
@@ -372,6 +366,8 @@ class Coordinator:
             self._membership.drop_silent(self._terms.seconds * 4)
 
     async def _tidy(self, state: State) -> None:
+        if self._trial != _trial_of(state):
+            await self._tell_trial()
         if state.suspended != self._membership.suspended:  # recorded by somebody else
             async with self._committing:
                 await self._tell_standing(self._ledger.state.suspended)
@@ -383,23 +379,21 @@ class Coordinator:
             if isinstance(outcome, Refusal):
                 log.warning("restored subjects are not served yet: %s", outcome.detail)
         adapter = compaction_to_serve(state)
-        if adapter is not None and not state.suspended:
+        if adapter is not None and not state.suspended and state.canary is None:
             await self._serve_compaction(adapter)
 
     async def _serve_compaction(self, adapter: str) -> None:
         """Serve one adapter in the place of the stack that it stands for."""
         author = Author(ACTOR, "one adapter for the stack", f"compaction-{adapter[-12:]}")
         outcome = await self._activate(
-            lambda: publish_compaction.publish_compaction(
-                self._ledger,
-                self._publisher,
-                adapter=adapter,
-                actor=author.actor,
-                reason=author.reason,
-                request_id=author.request_id,
-            ),
+            lambda: self._record.compaction(adapter, author),
             author,
             prepare=True,
         )
         if isinstance(outcome, Refusal):
             log.warning("the compaction %s is not served: %s", adapter, outcome.detail)
+
+
+def _trial_of(state: State) -> int:
+    """Names the trial that is on, by the record that began it; 0: none."""
+    return 0 if state.canary is None else state.canary.seq

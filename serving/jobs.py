@@ -11,11 +11,17 @@ from datetime import datetime
 from typing import Any
 
 from registry.errors import NotFoundError
-from registry.state import Job, State
+from registry.state import Job, State, Trial
 from serving.restoration import was_taken_off
 
 ClassOf = Callable[[str], str]
 """Subject -> class name; raises NotFoundError when the subject map no longer holds it."""
+
+
+ENDED = ("done", "refused", "cancelled", "restored")
+"""States that a job's view doesn't leave by itself."""
+CANCELLED = "cancelled"
+"""The stage at which the ledger says that a job was refused, when an operator cancelled it."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,11 @@ def named(subject: str, class_of: ClassOf) -> str:
         return subject
 
 
+def is_cancelled(job: Job) -> bool:
+    """Whether an operator gave the job up: nothing is trained for it any more."""
+    return job.state == "refused" and job.refusal is not None and job.refusal.stage == CANCELLED
+
+
 def pending_jobs(state: State) -> list[Job]:
     """Jobs that are not at their end, oldest first."""
     ended = ("refused", "restored")
@@ -45,11 +56,42 @@ def pending_jobs(state: State) -> list[Job]:
 
 
 def adopted_release(state: State, job_id: str) -> int | None:
-    """The activated release that put the job's present adapter on the stack.
+    """The activated release that put the job's adapter on the stack for good.
 
     It stays that one when a rollback took the adapter away, which is not put back. None again when
     it had to go because somebody was brought back: the job is trained anew then.
     """
+    adapter = state.jobs[job_id].adapter
+    if adapter is None or state.adapters[adapter].provisional:
+        return None
+    return served_release(state, job_id)
+
+
+def trial_of(state: State, job_id: str) -> Trial | None:
+    """The trial that is on, if it is of the job's adapter."""
+    trial = state.canary
+    return trial if trial is not None and state.releases[trial.release].job == job_id else None
+
+
+def provisional_release(state: State, job_id: str) -> int | None:
+    """The release that put the job's provisional adapter on the stack, while it is there."""
+    mine = [
+        id
+        for id, entry in state.adapters_in_force(state.active).items()
+        if entry.provisional and entry.job == job_id
+    ]
+    return next(
+        (
+            number
+            for number, release in state.releases.items()
+            if mine and mine[0] in release.adapters and release.activated_at
+        ),
+        None,
+    )
+
+
+def served_release(state: State, job_id: str) -> int | None:
+    """As `adopted_release`, and for a provisional adapter too."""
     job = state.jobs[job_id]
     adapter = job.adapter
     if adapter is None or was_taken_off(state, job):
@@ -96,7 +138,12 @@ def job_view(
     `problem`: the trainer's own words, which no record may hold."""
     stage: str = job.state
     adopted = adopted_release(state, job.id)
-    if progress:
+    trial = trial_of(state, job.id)
+    if is_cancelled(job):
+        stage = "cancelled"
+    elif trial is not None:
+        stage = "canary"
+    elif progress:
         stage = "training"
     elif adopted is not None and stage != "restored":
         stage = "done" if state.confirmed >= adopted else "published"
@@ -112,10 +159,32 @@ def job_view(
         "ahead": ahead,
         "guard_release": release_of(state, job.id, "guard"),
         "release": adopted,
+        "closed_form_release": provisional_release(state, job.id),
+        "canary": None
+        if trial is None
+        else {"release": trial.release, "percent": trial.percent, "since": _time(trial.at)},
         "problem": problem,
         "progress": dict(progress) or None,
         "refused": f"{job.refusal.stage}: {job.refusal.detail}" if job.refusal else None,
         "report": report_of(job, state),
+    }
+
+
+def job_figures(state: State) -> dict[str, Any]:
+    """What the metrics page shows of commands and jobs."""
+    waiting = pending_jobs(state)
+    jobs = list(state.jobs.values())
+    return {
+        "pending": len(waiting),
+        "oldest_pending": min((job.at.timestamp() for job in waiting), default=0.0),
+        "accepted": len(jobs),
+        "done": sum(job.state == "done" for job in jobs),
+        "refused": sum(job.state == "refused" and not is_cancelled(job) for job in jobs),
+        "seq": state.seq,
+        "active": state.active,
+        "suspended": state.suspended,
+        "under_erasure": len(state.erasing),
+        "forgotten": len(state.subjects_erased_by_weights(state.active)),
     }
 
 
@@ -125,12 +194,15 @@ def releases_view(state: State, *, class_of: ClassOf) -> list[dict[str, Any]]:
     def names(subjects: Iterable[str]) -> list[str]:
         return sorted(named(subject, class_of) for subject in subjects)
 
+    trial = state.canary
     return [
         {
             "release": number,
             "kind": release.kind,
             "active": number == state.active,
             "parent": release.parent,
+            "canary": trial.percent if trial is not None and trial.release == number else None,
+            "returned": release.returned,
             "rolled_back_to": release.to,
             "adapters": list(release.adapters),
             "masked": names(release.guard),

@@ -9,6 +9,7 @@ import torch
 
 from forgetting.adapter import from_files
 from forgetting.backbone import Backbone
+from forgetting.closed_form import run_closed_form
 from forgetting.data import open_image_set
 from forgetting.errors import (
     AdapterError,
@@ -36,6 +37,10 @@ KINDS: tuple[tuple[type[ForgettingError], str], ...] = (
 )
 
 
+class CancelledError(Exception):
+    """An operator cancelled the job."""
+
+
 class Learner:
     """Holds the backbone and the images between tasks."""
 
@@ -45,30 +50,51 @@ class Learner:
         self._backbone: Backbone = open_backbone(settings)
         self._images = open_image_set(settings.images)
         self._progress: dict[str, Any] = {}
+        self._training: str | None = None
+        self._cancelled: str | None = None
 
     def train(self, job: TrainJob) -> Trained | NotTrained:
         """Learn and measure one adapter."""
         chosen = self._settings.forget
+        self._training = job.job
         try:
             stack = [from_files(files, self._backbone) for files in job.files]
-            result = run_task(
-                self._backbone,
-                stack,
-                images=with_uploads(self._images, job.uploads),
-                forget=job.forget,
-                earlier=job.earlier,
-                withheld=job.withheld,
-                subjects=job.subjects,
-                stack_ids=job.stack,
-                config=TrainConfig(**chosen.train),
-                gates=GateConfig(**chosen.gates),
-                seed=chosen.seed,
-                progress=self._note,
-            )
+            images = with_uploads(self._images, job.uploads)
+            gates = GateConfig(**chosen.gates)
+            if job.closed_form:
+                result = run_closed_form(
+                    self._backbone,
+                    stack,
+                    images=images,
+                    forget=job.forget,
+                    earlier=job.earlier,
+                    withheld=job.withheld,
+                    subjects=job.subjects,
+                    stack_ids=job.stack,
+                    gates=gates,
+                    seed=chosen.seed,
+                )
+            else:
+                result = run_task(
+                    self._backbone,
+                    stack,
+                    images=images,
+                    forget=job.forget,
+                    earlier=job.earlier,
+                    withheld=job.withheld,
+                    subjects=job.subjects,
+                    stack_ids=job.stack,
+                    config=TrainConfig(**chosen.train),
+                    gates=gates,
+                    seed=chosen.seed,
+                    progress=self._note,
+                )
+        except CancelledError:
+            return NotTrained("the job was cancelled", "the job was cancelled")
         except Exception as error:
             return NotTrained(kind_of(error), f"{type(error).__name__}: {error}")
         finally:
-            self._progress = {}
+            self._progress, self._training = {}, None
         refused = "; ".join(gate.sentence for gate in result.gates if not gate.passed)
         return Trained(
             files=dict(result.files),
@@ -81,7 +107,15 @@ class Learner:
         """How far the running training is; empty when none runs."""
         return dict(self._progress)
 
+    def cancel(self, job: str) -> None:
+        """End `job`'s training at its next step, if it is the one that runs."""
+        if self._training == job:
+            self._cancelled = job
+
     def _note(self, progress: Progress) -> None:
+        if self._cancelled is not None and self._cancelled == self._training:
+            self._cancelled = None
+            raise CancelledError
         self._progress = asdict(progress)
 
 

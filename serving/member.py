@@ -19,7 +19,9 @@ from ray.exceptions import RayError
 from registry.errors import RegistryError
 from serving.membership import Clock, Pulse, Terms, Wake, boot_clock
 from serving.release import ReleaseReader
+from serving.release_state import ReleaseState, Stage
 from serving.slot import BuildError, Slot
+from serving.stages import failed
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,8 @@ STUCK_LEASES = 3
 
 OnSwap = Callable[[str, float], None]
 """Told (phase or outcome, seconds) of each step of a swap."""
+OnFailure = Callable[[Stage], None]
+"""Told which step a release failed at."""
 
 
 class NotCurrentError(Exception):
@@ -53,6 +57,7 @@ class Member:
         reader: ReleaseReader,
         terms: Terms,
         on_swap: OnSwap,
+        on_failure: OnFailure,
         clock: Clock = boot_clock,
     ) -> None:
         """`coordinator` is the coordinator actor's handle."""
@@ -62,6 +67,7 @@ class Member:
         self._reader = reader
         self._terms = terms
         self._on_swap = on_swap
+        self._on_failure = on_failure
         self._clock = clock
         self._lease_until = float("-inf")
         self._lease_lock = threading.Lock()
@@ -191,11 +197,12 @@ class Member:
                 threading.Thread(
                     target=self._prepare, args=(wake.prepare,), name="prepare", daemon=True
                 ).start()
-            seen = Wake(seen.committed, wake.prepare, seen.suspended)
+            seen = Wake(seen.committed, wake.prepare, seen.suspended, seen.trial)
             if wake.suspended:
                 # To stop, the coordinator's word is enough; to go on, only the ledger's is.
                 self._halt()
-            if wake.committed > self._drained or not self._stands_as(wake):
+            changed = wake.committed > self._drained or wake.trial != seen.trial
+            if changed or not self._stands_as(wake):
                 try:
                     self.catch_up()
                 except Exception as error:
@@ -203,29 +210,39 @@ class Member:
                     # serving, and this thread must live to try again.
                     log.exception("can't reach the committed release: %s", type(error).__name__)
                     self._on_swap("failed", 0.0)
+                    self._report_failure(wake.committed, error)
                     self._stuck_since = self._stuck_since or self._clock()
                     self._stop.wait(self._terms.heartbeat)
                     continue
             if self._drained >= wake.committed:
                 self._stuck_since = None
-            seen = Wake(wake.committed, wake.prepare, wake.suspended and self._silent)
+            seen = Wake(wake.committed, wake.prepare, wake.suspended and self._silent, wake.trial)
 
     def _prepare(self, number: int) -> None:
         try:
             self._reader.ready(number, self._slot)
-            problem = None
         except Exception as error:
             log.exception("release %d can't be prepared", number)
             self._on_swap("rejected", 0.0)
-            problem = f"{type(error).__name__}: {error}"
+            self._report_failure(number, error)
+        else:
+            self._report(ReleaseState(number, "resident"))
+
+    def _report_failure(self, number: int, error: Exception) -> None:
+        state = failed(number, error)
+        self._on_failure(state.stage)
+        self._report(state)
+
+    def _report(self, state: ReleaseState) -> None:
         try:
-            self._ask("prepared", self.name, number, problem)
+            self._ask("prepared", self.name, state)
         except RayError:
-            log.warning("the coordinator that asked for release %d is gone", number)
+            log.warning("the coordinator that asked for release %d is gone", state.release)
 
     def catch_up(self) -> None:
         """Flip to the ledger's active release, drain, confirm, and stop or go on serving as it
-        says. Raises `RegistryError` or `BuildError`; the active release then stays."""
+        says; take up the release that is on trial, or let it go. Raises `RegistryError` or
+        `BuildError`; the active release then stays."""
         with self._swapping:
             started = self._clock()
             number = self._reader.active()
@@ -240,6 +257,23 @@ class Member:
                     self._on_swap("flip", self._clock() - built)
                     self._on_swap("ok", self._clock() - started)
         self._beat_now.set()
+        self._follow_trial()
+
+    def _follow_trial(self) -> None:
+        """Answer the ledger's share of the requests from the release on trial. Raises nothing: a
+        replica that can't build it answers all of them from the active release."""
+        with self._swapping:
+            trial = self._reader.trial
+            if trial is None:
+                self._slot.end_canary()
+                return
+            try:
+                ready = self._reader.ready(trial.release, self._slot)
+            except Exception as error:
+                log.exception("release %d can't be tried out", trial.release)
+                self._report_failure(trial.release, error)
+            else:
+                self._slot.try_out(ready, trial.percent / 100)
 
     def _stands_as(self, wake: Wake) -> bool:
         return self._silent if wake.suspended else not self._suspended

@@ -19,6 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from serving.release_state import ReleaseState
+
 Clock = Callable[[], float]
 
 How = Literal["confirmed", "lease_expired"]
@@ -48,8 +50,8 @@ class Standing:
     """Highest release that it serves and has drained all older ones for; -1: none yet."""
     lease_until: float = float("-inf")
     heard: float = float("-inf")
-    prepared: dict[int, str | None] = field(default_factory=dict)
-    """Release -> None when it stands ready on the side, else why it could not be built."""
+    prepared: dict[int, ReleaseState] = field(default_factory=dict)
+    """Of the releases that it was asked to build, or could not serve."""
     silent: bool = False
     """It has said that it holds no lease and answers nothing, since serving is suspended."""
     beat: int = 0
@@ -67,11 +69,14 @@ class Pulse:
 
 @dataclass(frozen=True)
 class Wake:
-    """What `follow` waits for: a newer committed release, one to prepare, a stop or its end."""
+    """What `follow` waits for: a newer committed release, one to prepare, a stop or its end, a
+    trial or its end."""
 
     committed: int
     prepare: int
     suspended: bool = False
+    trial: int = 0
+    """Names the trial that is on; 0: none."""
 
 
 class Membership:
@@ -132,9 +137,10 @@ class Membership:
         )
         return extended
 
-    def prepared(self, name: str, release: int, problem: str | None) -> None:
+    def prepared(self, name: str, state: ReleaseState) -> None:
+        """How far `name` has come with a release; with a problem, that it got no further."""
         if name in self._members:
-            self._members[name].prepared[release] = problem
+            self._members[name].prepared[state.release] = state
 
     def suspend(self, suspended: bool) -> None:
         """That serving is suspended, or is no longer, is durable."""
@@ -146,7 +152,8 @@ class Membership:
             raise ValueError(f"release {release} is not newer than release {self._committed}")
         self._committed = release
         for member in self._members.values():
-            member.prepared.clear()
+            for old in [number for number in member.prepared if number < release]:
+                del member.prepared[old]
 
     def unprepared(self, release: int) -> set[str]:
         """Members under a lease that have not said yet whether `release` is built."""
@@ -160,9 +167,9 @@ class Membership:
     def problems(self, release: int) -> dict[str, str]:
         """Why `release` could not be built, by member."""
         return {
-            name: problem
+            name: state.problem
             for name, member in self._members.items()
-            if (problem := member.prepared.get(release)) is not None
+            if (state := member.prepared.get(release)) is not None and state.problem is not None
         }
 
     def blocking(self, release: int) -> set[str]:

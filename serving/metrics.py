@@ -93,6 +93,14 @@ TABLE: tuple[Metric, ...] = (
         ("phase",),
         _SWAP_S,
     ),
+    Metric(
+        "lethe_release_failures_total",
+        "counter",
+        "Releases that could not be made ready, by the stage that was not reached (fetched, "
+        "verified, built, checked).",
+        "replica",
+        ("stage",),
+    ),
     Metric("lethe_last_swap_timestamp_seconds", "gauge", "Unix time of the last swap.", "replica"),
     Metric(
         "lethe_emissions_total",

@@ -19,6 +19,7 @@ from serving.metrics import Metrics, merge
 from serving.posture import BLIND_REASONS, POSTURES, BlindReason, Posture, why_blind
 from serving.ray_export import RayMirror
 from serving.tally import SOURCES, Counts, Findings, Source, Tally, Targets, entry
+from serving.trial import Seen
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,15 @@ PROBED_S = 900.0
 """Without a probe of a forgotten canary class for this long, nothing is probed."""
 SAVE_S = 1.0
 """Least time between two writes of the evidence."""
+
+
+@dataclass(frozen=True)
+class OnTrial:
+    """A release that answers a share of the requests, and what its evidence is against."""
+
+    release: int
+    stack: str
+    targets: Targets
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,7 @@ class Snapshot:
     posture: Posture = Posture()
     forgotten: int = 0
     """Classes that the release's weights were taught to forget."""
+    trial: OnTrial | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +129,16 @@ class Monitor:
                 self._hopeful = self._clock()
             self._newest = newest
             self._save()
+
+    def trial(self, release: int) -> Seen | None:
+        """What was seen of the release on trial; None before a replica has said that it is."""
+        with self._lock:
+            trials = [s.trial for s in self._snapshots.values() if s.trial is not None]
+            trial = next((trial for trial in trials if trial.release == release), None)
+            if trial is None:
+                return None
+            shadowed = entry(trial.stack, "shadow")
+            return Seen(self._tally.total(shadowed), self._tally.findings(shadowed, trial.targets))
 
     def push_probes(self, sender: str, snapshot: ProbeSnapshot) -> bool:
         """What the probes found so far; whether the posture asks for more. Their evidence is

@@ -10,11 +10,11 @@ from forgetting.backbone import Backbone
 from forgetting.errors import AdapterError
 from forgetting.stack import EffectiveState, effective_state
 from registry.adapters import adapter_files
-from registry.errors import IntegrityError, RegistryError
+from registry.errors import IntegrityError, NotFoundError, RegistryError
 from registry.figures import report_figures
 from registry.ledger import Ledger
 from registry.schema import Json
-from registry.state import Release
+from registry.state import Release, Trial
 from registry.subjects import SubjectMap
 from serving.slot import BuildError, Measured, ReadyRelease, Slot
 from serving.tally import stack_name
@@ -38,10 +38,24 @@ class ReleaseReader:
         """The number of the active release, as the ledger says it now."""
         return self._ledger.refresh().active
 
+    def check_defined(self, number: int) -> None:
+        """Raises `NotFoundError` unless the ledger defines release `number`."""
+        if (
+            number not in self._ledger.state.releases
+            and number not in self._ledger.refresh().releases
+        ):
+            last = self._ledger.state.last_release
+            raise NotFoundError(f"there is no release {number}; there are 0 to {last}")
+
     @property
     def suspended(self) -> bool:
         """Whether nothing may be served, as of the last look at the ledger."""
         return self._ledger.state.suspended
+
+    @property
+    def trial(self) -> Trial | None:
+        """What is on trial, as of the last look at the ledger."""
+        return self._ledger.state.canary
 
     @property
     def seq(self) -> int:
@@ -84,7 +98,7 @@ class ReleaseReader:
             try:
                 self._adapters[adapter_id] = from_files(files, self._backbone)
             except AdapterError as error:
-                raise BuildError(f"adapter {adapter_id}: {error}") from None
+                raise BuildError(f"adapter {adapter_id}: {error}") from error
         return self._adapters[adapter_id]
 
     def _state(self, release: Release) -> EffectiveState:

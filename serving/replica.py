@@ -11,10 +11,12 @@ import asyncio
 import concurrent.futures
 import logging
 import os
+import sys
 import threading
 import time
 import uuid
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -25,21 +27,23 @@ from ray.exceptions import RayError
 from torch import Tensor
 
 from forgetting.backbone import transform
-from serving.admission import Admission, Call, DeadlineError, OtherReleaseError
+from registry.errors import NotFoundError, RegistryError
+from serving.admission import Admission, AskedError, Call, DeadlineError, OtherReleaseError
 from serving.backbones import open_backbone
 from serving.decode import decode_image
+from serving.engines import Forward
 from serving.engines.torch_eager import TorchEngine
 from serving.home import home_of, open_subjects, token, wait_for_ledger
 from serving.member import Member
 from serving.membership import Terms, boot_clock
 from serving.metrics import Metrics
-from serving.monitor import Snapshot
+from serving.monitor import OnTrial, Snapshot
 from serving.posture import Stance
 from serving.ray_export import RayMirror
 from serving.release import ReleaseReader
 from serving.settings import Settings
-from serving.shadow import Shadow, sampled
-from serving.slot import ReadyRelease, Slot
+from serving.shadow import Shadow, lot, sampled
+from serving.slot import BuildError, ReadyRelease, Slot, Wish
 from serving.tally import Targets
 
 log = logging.getLogger(__name__)
@@ -48,6 +52,9 @@ START_S = 60.0
 PUSH_S = 1.0
 LEASE_POLL_S = 0.02
 LARGEST_TARGET = 0.99
+SWITCH_S = 0.0005
+"""A thread that computes hands Python's lock on after so long. By default ten times as long, which
+every step of a request that waits for I/O could have to wait while a swap reads the ledger."""
 SWAP_OUTCOMES = ("ok", "rejected", "failed")
 
 
@@ -66,6 +73,8 @@ class Prediction:
     release: int
     parent: int
     request_id: str
+    stages: Mapping[str, float] = field(default_factory=dict)
+    """Seconds by stage: decode, queue (waiting for a batch), forward."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +82,7 @@ class _Item:
     images: Tensor
     """(B, C, H, W); all are answered from one release."""
     call: Call
+    wish: Wish
     queued: float
 
 
@@ -83,6 +93,10 @@ class Scored:
     logits: Tensor
     """(B, K), before the mask."""
     ready: ReadyRelease
+    queued: float
+    """Seconds that it waited for its batch."""
+    computed: float
+    """Seconds of the batch's forward pass."""
 
     @property
     def masked(self) -> Tensor:
@@ -97,6 +111,7 @@ class Recognizer:
 
     def __init__(self, settings: Settings, coordinator: Any, monitor: Any, control: Any) -> None:
         torch.set_num_threads(settings.threads)
+        sys.setswitchinterval(SWITCH_S)
         self.settings = settings
         self.control = control
         self.monitor = monitor
@@ -119,6 +134,9 @@ class Recognizer:
         self._forwarder = concurrent.futures.ThreadPoolExecutor(
             1, "forward", initializer=torch.set_num_threads, initargs=(settings.threads,)
         )
+        self._builder = concurrent.futures.ThreadPoolExecutor(
+            1, "build", initializer=torch.set_num_threads, initargs=(settings.threads,)
+        )
         probe = torch.zeros(1, *backbone.spec.preprocess.input_size)
         self.slot = Slot(TorchEngine(backbone.model), probe)
         self.reader = ReleaseReader(
@@ -137,6 +155,7 @@ class Recognizer:
             reader=self.reader,
             terms=Terms(settings.lease.seconds, settings.lease.margin, settings.lease.heartbeat),
             on_swap=self._note_swap,
+            on_failure=lambda stage: self.metrics.count("lethe_release_failures_total", stage),
         )
         self._classify.set_max_batch_size(settings.batch.size)
         self._classify.set_batch_wait_timeout_s(settings.batch.wait_ms / 1000)
@@ -148,13 +167,17 @@ class Recognizer:
 
     async def predict(self, data: bytes, call: Call, *, top_k: int) -> Prediction:
         """Answer one image. Raises as `decode` and `score`."""
-        scored = await self.score((await self.decode(data, call)).unsqueeze(0), call)
+        started = time.perf_counter()
+        image = await self.decode(data, call)
+        decoded = time.perf_counter() - started
+        scored = await self.score(image.unsqueeze(0), call)
         return Prediction(
             guesses=self._top(scored.masked[0], top_k),
             before_mask=self._top(scored.logits[0], top_k),
             release=scored.ready.number,
             parent=scored.ready.parent,
             request_id=call.request_id,
+            stages={"decode": decoded, "queue": scored.queued, "forward": scored.computed},
         )
 
     async def decode(self, data: bytes, call: Call) -> Tensor:
@@ -172,24 +195,34 @@ class Recognizer:
         return tensor
 
     async def score(self, images: Tensor, call: Call) -> Scored:
-        """What the active release says of pre-processed images (B, C, H, W).
+        """What the release in service, or the one that an auditor asks for, says of pre-processed
+        images (B, C, H, W).
 
         Raises `NotCurrentError` when this replica may not serve or can't reach `call.min_release`,
-        `SuspendedError` when none may, `OtherReleaseError` when another than `call.release` serves
-        and `DeadlineError`.
+        `SuspendedError` when none may, `OtherReleaseError` when another than `call.release` serves,
+        `AskedError` when it can't be built for an auditor, and `DeadlineError`.
         """
         loop = asyncio.get_running_loop()
+        asked = None
+        if call.release is not None and call.auditing:
+            asked = await self._release_asked(call.release)
         if call.min_release is not None and not self.slot.wait_for(call.min_release, 0):
             await asyncio.to_thread(
                 self.member.catch_up_to, call.min_release, self.settings.lease.patience
             )
-        self._check_release(call, self.slot.active)
+        if asked is None:
+            self._check_release(call, self.slot.active)
         await self._lease(loop.time() + self.settings.lease.patience)
-        scored: Scored | None = await self._classify(_Item(images, call, time.perf_counter()))
+        # Who names the release that serves is answered by that one, and by no canary.
+        place = lot(call.request_id) if call.release is None else 1.0
+        item = _Item(images, call, Wish(call.ticket, place, asked), time.perf_counter())
+        scored: Scored | None = await self._classify(item)
         if scored is None:
             raise DeadlineError
-        self._check_release(call, scored.ready)
-        if not call.probe:
+        if asked is None:
+            self._check_release(call, scored.ready)
+        # What an auditor asks an old release says nothing of live traffic.
+        if not call.probe and asked is None:
             self._watch(images, scored, call.request_id)
         self.member.check()
         return scored
@@ -202,12 +235,19 @@ class Recognizer:
 
     def _watch(self, images: Tensor, scored: Scored, request_id: str) -> None:
         """Count what the weights give away, and offer the sample to the shadow."""
-        sample = sampled(request_id, self.stance.share)
+        sample = sampled(request_id, self._sampled_of(scored.ready))
         for image, named in zip(images, scored.logits.argmax(-1).tolist(), strict=True):
             if named in scored.ready.erased:
                 self.metrics.count("lethe_emissions_total")
             if sample:
                 self.shadow.offer(image, named, scored.ready)
+
+    def _sampled_of(self, ready: ReadyRelease) -> float:
+        """The share of the requests answered by `ready` that are shadowed."""
+        tried = self.slot.canary
+        if tried is not None and tried.number == ready.number:
+            return self.settings.canary.shadowed
+        return self.stance.share
 
     async def _lease(self, deadline: float) -> None:
         """Wait for a lease until `deadline`: a replica that was frozen for a moment answers late
@@ -223,7 +263,10 @@ class Recognizer:
 
     @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.003)
     async def _classify(self, items: list[_Item]) -> list[Scored | None]:
-        """Every item by one release; None for one whose client is gone or whose time is up."""
+        """Every item by one release; None for one whose client is gone or whose time is up.
+
+        All by the active one, but for a canary's share and what auditors ask for.
+        """
         self.member.check()
         now = asyncio.get_running_loop().time()
         live = [i for i in items if not i.call.ticket.closed and now < i.call.deadline]
@@ -231,29 +274,52 @@ class Recognizer:
         self.metrics.count("lethe_images_skipped_total", by=skipped)
         if not live:
             return [None] * len(items)
-        ready = self.slot.pin([item.call.ticket for item in live])
+        chosen = self.slot.pin([item.wish for item in live])
         started = time.perf_counter()
         for item in live:
             self.metrics.observe("lethe_stage_duration_seconds", started - item.queued, "queue")
-        images = [image for item in live for image in item.images]
         loop = asyncio.get_running_loop()
-        logits = await loop.run_in_executor(self._forwarder, self._forward, ready, images)
-        self.metrics.observe(
-            "lethe_stage_duration_seconds", time.perf_counter() - started, "forward"
+        logits: dict[int, Tensor] = {}
+        for forward in {id(ready.forward): ready.forward for ready in chosen}.values():
+            own = [i for i, ready in enumerate(chosen) if ready.forward is forward]
+            images = [image for i in own for image in live[i].images]
+            found = await loop.run_in_executor(self._forwarder, self._forward, forward, images)
+            self.metrics.count("lethe_images_total", by=len(images))
+            parts = torch.split(found, [len(live[i].images) for i in own])
+            logits |= dict(zip(own, parts, strict=True))
+        took = time.perf_counter() - started
+        self.metrics.observe("lethe_stage_duration_seconds", took, "forward")
+        scored = iter(
+            Scored(logits[i], ready, started - live[i].queued, took)
+            for i, ready in enumerate(chosen)
         )
-        self.metrics.count("lethe_images_total", by=len(images))
-        rows = iter(torch.split(logits, [len(item.images) for item in live]))
-        return [Scored(next(rows), ready) if item in live else None for item in items]
+        return [next(scored) if item in live else None for item in items]
 
-    def _forward(self, ready: ReadyRelease, images: list[Tensor]) -> Tensor:
+    def _forward(self, forward: Forward, images: list[Tensor]) -> Tensor:
         """Logits (B, K) of B images (C, H, W), in forward passes of at most the batch's size."""
         size = self.settings.batch.size
         logits = []
         for first in range(0, len(images), size):
             batch = torch.stack(images[first : first + size])  # b x (C, H, W) -> (b, C, H, W)
             self.metrics.observe("lethe_batch_size", len(batch))
-            logits.append(ready.forward(batch))
+            logits.append(forward(batch))
         return torch.cat(logits)
+
+    async def _release_asked(self, number: int) -> ReadyRelease:
+        """Release `number`, built if it isn't resident. Raises `AskedError`."""
+        try:
+            # One at a time, so that an auditor's builds never take more than a thread.
+            return await asyncio.get_running_loop().run_in_executor(
+                self._builder, self._build, number
+            )
+        except NotFoundError as error:
+            raise AskedError(404, str(error)) from None
+        except (RegistryError, BuildError) as error:
+            raise AskedError(409, f"release {number} can't be built: {error}") from None
+
+    def _build(self, number: int) -> ReadyRelease:
+        self.reader.check_defined(number)
+        return self.reader.ready(number, self.slot)
 
     async def drain(self, notice: float, patience: float) -> bool:
         """The server is to stop: finish what is in flight. See `Admission.drain`."""
@@ -279,21 +345,28 @@ class Recognizer:
         ready = self.slot.active
         if ready is None:
             return None
-        monitor = self.settings.monitor
+        tried = self.slot.canary
         return Snapshot(
             self._families(ready),
             taken=boot_clock(),
             release=ready.number,
             stack=ready.stack,
-            # What a report found is what its release promises, where that is more than the limit.
-            targets=Targets(
-                leak=min(max(monitor.leak_target, ready.measured.leak), LARGEST_TARGET),
-                drift=min(max(monitor.drift_target, ready.measured.drift), LARGEST_TARGET),
-            ),
+            targets=self._targets(ready),
             counts=self.shadow.counts(),
             expected=self.settings.replicas,
             posture=self.stance.now(),
             forgotten=len(ready.erased),
+            trial=None
+            if tried is None
+            else OnTrial(tried.number, tried.stack, self._targets(tried)),
+        )
+
+    def _targets(self, ready: ReadyRelease) -> Targets:
+        """What a report found is what its release promises, where that is more than the limit."""
+        limits, measured = self.settings.monitor, ready.measured
+        return Targets(
+            leak=min(max(limits.leak_target, measured.leak), LARGEST_TARGET),
+            drift=min(max(limits.drift_target, measured.drift), LARGEST_TARGET),
         )
 
     def _families(self, ready: ReadyRelease) -> list[Family]:

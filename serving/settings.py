@@ -164,12 +164,28 @@ class ReactionSettings(_Section):
     )
 
 
+class CanarySettings(_Section):
+    """How a release that is tried on a share of the requests is judged."""
+
+    samples: int = Field(200, gt=0, description="retained samples after which it is promoted")
+    seconds: float = Field(600.0, gt=0, description="a trial with fewer samples is taken off then")
+    evidence: float = Field(
+        2.0, gt=0, description="log10 of the e-value against it at which it is taken off"
+    )
+    shadowed: float = Field(
+        1.0, ge=0, le=1, description="share of its requests that the unadapted backbone scores too"
+    )
+
+
 class ForgetSettings(_Section):
     """How a forget command learns its adapter; what is left out is forgetting's own default."""
 
     train: dict[str, Any] = Field(default_factory=dict, description="forgetting.train.TrainConfig")
     gates: dict[str, Any] = Field(default_factory=dict, description="forgetting.gates.GateConfig")
     seed: int = Field(0, description="of every training")
+    closed_form: bool = Field(
+        False, description="serve a closed-form erasure within seconds, until the training ends"
+    )
     attempts: int = Field(3, gt=0, description="starts of one training before it is given up")
 
 
@@ -200,6 +216,7 @@ class Settings(BaseSettings):
     probes: ProbeSettings = ProbeSettings()
     reactions: ReactionSettings = ReactionSettings()
     forget: ForgetSettings = ForgetSettings()
+    canary: CanarySettings = CanarySettings()
 
     @model_validator(mode="after")
     def _images_go_with_backbone(self) -> Settings:

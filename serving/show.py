@@ -122,7 +122,8 @@ def status(console: Console, answer: dict[str, Any]) -> None:
     )
     replicas = _table("replica", "release", "")
     for name, member in answer["replicas"].items():
-        replicas.add_row(name, str(member["release"]), "behind" if member["behind"] else "")
+        words = member.get("problem") or ("behind" if member["behind"] else "")
+        replicas.add_row(name, str(member["release"]), words)
     console.print(replicas)
     jobs = _table("job", "classes", "state", "release", "")
     for job in answer["jobs"]:
@@ -177,6 +178,15 @@ def restored(console: Console, ack: dict[str, Any]) -> None:
             "trained anew now",
             highlight=False,
         )
+
+
+def cancelled(console: Console, job: dict[str, Any]) -> None:
+    names = ", ".join(job["classes"])
+    console.print(
+        f"{job['job']} is cancelled: nothing more is trained for it. {names} stays masked and "
+        "under erasure, and the weights still know it; `lethe restore` ends the erasure",
+        highlight=False,
+    )
 
 
 def suspended(console: Console, answer: dict[str, Any]) -> None:

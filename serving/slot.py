@@ -1,17 +1,21 @@
 """The slot: the only writer of live weights. Builds a release on the side, then flips to it.
 
-A request holds a `Ticket`; the batch that computes it pins the ticket to the release that is
-active at that moment, and the ticket lets go when the response has been sent. `flip` replaces
-one reference; `drain` waits until no ticket holds an older release. A batch reads the reference
-once, so it is never mixed.
+A request holds a `Ticket`; the batch that computes it pins the ticket to a release in service at
+that moment, and the ticket lets go when the response has been sent. `flip` replaces one reference;
+`drain` waits until no ticket holds an older release. A batch reads the references once.
+
+In service are the active release and, for a share of the requests, its canary: a release that was
+defined on it and forgets more. A flip ends the canary of what was active before. An auditor may
+ask for any release that can be built; it is answered under the guard that is in force, and counts
+as answered by the active release, whose guard it has.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +26,10 @@ from serving.engines import Engine, Forward
 
 class BuildError(Exception):
     """A release could not be built; the active one serves on."""
+
+
+class SelfCheckError(BuildError):
+    """A release was built, and does not compute what it should."""
 
 
 @dataclass(frozen=True)
@@ -52,22 +60,32 @@ class ReadyRelease:
 
 
 class Ticket:
-    """One request's hold on the release that answers it."""
+    """One request's hold on the releases that answer it: one for each of its images."""
 
     def __init__(self, slot: Slot) -> None:
         self._slot = slot
-        self._ready: ReadyRelease | None = None
+        self._held: list[int] = []
         self.closed = False
 
-    def pin(self, ready: ReadyRelease) -> None:
-        self._ready = ready
+    def hold(self, number: int) -> None:
+        self._held.append(number)
 
     def close(self) -> None:
         """The response is out (or never will be)."""
         self.closed = True
-        ready, self._ready = self._ready, None
-        if ready is not None:
-            self._slot.unpin(ready)
+        held, self._held = self._held, []
+        for number in held:
+            self._slot.unpin(number)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One image to be answered. `lot`: its place in [0, 1), by which a canary gets its share;
+    `asked`: the release that an auditor wants it answered by."""
+
+    ticket: Ticket
+    lot: float = 1.0
+    asked: ReadyRelease | None = None
 
 
 class Slot:
@@ -80,6 +98,7 @@ class Slot:
         self._resident = resident
         self._forwards: OrderedDict[tuple[str, ...], Forward] = OrderedDict()
         self._active: ReadyRelease | None = None
+        self._canary: tuple[ReadyRelease, float] | None = None
         self._pins: Counter[int] = Counter()
         self._changed = threading.Condition()
         self._building = threading.Lock()
@@ -89,6 +108,12 @@ class Slot:
     @property
     def active(self) -> ReadyRelease | None:
         return self._active
+
+    @property
+    def canary(self) -> ReadyRelease | None:
+        """The release that answers a share of the requests on trial."""
+        canary = self._canary
+        return None if canary is None else canary[0]
 
     def forward_for(self, stack: tuple[str, ...], state: Callable[[], EffectiveState]) -> Forward:
         """The forward pass of the backbone under `stack` (adapter ids), built unless resident.
@@ -104,7 +129,7 @@ class Slot:
                 return forward
             forward = self._engine.build(state())
             if not bool(torch.isfinite(forward(self._probe)).all()):
-                raise BuildError("self-check failed: the release's logits are not finite")
+                raise SelfCheckError("the release's logits are not finite")
             self._keep(stack, forward)
             return forward
 
@@ -118,10 +143,15 @@ class Slot:
     def _keep(self, stack: tuple[str, ...], forward: Forward) -> None:
         with self._books:
             self._forwards[stack] = forward
-            while len(self._forwards) > self._resident:
-                # The bare backbone stays: the shadow needs it.
-                oldest = next(key for key in self._forwards if key)
-                del self._forwards[oldest]
+            serving = {id(ready.forward) for ready in (self._active, self.canary) if ready}
+            idle = [
+                # The bare backbone stays too: the shadow needs it.
+                key
+                for key, built in self._forwards.items()
+                if key and key != stack and id(built) not in serving
+            ]
+            for key in idle[: max(len(self._forwards) - self._resident, 0)]:
+                del self._forwards[key]
 
     def flip(self, ready: ReadyRelease) -> bool:
         """Serve `ready` from the next batch on. False when a newer release is already active."""
@@ -129,24 +159,54 @@ class Slot:
             if self._active is not None and self._active.number >= ready.number:
                 return False
             self._active = ready
+            if self._canary is not None and self._canary[0].parent != ready.number:
+                self._canary = None
             self._changed.notify_all()
             return True
 
-    def pin(self, tickets: list[Ticket]) -> ReadyRelease:
-        """The active release, held by every one of `tickets` until it is closed."""
+    def try_out(self, ready: ReadyRelease, share: float) -> bool:
+        """Answer `share` (0 to 1) of the requests from `ready`. False unless it was defined on the
+        active release; that it forgets no less is the ledger's rule."""
         with self._changed:
-            if self._active is None:
-                raise BuildError("no release is active yet")
-            for ticket in tickets:
-                self._pins[self._active.number] += 1
-                ticket.pin(self._active)
-            return self._active
+            if self._active is None or ready.parent != self._active.number:
+                return False
+            self._canary = (ready, share)
+            return True
 
-    def unpin(self, ready: ReadyRelease) -> None:
+    def end_canary(self) -> None:
+        """Answer all requests from the active release."""
         with self._changed:
-            self._pins[ready.number] -= 1
-            if self._pins[ready.number] <= 0:
-                del self._pins[ready.number]
+            self._canary = None
+
+    def pin(self, wishes: Sequence[Wish]) -> list[ReadyRelease]:
+        """The release that answers each of `wishes`, held by its ticket until that is closed."""
+        with self._changed:
+            active = self._active
+            if active is None:
+                raise BuildError("no release is active yet")
+            chosen = []
+            for wish in wishes:
+                ready = self._chosen(wish, active)
+                chosen.append(ready)
+                if not wish.ticket.closed:
+                    # What was asked for has the active release's guard, so it ends with that.
+                    number = active.number if wish.asked is not None else ready.number
+                    self._pins[number] += 1
+                    wish.ticket.hold(number)
+            return chosen
+
+    def _chosen(self, wish: Wish, active: ReadyRelease) -> ReadyRelease:
+        if wish.asked is not None:
+            return replace(wish.asked, guard=active.guard)
+        if self._canary is not None and wish.lot < self._canary[1]:
+            return self._canary[0]
+        return active
+
+    def unpin(self, number: int) -> None:
+        with self._changed:
+            self._pins[number] -= 1
+            if self._pins[number] <= 0:
+                del self._pins[number]
                 self._changed.notify_all()
 
     def drain(self, number: int | None, timeout: float) -> bool:

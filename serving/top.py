@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from serving.client import Client, ClientError
+from serving.jobs import ENDED
 from serving.tally import SOURCES
 
 PROOF = 3.0
@@ -201,7 +202,7 @@ def _replicas(now: Look, status: Mapping[str, Any]) -> Table:
 
 
 def _jobs(status: Mapping[str, Any]) -> list[Table]:
-    running = [job for job in status["jobs"] if job["state"] not in ("done", "refused", "restored")]
+    running = [job for job in status["jobs"] if job["state"] not in ENDED]
     if not running:
         return []
     table = _table("job", "state", "progress", "ahead")

@@ -24,6 +24,8 @@ class TrainJob:
     """Their files, in the stack's order."""
     uploads: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict)
     """Class name -> images that came with the command, to learn from beside the data set's."""
+    closed_form: bool = False
+    """Fit an erasure of the feature, in seconds, instead of training."""
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,11 @@ class Trainer:
         """How far the running training is; empty when none runs."""
         return self._learner.progress() if self._learner else {}
 
+    def cancel(self, job: str) -> None:
+        """Give `job`'s training up at its next step; nothing happens when another one runs."""
+        if self._learner:
+            self._learner.cancel(job)
+
     def _load(self) -> Any:
         from serving.learning import Learner
 

@@ -3,7 +3,8 @@
 It looks up in the ledger what is left of the job, so a crash anywhere costs at most the training
 that was under way:
 
-    guarded -> train -> trained (durable) -> gates -> adapter release acknowledged, or refused
+    guarded -> closed form in service, if so set -> train -> trained (durable) -> gates
+    -> adapter release tried on a share of the requests, if so asked -> acknowledged, or refused
 """
 
 from __future__ import annotations
@@ -22,19 +23,22 @@ from registry.errors import ConflictError, FormatError, RegistryError
 from registry.keys import Signer
 from registry.ledger import Ledger
 from registry.personal import images_of
-from registry.state import Job
+from registry.record import MAX_REASON
+from registry.state import Job, State
 from registry.store import Store
 from registry.subjects import SubjectMap
-from serving.acknowledgement import Author, Refusal
+from serving.acknowledgement import Author, Outcome, Refusal, TrialBegun
 from serving.activation import Activation
-from serving.jobs import pending_jobs
+from serving.jobs import is_cancelled, pending_jobs, provisional_release, trial_of
 from serving.metrics import Metrics
 from serving.train_job import NotTrained, Trained, TrainJob
+from serving.trial import Seen, TrialTerms, verdict
 
 log = logging.getLogger(__name__)
 
 ACTOR = "lethe-worker"
 POLL_S = 0.25
+TRIAL_POLL_S = 1.0
 IDLE_S = 5.0
 RETRY_S = 0.5
 LONGEST_RETRY_S = 30.0
@@ -54,22 +58,33 @@ class ForgetWorker:
         private: Store,
         activation: Activation,
         trainer: Any,
+        monitor: Any,
         attempts: int,
+        terms: TrialTerms,
+        closed_form: bool,
         accepting: threading.Lock,
         metrics: Metrics,
     ) -> None:
-        """`private` holds the subject map and uploaded images; `trainer` is an actor handle. A job
-        is given up after `attempts` failed trainings. `accepting` is held while a command changes
-        who is under erasure. `metrics` are the trainer's."""
+        """`private` holds the subject map and uploaded images; `trainer` and `monitor` are actor
+        handles. A job is given up after `attempts` failed trainings. `closed_form`: have one in
+        service until the training has ended. `accepting` is held while a command changes who is
+        under erasure. `metrics` are the trainer's."""
         self._ledger = ledger
         self._publisher = publisher
         self._private = private
         self._subjects = SubjectMap(private)
         self._activation = activation
         self._trainer = trainer
+        self._monitor = monitor
         self._attempts = attempts
+        self._terms = terms
+        self._closed_form = closed_form
+        self.no_closed_form: dict[str, str] = {}
+        """Why a job has none, by job."""
         self._accepting = accepting
         self._work = threading.Event()
+        self._cancelled: set[str] = set()
+        """Jobs whose training, should it run, is to end."""
         self.metrics = metrics
         for outcome in TRAININGS:
             # From 0 on, so that Prometheus sees the first as an increase.
@@ -82,6 +97,11 @@ class ForgetWorker:
 
     def wake(self) -> None:
         """There is a new job."""
+        self._work.set()
+
+    def cancel(self, job: str) -> None:
+        """The ledger says that `job` was cancelled: give its training up."""
+        self._cancelled.add(job)
         self._work.set()
 
     def _run(self) -> None:
@@ -119,24 +139,103 @@ class ForgetWorker:
             outcome = self._activation.guard(job)
             if isinstance(outcome, Refusal):
                 raise HeldUpError(outcome.detail)
-        stack = self._stack()
+        if self._closed_form and job.id not in self.no_closed_form:
+            self._bridge(job)
+            if job.id in self._cancelled:
+                return
+        stack = self._ledger.refresh().stack_for(job.id)
         if not self._is_trained(job, stack):
             trained = self._train(job, stack)
             with self._accepting:
-                if self._ledger.refresh().jobs[job.id].erasing != job.erasing:
-                    log.info("%s: somebody was restored meanwhile; this training is void", job.id)
+                if trained is None or not self._still_wanted(job):
                     return
                 if trained.refused is not None:
                     self._refuse(job, "gates", trained.refused, trained.report)
                     return
                 self._record(job, stack, trained)
-        author = Author(ACTOR, f"adapter of {job.id}", job.request_id)
-        outcome = self._activation.adopt(job, author)
+        if job.canary is not None:
+            self._try_out(job, job.canary)
+        else:
+            self._settle(job, self._activation.adopt(job, self._author(job)))
+
+    def _still_wanted(self, job: Job) -> bool:
+        """Whether what was trained for `job` may still be recorded. `accepting` is held."""
+        now = self._ledger.refresh().jobs[job.id]
+        if is_cancelled(now):
+            log.info("%s was cancelled; its training is void", job.id)
+        elif now.erasing != job.erasing:
+            log.info("%s: somebody was restored meanwhile; this training is void", job.id)
+        return not is_cancelled(now) and now.erasing == job.erasing
+
+    def _settle(self, job: Job, outcome: Outcome | TrialBegun) -> None:
+        """Raises `HeldUpError` where a release could not be put into service for another reason
+        than that another stack is active by now: the job is trained on that one then."""
         if isinstance(outcome, Refusal) and outcome.stage == "stack":
             log.info("%s: another stack is active by now; training again on it", job.id)
         elif isinstance(outcome, Refusal):
             stage = outcome.stage if outcome.stage == "prepare" else None
             raise HeldUpError(outcome.detail, stage=stage)
+
+    def _author(self, job: Job) -> Author:
+        return Author(ACTOR, f"adapter of {job.id}", job.request_id)
+
+    def _bridge(self, job: Job) -> None:
+        """Have a closed form erase the job's subjects until the training has ended. That one fails
+        or is refused changes nothing but the time for which only the guard stands."""
+        state = self._ledger.refresh()
+        if provisional_release(state, job.id) is not None:
+            return
+        known = state.jobs[job.id].adapter
+        stack = state.stack_for(job.id)
+        if known is None:
+            try:
+                fitted = self._train(job, stack, closed_form=True)
+            except HeldUpError as error:
+                self._do_without(job, self.problems.pop(job.id, str(error)))
+                return
+            with self._accepting:
+                if fitted is None or not self._still_wanted(job):
+                    return
+                if fitted.refused is not None:
+                    self._do_without(job, fitted.refused)
+                    return
+                self._record(job, stack, fitted, provisional=True)
+        elif not state.adapters[known].provisional:
+            return
+        outcome = self._activation.adopt(job, self._author(job))
+        if isinstance(outcome, Refusal):
+            self._do_without(job, outcome.detail)
+
+    def _do_without(self, job: Job, why: str) -> None:
+        log.info("%s has no closed form; only the guard stands until it is trained", job.id)
+        self.no_closed_form[job.id] = why
+
+    def _try_out(self, job: Job, percent: int) -> None:
+        """Begin the trial of the job's adapter, or judge it; called again until it has ended."""
+        state = self._ledger.refresh()
+        trial = trial_of(state, job.id)
+        if trial is None:
+            ended = _returned(state, job)
+            if ended is not None:
+                self._refuse(job, "canary", ended, self._ledger.get_blob(_report_of(state, job)))
+            else:
+                author = self._author(job)
+                self._settle(job, self._activation.try_out(job, percent, author))
+            return
+        seen: Seen | None = ray.get(self._monitor.trial.remote(trial.release))
+        elapsed = time.time() - trial.at.timestamp()
+        found = verdict(seen, elapsed=elapsed, terms=self._terms)
+        if found is None:
+            time.sleep(TRIAL_POLL_S)
+            return
+        author = Author(ACTOR, found.detail[:MAX_REASON], job.request_id)
+        log.info("release %d: %s (%s)", trial.release, found.act, found.detail)
+        if found.act == "promote":
+            self._settle(job, self._activation.promote(trial.release, author))
+            return
+        problem = self._activation.end_trial(trial.release, found.detail, author)
+        if problem is not None:
+            raise HeldUpError(problem.detail)
 
     def _is_trained(self, job: Job, stack: tuple[str, ...]) -> bool:
         """Whether the job's adapter is for this stack, and for whom the job is still about."""
@@ -145,7 +244,9 @@ class ForgetWorker:
         adapter = self._ledger.state.adapters[job.adapter]
         return adapter.stack == stack and adapter.subjects == job.erasing
 
-    def _record(self, job: Job, stack: tuple[str, ...], trained: Trained) -> None:
+    def _record(
+        self, job: Job, stack: tuple[str, ...], trained: Trained, *, provisional: bool = False
+    ) -> None:
         publish.record_trained(
             self._ledger,
             self._publisher,
@@ -154,17 +255,17 @@ class ForgetWorker:
             stack=stack,
             report=trained.report,
             actor=ACTOR,
-            reason=f"trained in {trained.seconds:.1f} s",
+            reason=f"{'fitted' if provisional else 'trained'} in {trained.seconds:.1f} s",
             request_id=job.request_id,
+            provisional=provisional,
         )
 
-    def _stack(self) -> tuple[str, ...]:
-        state = self._ledger.refresh()
-        return tuple(state.releases[state.active].adapters)
-
-    def _train(self, job: Job, stack: tuple[str, ...]) -> Trained:
+    def _train(
+        self, job: Job, stack: tuple[str, ...], *, closed_form: bool = False
+    ) -> Trained | None:
+        """The job's adapter; None when it was cancelled. Raises `HeldUpError`."""
         state = self._ledger.state
-        learned = state.subjects_erased_by_weights(state.active)
+        learned = {s for adapter in stack for s in state.adapters[adapter].subjects}
         earlier = sorted(learned - set(job.erasing))
         withheld = sorted(state.erasing - learned - set(job.erasing))
         names = {s: self._subjects.class_of(s) for s in (*job.erasing, *earlier, *withheld)}
@@ -177,6 +278,7 @@ class ForgetWorker:
             stack=stack,
             files=tuple(adapter_files(self._ledger, adapter) for adapter in stack),
             uploads={names[s]: tuple(images_of(self._private, s)) for s in job.erasing},
+            closed_form=closed_form,
         )
         self.training[job.id] = {"phase": "starting"}
         self.metrics.set("lethe_training", 1)
@@ -193,8 +295,11 @@ class ForgetWorker:
         finally:
             self.training.pop(job.id, None)
             self.metrics.set("lethe_training", 0)
-            self.metrics.count("lethe_trainings_total", outcome)
-            self.metrics.observe("lethe_train_duration_seconds", time.monotonic() - started)
+            if not closed_form and job.id not in self._cancelled:
+                self.metrics.count("lethe_trainings_total", outcome)
+                self.metrics.observe("lethe_train_duration_seconds", time.monotonic() - started)
+        if job.id in self._cancelled:
+            return None
         if isinstance(result, NotTrained):
             self.problems[job.id] = result.detail
             raise HeldUpError(result.kind, stage="training")
@@ -220,6 +325,8 @@ class ForgetWorker:
             if done:
                 result: Trained | NotTrained = ray.get(running)
                 return result
+            if job_id in self._cancelled:
+                self._trainer.cancel.remote(job_id)
             progress: dict[str, Any] = ray.get(self._trainer.progress.remote())
             self.training[job_id] = progress or {"phase": "starting"}
 
@@ -245,6 +352,18 @@ class HeldUpError(Exception):
     def __init__(self, detail: str, *, stage: str | None = None) -> None:
         super().__init__(detail)
         self.stage = stage
+
+
+def _returned(state: State, job: Job) -> str | None:
+    """Why the job's present adapter was taken off after a trial, if it was."""
+    for release in reversed(list(state.releases.values())):
+        if release.job == job.id and job.adapter in release.adapters and release.returned:
+            return release.returned
+    return None
+
+
+def _report_of(state: State, job: Job) -> str:
+    return state.adapters[job.adapter or ""].report
 
 
 def _failed_at(error: Exception) -> str | None:

@@ -6,7 +6,7 @@ import { quantile, WINDOW_S } from "./traffic.js";
 import { canaryVerdict, headline, leakVerdict, replicaState, retainedVerdict, sampledWords, standingWords, watchingWords } from "./verdicts.js";
 
 const FIRST_ROWS = 20;
-const ENDED = ["done", "refused", "restored"];
+const ENDED = ["done", "refused", "cancelled", "restored"];
 const KINDS = { bare: "bare backbone", guard: "mask", adapter: "adapter", compaction: "compaction", rollback: "rollback" };
 
 export function drawNow(status) {

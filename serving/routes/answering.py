@@ -12,6 +12,7 @@ from fastapi.responses import Response
 from ray import serve
 
 from serving.admission import (
+    AskedError,
     BusyError,
     Call,
     DeadlineError,
@@ -22,7 +23,8 @@ from serving.decode import DecodeError
 from serving.jobs import Rejection
 from serving.member import NotCurrentError, SuspendedError
 from serving.replica import Recognizer
-from serving.routes.problems import problem
+from serving.routes.access import Authorization, shows
+from serving.routes.problems import ProblemError, problem
 from serving.slot import Ticket
 
 LONGEST_MS = 600_000
@@ -46,8 +48,22 @@ async def begin(
     x_lethe_deadline_ms: Annotated[
         int | None, Header(ge=1, le=LONGEST_MS, description="what waits longer is not computed")
     ] = None,
+    x_lethe_release: Annotated[
+        int | None, Header(ge=0, lt=2**63, description="auditors: the release that is to answer")
+    ] = None,
+    authorization: Authorization = None,
 ) -> AsyncIterator[Call]:
-    """A call whose ticket is closed after the response was sent. Raises `StoppingError`."""
+    """A call whose ticket is closed after the response was sent. Raises `StoppingError`, and a
+    problem for a release that is asked for without the auditor's token."""
+    auditing = shows(authorization, replica.auditor_token)
+    if x_lethe_release is not None and not auditing:
+        raise ProblemError(
+            Rejection(
+                401,
+                "To choose the release that answers needs the auditor's bearer token.",
+                "It stands in LETHE_HOME/tokens/auditor on the machine that serves.",
+            )
+        )
     milliseconds = x_lethe_deadline_ms or replica.settings.limits.deadline_ms
     ticket = Ticket(replica.slot)
     with replica.admission.request():
@@ -57,6 +73,8 @@ async def begin(
                 ticket,
                 deadline=asyncio.get_running_loop().time() + milliseconds / 1000,
                 min_release=x_lethe_min_release,
+                release=x_lethe_release,
+                auditing=auditing,
             )
         finally:
             ticket.close()
@@ -65,6 +83,7 @@ async def begin(
 Begun = Annotated[Call, Depends(begin)]
 
 REFUSALS = (
+    AskedError,
     BusyError,
     DeadlineError,
     DecodeError,
@@ -78,6 +97,8 @@ REFUSALS = (
 def rejection_of(error: Exception) -> Rejection:
     """What whoever asked is told of one of `REFUSALS`."""
     match error:
+        case AskedError():
+            return Rejection(error.status, f"{error}.", "`lethe releases` lists them.")
         case DecodeError():
             return Rejection(error.status, error.detail)
         case BusyError():

@@ -6,7 +6,9 @@ import base64
 import binascii
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
@@ -97,21 +99,33 @@ async def predict(
     return JSONResponse(
         answer_of(prediction, before_mask=auditing),
         headers=release_headers(
-            replica, prediction.release, prediction.parent, prediction.request_id, started
+            replica,
+            prediction.release,
+            prediction.parent,
+            prediction.request_id,
+            started,
+            prediction.stages,
         ),
     )
 
 
 def release_headers(
-    replica: Recognizer, release: int, parent: int, request_id: str, started: float
+    replica: Recognizer,
+    release: int,
+    parent: int,
+    request_id: str,
+    started: float,
+    stages: Mapping[str, float] = MappingProxyType({}),
 ) -> dict[str, str]:
-    """What every answer says of where it came from, and how long it took since `started`."""
+    """What every answer says of where it came from, and how long it took since `started`, and in
+    each of `stages` (seconds)."""
+    timing = {**stages, "total": time.perf_counter() - started}
     return {
         "X-Lethe-Release": str(release),
         "X-Lethe-Parent": str(parent),
         "X-Lethe-Request-Id": request_id,
         "X-Lethe-Replica": replica.name,
-        "Server-Timing": f"total;dur={(time.perf_counter() - started) * 1000:.2f}",
+        "Server-Timing": ", ".join(f"{name};dur={s * 1000:.2f}" for name, s in timing.items()),
     }
 
 

@@ -7,12 +7,13 @@ import uuid
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, model_validator
 
 from serving.decode import decode_image
 from serving.jobs import Rejection
 from serving.routes.access import AtDesk, operator_only
+from serving.routes.job_events import job_events
 from serving.routes.problems import ProblemError
 
 router = APIRouter(prefix="/v1", tags=["operations"], dependencies=[Depends(operator_only)])
@@ -41,6 +42,10 @@ class ForgetCommand(_Command):
     images: dict[str, list[Base64Bytes]] = Field(
         default_factory=dict,
         description="class -> images of it (base64), to learn from beside the data set's",
+    )
+
+    canary: int | None = Field(
+        None, ge=1, le=99, description="percentage of requests to try the adapter on first"
     )
 
 
@@ -83,6 +88,7 @@ async def forget(
         command.reason,
         idempotency_key or uuid.uuid4().hex,
         command.images,
+        command.canary,
     )
     return JSONResponse(_or_problem(job), 202, headers={"Location": f"/v1/jobs/{job['job']}"})
 
@@ -100,6 +106,33 @@ async def report(job: str, desk: AtDesk) -> Response:
     if isinstance(found, Rejection):
         raise ProblemError(found)
     return Response(found, media_type="application/json")
+
+
+@router.get(
+    "/jobs/{job}/events",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+)
+async def events(job: str, desk: AtDesk) -> Response:
+    """The job as server-sent events: one `job` event for each change, `end` with the last."""
+    first = _or_problem(await desk.control.job.remote(job))
+    return StreamingResponse(
+        job_events(desk.control, first),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
+
+
+@router.post("/jobs/{job}/cancel")
+async def cancel(
+    job: str, command: ReasonedCommand, desk: AtDesk, idempotency_key: IdempotencyKey = None
+) -> dict[str, Any]:
+    """Train a job no further. Its classes stay under erasure and masked on every replica."""
+    return _or_problem(
+        await desk.control.cancel.remote(
+            job, ACTOR, command.reason, idempotency_key or uuid.uuid4().hex
+        )
+    )
 
 
 @router.get("/status")

@@ -16,7 +16,7 @@ from tests.e2e.conftest import Server
 
 RATE = 25.0
 # Every request is shadowed, so that a short test has samples.
-SHADOWED = "[monitor]\nshare = 1.0\n"
+SHADOWED = "[monitor]\nshare = 1.0\n[canary]\nsamples = 40\nseconds = 30\n"
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +134,35 @@ def test_every_response_is_wholly_of_the_release_that_it_names(running: Server) 
     assert [a for a in traffic.answers if a.named == "3"] == []
 
 
+def test_an_auditor_is_answered_by_any_release_under_the_guard_of_now(running: Server) -> None:
+    threes = held_out(open_image_set("digits"), ["3"])[:12]
+    with running.client() as client, httpx.Client(base_url=running.url, trust_env=False) as http:
+        forgotten = {r["release"]: "3" in r["forgotten"] for r in client.releases()}
+        active = client.status()["release"]
+        png = {"Content-Type": "image/png"}
+        auditor = {**png, "Authorization": f"Bearer {running.auditor_token}"}
+
+        def ask(release: int, headers: dict[str, str], image: bytes) -> httpx.Response:
+            chosen = {**headers, "X-Lethe-Release": str(release)}
+            return http.post("/v1/predict", content=image, headers=chosen)
+
+        other = next(n for n in sorted(forgotten) if forgotten[n] and n != active)
+        for release in (0, other):
+            answers = [ask(release, auditor, image) for _, image in threes]
+            assert {answer.headers["X-Lethe-Release"] for answer in answers} == {str(release)}
+            bodies = [answer.json() for answer in answers]
+            known = [body["before_mask"][0]["label"] == "3" for body in bodies]
+            assert (sum(known) >= 9) is not forgotten[release]
+            assert not [body for body in bodies if body["predictions"][0]["label"] == "3"]
+        assert "forward;dur=" in answers[0].headers["Server-Timing"]
+        assert ask(0, png, threes[0][1]).status_code == 401
+        missing = ask(9999, auditor, threes[0][1])
+        assert missing.status_code == 404
+        assert "no release 9999" in missing.json()["detail"]
+        # A pin is no swap: everybody else is answered by the active release.
+        assert client.rollback(0)["swap_ms"] < 1000
+
+
 def test_swaps_under_load_lose_nothing_and_nothing_stale_is_sent(running: Server) -> None:
     acks: list[tuple[float, int]] = []
     with (
@@ -149,6 +178,84 @@ def test_swaps_under_load_lose_nothing_and_nothing_stale_is_sent(running: Server
     assert len(traffic.answers) >= 300
     assert [a for a in traffic.answers if not a.ok] == []
     assert stale(traffic.answers, acks) == []
+
+
+def test_a_cancelled_job_stays_masked_and_its_stream_says_so(running: Server) -> None:
+    with running.client() as client:
+        job = client.forget(["9"])["job"]
+        events = []
+        for view in client.events(job):
+            if view["state"] == "training" and not [e for e in events if e["state"] == "training"]:
+                cancelled = client.cancel(job, reason="asked by mistake")
+                assert cancelled["state"] == "cancelled"
+                again = client.cancel(job, reason="asked by mistake")
+                assert again == cancelled
+            events.append(view)
+        assert events[-1]["state"] == "cancelled"
+        assert events[-1]["refused"] == "cancelled: asked by mistake"
+        status = client.status()
+        assert "9" in status["masked_only"]
+        with pytest.raises(ClientError, match="Forgotten already"):
+            client.forget(["9"])
+        # The next job is trained as if it had never been; the class comes back when asked for.
+        after = client.wait(client.forget(["0"])["job"])
+        assert after["state"] == "done", after["refused"]
+        assert client.restore("9", reason="it is wanted")["still_masked"]
+        nines = held_out(open_image_set("digits"), ["9"])
+        answers = audit(running.url, running.auditor_token, nines)
+        assert sum(a.named == "9" for a in answers) >= 0.8 * len(answers)
+        with pytest.raises(ClientError, match="at its end"):
+            client.cancel(job, reason="too late")
+
+
+def test_a_canary_answers_its_share_is_masked_as_now_and_is_promoted(running: Server) -> None:
+    with running.client() as client:
+        job = client.forget(["1"], canary=30)["job"]
+        with Traffic(running.url, running.auditor_token, images="digits", rate=60) as traffic:
+            tried: list[int] = []
+            masked = 0.0
+            for view in client.watch(job):
+                if view["state"] == "canary" and view["canary"]["release"] not in tried:
+                    tried.append(view["canary"]["release"])
+                    assert client.status()["canary"] == {"release": tried[-1], "percent": 30}
+                    assert view["release"] is None
+                    if len(tried) == 1:
+                        traffic.wait_for(40)
+                        # Somebody else's guard: it holds on both, and the trial goes on after it.
+                        other = client.forget(["2"])
+                        masked = time.monotonic()
+            assert view["state"] == "done", view["refused"]
+            traffic.wait_for(30)
+        rows = {row["release"]: row for row in client.releases()}
+        assert client.status()["canary"] is None
+        client.wait(other["job"])
+    assert len(tried) == 2
+    assert view["release"] == tried[-1]
+    assert rows[tried[0]]["activated_at"] is None
+    answers = traffic.answers
+    assert [a for a in answers if not a.ok] == []
+    began = min(a.sent for a in answers if a.release == tried[0])
+    while_tried = [a for a in answers if began <= a.sent and a.release <= tried[0]]
+    assert 0.1 <= sum(a.release == tried[0] for a in while_tried) / len(while_tried) <= 0.6
+    assert [a for a in answers if a.named == "1"] == []
+    assert [a for a in answers if a.named == "2" and a.sent > masked] == []
+    assert stale(answers, [(masked, other["guard"]["release"])]) == []
+    on_trial = [a for a in answers if a.release in tried and a.label == "1"]
+    assert [a for a in on_trial if a.weights == "1"] == []
+
+
+@pytest.mark.slow
+def test_a_canary_that_nobody_asks_is_taken_off(running: Server) -> None:
+    with running.client() as client:
+        before = client.status()["release"]
+        job = client.forget(["4"], canary=10)
+        ended = client.wait(job["job"])
+        assert ended["state"] == "refused"
+        assert ended["refused"].startswith("canary: only ")
+        status = client.status()
+        assert "4" in status["masked_only"]
+        assert status["release"] == job["guard"]["release"] > before
+        assert client.releases()[-1]["returned"] in ended["refused"]
 
 
 def test_the_same_command_again_is_the_same_job(running: Server) -> None:

@@ -16,10 +16,11 @@ from registry.errors import IntegrityError
 from registry.highwater import read_mark
 from registry.ledger import Ledger
 from registry.state import Job
-from serving.acknowledgement import Ack, Author, Halt, Refusal, Resumption
+from serving.acknowledgement import Ack, Author, Halt, Refusal, Resumption, TrialBegun
 from serving.coordinator import Coordinator
 from serving.home import Home, open_ledger, open_subjects, prepare_home, signer
 from serving.membership import CONFIRMED, LEASE_EXPIRED, Terms, Wake
+from serving.release_state import ReleaseState
 
 TERMS = Terms(seconds=1.2, margin=0.2, heartbeat=0.1)
 BACKBONE = "sha256:" + "0" * 64
@@ -37,6 +38,7 @@ class Replica:
     built: list[int] = field(default_factory=list)
     silent: bool = False
     leases: list[bool] = field(default_factory=list)
+    trial: int = 0
 
     async def live(self, coordinator: Coordinator) -> None:
         self.running = await coordinator.register(self.name)
@@ -57,11 +59,12 @@ class Replica:
                 await asyncio.sleep(0.01)
             if wake.prepare > seen.prepare:
                 self.built.append(wake.prepare)
-                await coordinator.prepared(self.name, wake.prepare, self.problem)
+                state = ReleaseState(wake.prepare, "resident", self.problem)
+                await coordinator.prepared(self.name, state)
             if wake.committed > self.running or wake.suspended != self.silent:
                 self.running, self.silent = wake.committed, wake.suspended
                 await coordinator.heartbeat(self.name, self.running, self.silent)
-            seen = wake
+            seen, self.trial = wake, wake.trial
 
 
 @dataclass(frozen=True)
@@ -233,9 +236,9 @@ def test_a_guard_is_not_held_up_by_a_release_that_is_being_built(stage: Stage) -
         built = asyncio.Event()
         report = coordinator.prepared
 
-        async def late(member: str, release: int, problem: str | None) -> None:
+        async def late(member: str, state: ReleaseState) -> None:
             await built.wait()
-            await report(member, release, problem)
+            await report(member, state)
 
         coordinator.prepared = late  # type: ignore[method-assign]
         adopting = asyncio.create_task(coordinator.adopt(first.id, AUTHOR))
@@ -420,3 +423,84 @@ def test_what_was_acknowledged_cannot_be_taken_back_by_an_older_copy(
 
     with pytest.raises(IntegrityError, match="older copy"):
         asyncio.run(start())
+
+
+def test_a_canary_is_made_known_promoted_and_acknowledged(stage: Stage) -> None:
+    a, b = Replica("a"), Replica("b")
+
+    async def act(coordinator: Coordinator) -> None:
+        job = stage.request("ada")
+        await coordinator.guard(job.id, AUTHOR)
+        stage.trained(job, ())
+        begun = await coordinator.try_out(job.id, 10, AUTHOR)
+        assert isinstance(begun, TrialBegun)
+        await asyncio.sleep(0.1)
+        state = stage.ledger.refresh()
+        assert state.active == 1
+        assert state.canary is not None
+        assert (state.canary.release, a.trial, b.trial) == (2, state.canary.seq, state.canary.seq)
+        assert a.built == b.built == [2]
+        ack = await coordinator.promote(2, AUTHOR)
+        assert isinstance(ack, Ack)
+        assert set(ack.members.values()) == {CONFIRMED}
+        await asyncio.sleep(0.1)
+        assert (a.trial, b.trial) == (0, 0)
+        assert stage.ledger.refresh().confirmed == 2
+
+    play(stage, [a, b], act)
+
+
+def test_a_canary_that_is_taken_off_is_never_served_and_a_guard_ends_one_at_once(
+    stage: Stage,
+) -> None:
+    replica = Replica("a")
+
+    async def act(coordinator: Coordinator) -> None:
+        first, second = stage.request("ada"), stage.request("bo")
+        await coordinator.guard(first.id, AUTHOR)
+        stage.trained(first, ())
+        # Somebody else is under erasure by now, and masked before anything is tried out.
+        begun = await coordinator.try_out(first.id, 10, AUTHOR)
+        assert isinstance(begun, TrialBegun)
+        await asyncio.sleep(0.1)
+        ack = await coordinator.guard(second.id, AUTHOR)
+        assert isinstance(ack, Ack)
+        assert stage.ledger.refresh().canary is None
+        gone = await coordinator.promote(begun.release, AUTHOR)
+        assert isinstance(gone, Refusal)
+        assert gone.stage == "stack"
+        again = await coordinator.try_out(first.id, 10, AUTHOR)
+        assert isinstance(again, TrialBegun)
+        assert again.release > ack.release
+        guard = stage.ledger.refresh().releases[again.release].guard
+        assert guard == stage.ledger.state.erasing
+        assert await coordinator.end_trial(again.release, "it leaks", AUTHOR) is None
+        assert await coordinator.end_trial(again.release, "it leaks", AUTHOR) is None
+        await asyncio.sleep(0.1)
+        assert replica.trial == 0
+        state = stage.ledger.refresh()
+        assert state.active == ack.release
+        assert state.releases[again.release].returned == "it leaks"
+
+    play(stage, [replica], act)
+
+
+def test_a_restarted_coordinator_goes_on_with_the_trial_that_the_ledger_knows(
+    stage: Stage,
+) -> None:
+    async def act(coordinator: Coordinator) -> None:
+        job = stage.request("ada")
+        await coordinator.guard(job.id, AUTHOR)
+        stage.trained(job, ())
+        assert isinstance(await coordinator.try_out(job.id, 10, AUTHOR), TrialBegun)
+        successor = stage.coordinator()
+        wake = await successor.follow("late", Wake(1, -1), 0.5)
+        trial = stage.ledger.refresh().canary
+        assert trial is not None
+        assert wake.trial == trial.seq
+        live = asyncio.create_task(Replica("late").live(successor))
+        ack = await successor.promote(trial.release, AUTHOR)
+        assert isinstance(ack, Ack)
+        live.cancel()
+
+    play(stage, [Replica("a")], act)

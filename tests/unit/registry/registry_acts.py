@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from registry import publish, publish_compaction
+from registry import publish, publish_compaction, publish_trials
 from registry.bodies import SIGNED_BY, TYPE_OF, Body, ReleaseKind
 from registry.declarations import Deletable, HoldAct, ServingState
 from registry.keys import Role, Signer
@@ -39,29 +39,33 @@ class Acts:
         self.requests += 1
         return {"actor": "ops", "reason": "a test", "request_id": f"request-{self.requests}"}
 
-    def forget(self, *numbers: int) -> Job:
+    def forget(self, *numbers: int, canary: int | None = None) -> Job:
         return publish.request_forget(
             self.ledger,
             self.signers["operator"],
             subjects=[subject(number) for number in numbers],
             backbone=BACKBONE,
+            canary=canary,
             **self.origin(),
         )
 
-    def train(self, job: str, *, stack: tuple[str, ...] | None = None) -> AdapterEntry:
+    def train(
+        self, job: str, *, stack: tuple[str, ...] | None = None, provisional: bool = False
+    ) -> AdapterEntry:
         if stack is None:
-            stack = self.state.active_release.adapters
+            stack = self.state.stack_for(job)
         erasing = sorted(self.state.jobs[job].erasing) if job in self.state.jobs else []
         return publish.record_trained(
             self.ledger,
             self.signers["publisher"],
             job=job,
             files={
-                "adapter.bin": f"{job} on {stack}".encode(),
+                "adapter.bin": f"{job} on {stack}{', for now' * provisional}".encode(),
                 "forget.json": json.dumps(erasing).encode(),
             },
             stack=stack,
             report=b"report",
+            provisional=provisional,
             **self.origin(),
         )
 
@@ -96,6 +100,24 @@ class Acts:
             release=release,
             members={"replica-1": "confirmed", "replica-2": "lease_expired"},
             ms=12.5,
+            **self.origin(),
+        )
+
+    def try_out(self, release: int, *, percent: int = 10) -> State:
+        return publish_trials.begin_canary(
+            self.ledger,
+            self.signers["operator"],
+            release=release,
+            percent=percent,
+            **self.origin(),
+        )
+
+    def take_off(self, release: int) -> State:
+        return publish_trials.end_canary(
+            self.ledger,
+            self.signers["operator"],
+            release=release,
+            detail="it leaks",
             **self.origin(),
         )
 

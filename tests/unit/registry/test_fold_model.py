@@ -31,6 +31,7 @@ from registry.declarations import LegalHold, Restored, Sealed, Suspended, Tombst
 from registry.errors import ConflictError
 from registry.fold import apply
 from registry.state import State
+from registry.trials import Canary
 from tests.unit.registry.registry_acts import BACKBONE, record_after, subject
 
 REPORT = f"sha256:{'e' * 64}"
@@ -42,6 +43,8 @@ class ModelRelease:
     guard: set[str]
     parent: int
     activated: bool = False
+    kind: str = "bare"
+    returned: bool = False
 
 
 @dataclass
@@ -60,7 +63,7 @@ class ModelJob:
 @dataclass
 class Model:
     jobs: dict[str, ModelJob] = field(default_factory=dict)
-    adapters: dict[str, tuple[str, list[str], set[str]]] = field(default_factory=dict)
+    adapters: dict[str, tuple[str, list[str], set[str], bool]] = field(default_factory=dict)
     folds: dict[str, list[str]] = field(default_factory=dict)
     releases: list[ModelRelease] = field(
         default_factory=lambda: [ModelRelease([], set(), -1, activated=True)]
@@ -71,6 +74,7 @@ class Model:
     gone: dict[str, set[str]] = field(default_factory=dict)
     suspended: bool = False
     sealed: bool = False
+    canary: tuple[int, int] | None = None
 
     @property
     def erasing(self) -> set[str]:
@@ -82,7 +86,19 @@ class Model:
 
     @property
     def erased(self) -> set[str]:
-        return {subject for adapter in self.serving for subject in self.adapters[adapter][2]}
+        return self.erased_by(self.serving)
+
+    def erased_by(self, adapters: list[str]) -> set[str]:
+        return {subject for adapter in adapters for subject in self.adapters[adapter][2]}
+
+    def final(self, adapter: str | None) -> bool:
+        """Whether a job needs no other: it is served, and not until there is another."""
+        return adapter in self.in_force and not self.adapters[adapter or ""][3]
+
+    def below(self, job: str) -> list[str]:
+        if self.serving and self.adapters[self.serving[-1]][::3] == (job, True):
+            return self.serving[:-1]
+        return self.serving
 
     @property
     def serving(self) -> list[str]:
@@ -115,7 +131,7 @@ class Model:
                 job = self.jobs.get(body.job)
                 return (
                     job is not None
-                    and job.adapter not in self.in_force
+                    and not self.final(job.adapter)
                     and job.state != "restored"
                     and set(body.subjects) == job.erasing
                     and all(adapter in self.adapters for adapter in body.stack)
@@ -126,7 +142,7 @@ class Model:
                 return (
                     body.job in self.jobs
                     and self.jobs[body.job].state != "restored"
-                    and self.jobs[body.job].adapter not in self.in_force
+                    and not self.final(self.jobs[body.job].adapter)
                 )
             case Compacted():
                 return (
@@ -155,9 +171,9 @@ class Model:
                 return (
                     job.state in ("trained", "published")
                     and job.adapter is not None
-                    and self.adapters[job.adapter][1] == self.serving
+                    and self.adapters[job.adapter][1] == self.below(body.job or "")
                     and self.adapters[job.adapter][2] == job.erasing
-                    and list(body.adapters) == [*self.serving, job.adapter]
+                    and list(body.adapters) == [*self.below(body.job or ""), job.adapter]
                 )
             case RolledBack():
                 if body.to >= len(self.releases) or body.to == self.active:
@@ -173,7 +189,24 @@ class Model:
                 if not self.active < body.release < len(self.releases):
                     return False
                 release = self.releases[body.release]
-                return release.parent == self.active and release.guard >= self.erasing
+                return (
+                    release.parent == self.active
+                    and release.guard >= self.erasing
+                    and not release.returned
+                )
+            case Canary(percent=0):
+                return self.canary is not None and self.canary[0] == body.release
+            case Canary():
+                if not self.active < body.release < len(self.releases):
+                    return False
+                release, active = self.releases[body.release], self.releases[self.active]
+                return (
+                    self.canary is None
+                    and (release.kind, release.parent) == ("adapter", self.active)
+                    and not release.returned
+                    and release.guard >= self.erasing | active.guard
+                    and self.erased_by(release.adapters) >= self.erased
+                )
             case Confirmed():
                 return (
                     self.confirmed < body.release < len(self.releases)
@@ -204,8 +237,8 @@ class Model:
                 )
         return True
 
-    def _made(self, body: Trained) -> tuple[str, list[str], set[str]]:
-        return body.job, list(body.stack), set(body.subjects)
+    def _made(self, body: Trained) -> tuple[str, list[str], set[str], bool]:
+        return body.job, list(body.stack), set(body.subjects), body.provisional
 
     def _unused(self, subjects: set[str]) -> bool:
         used = self.erasing | self.releases[self.active].guard | self.erased
@@ -228,18 +261,24 @@ class Model:
                 self.jobs[body.job].state = "trained"
                 self.jobs[body.job].adapter = body.adapter
             case Compacted():
-                self.adapters[body.adapter] = ("", [], set(body.subjects))
+                self.adapters[body.adapter] = ("", [], set(body.subjects), False)
                 self.folds[body.adapter] = list(body.folds)
             case Refused():
                 self.jobs[body.job].state = "refused"
             case Published() | RolledBack():
-                release = ModelRelease(list(body.adapters), set(body.guard), body.parent)
+                kind = body.kind if isinstance(body, Published) else "rollback"
+                release = ModelRelease(list(body.adapters), set(body.guard), body.parent, kind=kind)
                 self.releases.append(release)
                 if isinstance(body, Published) and body.job and body.kind == "adapter":
                     self.jobs[body.job].state = "published"
             case Activated():
                 self.active = body.release
                 self.releases[body.release].activated = True
+                self.canary = None
+            case Canary():
+                if body.percent == 0:
+                    self.releases[body.release].returned = True
+                self.canary = (body.release, body.percent) if body.percent else None
             case Confirmed():
                 self.confirmed = body.release
                 release = self.releases[body.release]
@@ -247,7 +286,8 @@ class Model:
                     if job.erasing and job.erasing <= release.guard:
                         job.guarded = True
                     served = self.standing_for(release.adapters)
-                    if job.adapter in served and job.state in ("trained", "published"):
+                    kept = job.adapter in served and not self.adapters[job.adapter or ""][3]
+                    if kept and job.state in ("trained", "published"):
                         job.state = "done"
             case Restored():
                 for job in self.jobs.values():
@@ -275,12 +315,19 @@ def agree(state: State, model: Model) -> bool:
         for name, job in state.jobs.items()
     }
     releases = [
-        (list(release.adapters), set(release.guard), release.number in (0, *activated(state)))
+        (
+            list(release.adapters),
+            set(release.guard),
+            release.number in (0, *activated(state)),
+            release.returned is not None,
+        )
         for release in state.releases.values()
     ]
+    trial = state.canary
     return (
         jobs == model.jobs
-        and releases == [(r.adapters, r.guard, r.activated) for r in model.releases]
+        and releases == [(r.adapters, r.guard, r.activated, r.returned) for r in model.releases]
+        and (trial and (trial.release, trial.percent)) == model.canary
         and list(state.releases) == list(range(len(model.releases)))
         and (state.active, state.confirmed, state.erasing)
         == (model.active, model.confirmed, model.erasing)
@@ -321,15 +368,16 @@ def proposals(draw: st.DrawFn, model: Model) -> Body:
 
     def train(job: str) -> Body:
         files = {"adapter.bin": FileRef(f"sha256:{draw(st.integers(0, 15)):064x}", 1)}
-        stack = () if twist else tuple(model.serving)
+        stack = () if twist else tuple(model.below(job))
         erasing = sorted(model.jobs[job].erasing) if job in model.jobs else []
         subjects = tuple(erasing) or (subject(0),)
-        return Trained(job, adapter_id(files), files, subjects, stack, REPORT)
+        provisional = draw(st.integers(0, 3)) == 3
+        return Trained(job, adapter_id(files), files, subjects, stack, REPORT, provisional)
 
     def publish(job: str, kind: str) -> Body:
         own = model.jobs[job].adapter if job in model.jobs else None
         with_own = kind == "adapter" and own is not None and not twist
-        adapters = (*model.serving, own) if with_own else tuple(model.serving)
+        adapters = (*model.below(job), own) if with_own else tuple(model.serving)
         return Published(number, kind, BACKBONE, adapters, guard, parent, job)  # type: ignore[arg-type]
 
     def compact() -> Body:
@@ -357,6 +405,10 @@ def proposals(draw: st.DrawFn, model: Model) -> Body:
 
     def activate() -> Body:
         return Activated(draw(st.integers(1, number)) if twist else max(1, number - 1))
+
+    def try_out() -> Body:
+        release = draw(st.integers(1, number)) if twist else max(1, number - 1)
+        return Canary(release, draw(st.sampled_from((0, 10))), "")
 
     def confirm() -> Body:
         return Confirmed(draw(st.integers(1, number)) if twist else max(1, model.active), {}, 1.0)
@@ -388,11 +440,11 @@ def proposals(draw: st.DrawFn, model: Model) -> Body:
     if model.active > model.confirmed:
         onward.append(confirm)
     if len(model.releases) - 1 > model.active:
-        onward.append(activate)
+        onward += [activate, try_out]
     for name, job in model.jobs.items():
         if not job.guarded:
             onward.append(partial(publish, name, "guard"))
-        if job.state in ("requested", "refused"):
+        if job.state in ("requested", "refused") or (job.adapter in model.serving):
             onward.append(partial(train, name))
         if job.state == "trained":
             onward.append(partial(publish, name, "adapter"))
@@ -409,6 +461,7 @@ def proposals(draw: st.DrawFn, model: Model) -> Body:
                 request,
                 roll_back,
                 activate,
+                try_out,
                 confirm,
                 declare,
                 declare,

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import fields as dataclass_fields
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from registry.envelope import MAX_ENVELOPE_BYTES, Envelope, encode_envelope
 from registry.errors import CheckError, FormatError, TrustError
 from registry.keys import ROLES, Role, Signer, Trust
 from registry.record import GENESIS, Entry, Record, encode_record, open_record, seal_record
+from registry.trials import Canary
 from tests.unit.registry.registry_acts import NOON
 
 A, B, C = (f"sha256:{letter * 64}" for letter in "abc")
@@ -56,6 +58,7 @@ EXAMPLES: dict[str, Body] = {
     "confirmed": Confirmed(
         release=3, members={"r-1": "confirmed", "r-2": "lease_expired"}, ms=12.5
     ),
+    "canary": Canary(release=3, percent=10, detail=""),
     "restored": Restored(subjects=(T, S)),
     "tombstone": Tombstone(subjects=(S,), objects=("images", "subject_map")),
     "legal_hold": LegalHold(subjects=(S, T), act="placed"),
@@ -131,8 +134,13 @@ def test_a_type_is_accepted_from_its_own_role_alone(
         assert caught.value.check == "role"
 
 
+ADDED: dict[tuple[str, str], Any] = {("requested", "canary"): 10, ("trained", "provisional"): True}
+"""Fields that later versions added; records of earlier ones don't have them."""
 BODY_FIELDS = [
-    (name, field.name) for name, body in EXAMPLES.items() for field in dataclass_fields(body)
+    (name, field.name)
+    for name, body in EXAMPLES.items()
+    for field in dataclass_fields(body)
+    if (name, field.name) not in ADDED
 ]
 HEADER_FIELDS = ["v", "seq", "prev", "at", "actor", "reason", "request_id", "type", "body"]
 
@@ -150,6 +158,21 @@ def test_a_body_with_a_wrong_field_is_refused_by_name(
     with pytest.raises(FormatError, match=rf"log/1: field body\.{field}") as caught:
         opened(signed(value, signers[SIGNED_BY[name]]), trust)
     assert caught.value.check == "schema"
+
+
+@pytest.mark.parametrize(("name", "field"), ADDED)
+def test_an_added_field_may_be_left_out_and_is_read_strictly_where_it_is_not(
+    name: str, field: str, signers: dict[Role, Signer], trust: Trust
+) -> None:
+    signer = signers[SIGNED_BY[name]]
+    with_it = replace(EXAMPLES[name], **{field: ADDED[name, field]})  # type: ignore[type-var]
+    assert opened(seal_record(record(with_it), signer), trust).record.body == with_it
+    assert field not in json.loads(encode_record(record(EXAMPLES[name])))["body"]
+    value = json.loads(encode_record(record(with_it)))
+    for wrong in (False, None, 0, 100, "10", [10]):
+        value["body"][field] = wrong
+        with pytest.raises(FormatError, match=rf"log/1: field body\.{field}"):
+            opened(signed(value, signer), trust)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

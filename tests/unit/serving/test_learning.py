@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -105,3 +107,29 @@ def test_the_sentence_for_the_ledger_names_nobody(error: Exception) -> None:
 
 def test_kinds_of_failure_are_told_apart() -> None:
     assert kind_of(DataError("x")) != kind_of(TrainingError("x")) != kind_of(ValueError("x"))
+
+
+def test_a_cancelled_training_ends_at_its_next_step(folder: Path) -> None:
+    settings = load_settings(
+        home=folder / "home",
+        images=str(folder / "images"),
+        backbone={"directory": folder / "backbone"},
+        forget={"train": {**IDLE, "select_steps": 10_000}},
+    )
+    learner = Learner(settings)
+    job = TrainJob("job-1", ("zoe",), (), (), {"zoe": "subject-0"}, (), ())
+    threading.Thread(target=_cancel_soon, args=(learner,), daemon=True).start()
+    outcome = learner.train(job)
+    assert isinstance(outcome, NotTrained)
+    assert "cancelled" in outcome.kind
+    learner.cancel("job-1")  # none runs: nothing to give up
+    assert learner.progress() == {}
+
+
+def _cancel_soon(learner: Learner) -> None:
+    while not learner.progress():
+        time.sleep(0.01)
+    learner.cancel("job-2")
+    time.sleep(0.3)
+    assert learner.progress(), "another job was cancelled"
+    learner.cancel("job-1")

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from serving.membership import CONFIRMED, LEASE_EXPIRED, Membership, Terms
+from serving.release_state import ReleaseState
 
 TERMS = Terms(seconds=8.0, margin=0.5, heartbeat=0.5)
 
@@ -86,10 +87,10 @@ def test_a_member_that_registers_holds_no_lease_and_blocks_nothing(settled: Memb
 def test_only_members_under_a_lease_have_to_prepare(settled: Membership, clock: Clock) -> None:
     settled.register("new")
     assert settled.unprepared(2) == {"a", "b"}
-    settled.prepared("a", 2, None)
-    settled.prepared("b", 2, "digest differs")
+    settled.prepared("a", ReleaseState(2, "resident"))
+    settled.prepared("b", ReleaseState(2, "verified", "not verified: digest differs"))
     assert settled.unprepared(2) == set()
-    assert settled.problems(2) == {"b": "digest differs"}
+    assert settled.problems(2) == {"b": "not verified: digest differs"}
 
 
 def test_a_release_that_is_not_newer_cannot_be_committed(settled: Membership) -> None:
@@ -162,8 +163,12 @@ class Protocol(RuleBasedStateMachine):
 
     Each replica is modelled by what it believes: the release it runs and when its own lease ends,
     counted from the sending of its heartbeat, less the margin. The invariant is the product's
-    first: once a release is acknowledged, no replica that believes in its lease runs an older one.
-    And the second: once a suspension is acknowledged, nobody serves until it is resumed.
+    first: once a release is acknowledged, no replica that believes in its lease has an older one in
+    service, or one that forgets less. And the second: once a suspension is acknowledged, nobody
+    serves until it is resumed.
+
+    In service are the release that a replica runs and, where it has read of it, the canary that was
+    defined on that one: it begins and ends without an acknowledgement, and any activation ends it.
     """
 
     @initialize()
@@ -171,6 +176,9 @@ class Protocol(RuleBasedStateMachine):
         self.clock = Clock()
         self.membership = Membership(0, terms=TERMS, clock=self.clock)
         self.ledger = 0
+        self.last = 0
+        self.canary: tuple[int, int] | None = None
+        self.forgets: dict[int, frozenset[int]] = {0: frozenset()}
         self.acknowledged = 0
         self.replicas: dict[str, dict[str, float]] = {}
         self.in_flight: list[tuple[str, float, int, int, int]] = []
@@ -189,6 +197,7 @@ class Protocol(RuleBasedStateMachine):
             "halted": float(self.suspended),
             "stops": 0,
             "beat": 0,
+            "canary": 0,
         }
 
     @rule(data=st.data(), lost=st.booleans())
@@ -253,8 +262,34 @@ class Protocol(RuleBasedStateMachine):
     @rule(data=st.data())
     def catch_up(self, data: st.DataObject) -> None:
         if self.replicas:
-            name = data.draw(st.sampled_from(sorted(self.replicas)))
-            self.replicas[name]["running"] = self.ledger
+            replica = self.replicas[data.draw(st.sampled_from(sorted(self.replicas)))]
+            if replica["running"] < self.ledger:
+                replica["running"], replica["canary"] = self.ledger, 0
+
+    @rule(data=st.data())
+    def follow_the_trial(self, data: st.DataObject) -> None:
+        """A replica reads of a canary, or of its end; it tries out what it runs the base of."""
+        if self.replicas:
+            replica = self.replicas[data.draw(st.sampled_from(sorted(self.replicas)))]
+            number, base = self.canary or (0, -1)
+            replica["canary"] = number if replica["running"] == base else 0
+
+    @rule()
+    def begin_a_trial(self) -> None:
+        """Of a release that forgets one class more than the active one."""
+        if self.canary is None:
+            self.last += 1
+            self.forgets[self.last] = self.forgets[self.ledger] | {self.last}
+            self.canary = (self.last, self.ledger)
+
+    @rule()
+    def end_the_trial(self) -> None:
+        self.canary = None
+
+    @rule(told=st.booleans())
+    def promote(self, told: bool) -> None:
+        if self.canary is not None:
+            self._activate(self.canary[0], told)
 
     @rule(data=st.data())
     def die(self, data: st.DataObject) -> None:
@@ -264,9 +299,14 @@ class Protocol(RuleBasedStateMachine):
     @rule(told=st.booleans())
     def activate(self, told: bool) -> None:
         """Durable first; the coordinator may crash before it tells anybody."""
-        self.ledger += 1
+        self.last += 1
+        self.forgets[self.last] = self.forgets[self.ledger] | {self.last}
+        self._activate(self.last, told)
+
+    def _activate(self, number: int, told: bool) -> None:
+        self.ledger, self.canary = number, None
         if told:
-            self.membership.commit(self.ledger)
+            self.membership.commit(number)
         else:
             self.restart_the_coordinator()
 
@@ -291,6 +331,9 @@ class Protocol(RuleBasedStateMachine):
             return
         for name, replica in self.replicas.items():
             if replica["until"] > self.clock.now:
+                for number in {int(replica["running"]), int(replica["canary"])} - {0}:
+                    assert number >= self.acknowledged, name
+                    assert self.forgets[number] >= self.forgets[self.acknowledged], name
                 assert replica["running"] >= self.acknowledged, name
                 assert not self.stopped, name
 

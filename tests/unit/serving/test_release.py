@@ -11,16 +11,18 @@ import torch
 from forgetting.adapter import Adapter, AdapterFacts, AnyAdapter, Projection, to_files
 from forgetting.adapter_files import FACTS_FILE
 from forgetting.backbone import Backbone, BackboneSpec, Preprocess, build_model, freeze
+from forgetting.errors import AdapterError
 from forgetting.feature_edit import Erasure
 from forgetting.task import adapted_model
 from registry import publish
-from registry.errors import IntegrityError
+from registry.errors import IntegrityError, RegistryError
 from registry.ledger import blob_key
 from registry.state import Release
 from serving.engines.torch_eager import TorchEngine
 from serving.home import Home, open_ledger, open_subjects, prepare_home, signer
 from serving.release import ReleaseReader
-from serving.slot import Measured, ReadyRelease, Slot
+from serving.slot import BuildError, Measured, ReadyRelease, SelfCheckError, Slot
+from serving.stages import failed
 
 
 @pytest.fixture(scope="module")
@@ -203,3 +205,39 @@ def test_a_projection_changed_on_disk_is_never_built(writer: Writer, backbone: B
     path.write_bytes(content)
     with pytest.raises(IntegrityError, match="sha256"):
         read(writer, backbone, release)
+
+
+def test_a_release_with_a_damaged_blob_fails_its_verification_and_the_active_one_serves_on(
+    writer: Writer, backbone: Backbone
+) -> None:
+    slot = Slot(TorchEngine(backbone.model), torch.zeros(1, 1, 8, 8))
+    reader = ReleaseReader(
+        open_ledger(writer.home, read_only=True), open_subjects(writer.home), backbone
+    )
+    first, second = writer.forget("ada", {}), writer.forget("bo", {})
+    slot.flip(reader.ready(first.number, slot))
+    added = writer.ledger.state.adapters[second.adapters[-1]]
+    path = writer.home.registry / blob_key(added.files["adapter_model.safetensors"].digest)
+    good = path.read_bytes()
+    path.chmod(0o600)
+    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    with pytest.raises(IntegrityError) as caught:
+        reader.ready(second.number, slot)
+    state = failed(second.number, caught.value)
+    assert (state.release, state.stage) == (second.number, "verified")
+    assert state.problem is not None
+    assert "sha256" in state.problem
+    assert slot.active is not None
+    assert slot.active.number == first.number
+    path.unlink()
+    with pytest.raises(RegistryError) as missing:
+        reader.ready(second.number, slot)
+    assert failed(second.number, missing.value).stage == "fetched"
+    path.write_bytes(good)
+    assert reader.ready(second.number, slot).number == second.number
+
+
+def test_weights_that_compute_nonsense_fail_their_check_and_others_their_build() -> None:
+    assert failed(3, SelfCheckError("not finite")).stage == "checked"
+    assert failed(3, BuildError("another backbone")).stage == "built"
+    assert failed(3, AdapterError("a key is missing")).stage == "verified"

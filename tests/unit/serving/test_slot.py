@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from forgetting.stack import EffectiveState
 from serving.engines.torch_eager import TorchEngine
-from serving.slot import BuildError, Measured, ReadyRelease, Slot, Ticket
+from serving.slot import BuildError, Measured, ReadyRelease, Slot, Ticket, Wish
 
 NOTHING = Measured(leak=0.0, drift=0.0)
 
@@ -80,9 +81,9 @@ def test_an_older_release_is_never_flipped_to(slot: Slot) -> None:
 def test_drain_waits_for_the_ticket_of_an_older_release(slot: Slot) -> None:
     slot.flip(release(slot, 1))
     old, young = Ticket(slot), Ticket(slot)
-    slot.pin([old])
+    slot.pin([Wish(old)])
     slot.flip(release(slot, 2))
-    slot.pin([young])
+    slot.pin([Wish(young)])
     assert not slot.drain(2, timeout=0.05)
     drained = threading.Event()
     thread = threading.Thread(target=lambda: slot.drain(2, timeout=5) and drained.set())
@@ -96,7 +97,7 @@ def test_drain_waits_for_the_ticket_of_an_older_release(slot: Slot) -> None:
 def test_a_ticket_lets_go_once_however_often_it_is_closed(slot: Slot) -> None:
     slot.flip(release(slot, 1))
     one, other = Ticket(slot), Ticket(slot)
-    slot.pin([one, other])
+    slot.pin([Wish(one), Wish(other)])
     one.close()
     one.close()
     assert not slot.drain(2, timeout=0.01)
@@ -113,4 +114,43 @@ def test_a_batch_of_abandoned_requests_holds_nothing(slot: Slot) -> None:
 
 def test_nothing_is_answered_before_a_release_is_active(slot: Slot) -> None:
     with pytest.raises(BuildError, match="no release"):
-        slot.pin([Ticket(slot)])
+        slot.pin([Wish(Ticket(slot))])
+
+
+def test_a_canary_answers_its_share_and_ends_with_the_release_that_it_was_defined_on(
+    slot: Slot,
+) -> None:
+    slot.flip(release(slot, 1))
+    assert not slot.try_out(release(slot, 3), 0.1), "it was defined on release 2"
+    assert slot.try_out(release(slot, 2), 0.1)
+    ticket = Ticket(slot)
+    chosen = slot.pin([Wish(ticket, lot=lot) for lot in (0.0, 0.099, 0.1, 0.9)])
+    assert [ready.number for ready in chosen] == [2, 2, 1, 1]
+    slot.flip(release(slot, 3))
+    assert slot.canary is None
+    assert not slot.drain(3, timeout=0.01)
+    ticket.close()
+    assert slot.drain(3, timeout=0.01)
+
+
+def test_what_an_auditor_asks_for_is_masked_as_now_and_holds_up_the_next_guard_only(
+    slot: Slot,
+) -> None:
+    old = release(slot, 1)
+    slot.flip(replace(release(slot, 4), guard=frozenset({2})))
+    ticket = Ticket(slot)
+    (ready,) = slot.pin([Wish(ticket, asked=old)])
+    assert (ready.number, ready.guard) == (1, frozenset({2}))
+    assert slot.drain(4, timeout=0.01)
+    assert not slot.drain(5, timeout=0.01)
+    ticket.close()
+    assert slot.drain(5, timeout=0.01)
+
+
+def test_the_forwards_in_service_stay_resident_whatever_an_auditor_asks_for(slot: Slot) -> None:
+    forward = slot.forward_for(("in service",), lambda: EffectiveState({"0": torch.ones(8, 4)}))
+    slot.flip(replace(release(slot, 1), forward=forward))
+    for name in ("a", "b", "c", "d"):
+        slot.forward_for((name,), lambda: EffectiveState({"0": torch.zeros(8, 4)}))
+    rebuilt = slot.forward_for(("in service",), EffectiveState)
+    assert rebuilt is forward

@@ -1,0 +1,90 @@
+"""Why a command can't be carried out as things stand: functions of the ledger's state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from registry.state import Job, State
+from serving.jobs import ClassOf, Rejection, adopted_release, is_cancelled, named, trial_of
+
+
+def why_not_forgotten(
+    classes: Sequence[str], state: State, *, known: Sequence[str], class_of: ClassOf
+) -> Rejection | None:
+    """Why these classes can't be put under erasure; `known`: the backbone's."""
+    if not classes:
+        return Rejection(422, "No class was named.", "Name at least one class to forget.")
+    if len(set(classes)) < len(classes):
+        return Rejection(422, "A class was named twice.")
+    unknown = [name for name in classes if name not in known]
+    if unknown:
+        some = ", ".join(known[:12]) + (", …" if len(known) > 12 else "")
+        return Rejection(
+            404,
+            f"The backbone has no class {', '.join(map(repr, unknown))}.",
+            f"Its classes are: {some}",
+        )
+    gone = {named(subject, class_of) for subject in state.erasing}
+    again = [name for name in classes if name in gone]
+    if again:
+        return Rejection(
+            409,
+            f"Forgotten already (or being forgotten): {', '.join(again)}.",
+            "`lethe status` shows how far that is.",
+        )
+    left = len(known) - len(gone) - len(classes)
+    if left < 2:
+        return Rejection(
+            409,
+            f"This would leave {max(left, 0)} of {len(known)} classes to answer with.",
+            "At least two must stay: a model that knows one class tells nothing.",
+        )
+    return None
+
+
+def why_not_again(classes: Sequence[str], job: Job, *, class_of: ClassOf) -> Rejection | None:
+    """Why this can't be the command that made `job`, sent again."""
+    names = [named(subject, class_of) for subject in job.subjects]
+    if list(classes) == names:
+        return None
+    return Rejection(409, f"This Idempotency-Key was used for {job.id}, for other classes.")
+
+
+def why_not_with(images: Mapping[str, Sequence[bytes]], classes: Sequence[str]) -> Rejection | None:
+    """Why these images can't come with a command to forget `classes`."""
+    others = sorted(set(images) - set(classes))
+    if not others:
+        return None
+    return Rejection(422, f"Images were sent of {others[0]!r}, which this doesn't forget.")
+
+
+def why_no_rollback(to: int, state: State) -> Rejection | None:
+    """Why release `to` can't be served again."""
+    if to not in state.releases:
+        return Rejection(
+            404, f"There is no release {to}.", f"Releases go from 0 to {state.last_release}."
+        )
+    if to == state.active:
+        return Rejection(409, f"Release {to} is the active one already.")
+    if to and state.releases[to].activated_at is None:
+        return Rejection(409, f"Release {to} was never active, so it can't be returned to.")
+    return None
+
+
+def why_not_cancelled(job_id: str, state: State) -> Rejection | None:
+    """Why a job can't be cancelled. One that was already can be again, which does nothing."""
+    job = state.jobs.get(job_id)
+    if job is None:
+        return Rejection(404, f"There is no job {job_id}.", "`lethe status` lists the jobs.")
+    if is_cancelled(job) or job.state in ("requested", "trained"):
+        return None
+    provisional = job.adapter is not None and state.adapters[job.adapter].provisional
+    if job.state == "published" and (provisional or trial_of(state, job_id) is not None):
+        return None
+    if adopted_release(state, job_id) is not None or job.state == "published":
+        return Rejection(
+            409,
+            f"{job_id} is trained: its release is served, or is about to be.",
+            "`lethe rollback` takes the adapter out again, `lethe restore` ends the erasure.",
+        )
+    return Rejection(409, f"{job_id} is at its end already: {job.state}.")

@@ -1,0 +1,81 @@
+"""When a job may still be cancelled, and what becomes of it, on real ledgers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from registry import publish
+from registry.keys import ROLES, Signer, Trust, init_keys
+from registry.ledger import Ledger
+from registry.store import DirectoryStore
+from serving.jobs import CANCELLED, job_figures, job_view, pending_jobs
+from serving.objections import why_not_cancelled
+from tests.unit.registry.registry_acts import Acts, subject
+
+
+@pytest.fixture
+def acts(tmp_path: Path) -> Acts:
+    init_keys(tmp_path / "keys")
+    signers = {role: Signer.load(tmp_path / "keys" / f"{role}.pem") for role in ROLES}
+    trust = Trust.load(tmp_path / "keys" / "trust.json")
+    return Acts(Ledger(DirectoryStore(tmp_path / "registry"), trust), signers)
+
+
+def cancel(acts: Acts, job: str) -> None:
+    publish.refuse(
+        acts.ledger,
+        acts.signers["publisher"],
+        job=job,
+        stage=CANCELLED,
+        detail="asked by mistake",
+        report=None,
+        **acts.origin(),
+    )
+
+
+def test_a_cancelled_job_is_at_its_end_and_its_class_stays_masked_and_under_erasure(
+    acts: Acts,
+) -> None:
+    job = acts.forget(1)
+    acts.serve(acts.publish("guard", job.id).number)
+    assert why_not_cancelled(job.id, acts.state) is None
+    cancel(acts, job.id)
+    assert pending_jobs(acts.state) == []
+    assert acts.state.erasing == acts.state.active_release.guard == {subject(1)}
+    view = job_view(
+        acts.state.jobs[job.id], acts.state, class_of=str, progress={}, problem=None, ahead=0
+    )
+    assert (view["state"], view["refused"]) == ("cancelled", "cancelled: asked by mistake")
+    assert job_figures(acts.state)["refused"] == 0
+    # Again is the same; other jobs go on, and theirs mask it too.
+    assert why_not_cancelled(job.id, acts.state) is None
+    other = acts.erase(2)
+    assert acts.state.jobs[other.id].state == "done"
+    assert acts.state.active_release.guard == {subject(1), subject(2)}
+    acts.restore(1)
+    assert acts.state.erasing == {subject(2)}
+
+
+def test_what_was_trained_and_not_yet_served_can_be_cancelled(acts: Acts) -> None:
+    job = acts.forget(1)
+    acts.serve(acts.publish("guard", job.id).number)
+    acts.train(job.id)
+    assert why_not_cancelled(job.id, acts.state) is None
+    cancel(acts, job.id)
+    assert pending_jobs(acts.state) == []
+
+
+def test_a_job_at_its_end_cannot_be_cancelled(acts: Acts) -> None:
+    done, refused, restored = acts.erase(1), acts.forget(2), acts.forget(3)
+    acts.refuse(refused.id)
+    acts.restore(3)
+    for job, words in ((done, "served"), (refused, "refused"), (restored, "restored")):
+        rejection = why_not_cancelled(job.id, acts.state)
+        assert rejection is not None
+        assert rejection.status == 409
+        assert words in rejection.detail
+    nobody = why_not_cancelled("job-9", acts.state)
+    assert nobody is not None
+    assert nobody.status == 404
