@@ -1,5 +1,5 @@
-"""Every act that is recorded, one function each. With `publish_compaction`, the only module that
-appends to the ledger.
+"""Every act that is recorded, one function each. With `publish_compaction` and `publish_trials`,
+the only module that appends to the ledger.
 
 Each builds its record from the state that it will follow, signs it with `signer`, and returns
 what the fold made of it. `actor`, `reason` and `request_id` say who did it, why, and on which
