@@ -34,6 +34,7 @@ OTHER_VARIABLES = (
 """Variables that are no settings: of tests, of Grafana's, and of commands."""
 PATHS = {
     "images": "folder",
+    "probes.images": "folder",
     "backbone.directory": "folder",
     "backbone.weights": "file",
     "backbone.labels": "file",
