@@ -28,6 +28,7 @@ from serving.inference_protocol.tensors import ProtocolError
 from serving.jobs import Rejection
 from serving.member import NotCurrentError, SuspendedError
 from serving.replica import Recognizer
+from serving.routes.access import shows
 from serving.routes.answering import LONGEST_MS, REFUSALS, rejection_of
 from serving.slot import Ticket
 
@@ -104,6 +105,7 @@ class GrpcRecognizer(Recognizer):
             deadline=asyncio.get_running_loop().time() + wait_s,
             min_release=_number(metadata, "x-lethe-min-release", 2**63),
             release=release_of(version) if version else None,
+            auditing=shows(metadata.get("authorization"), self.auditor_token),
         )
 
     async def _answer(
