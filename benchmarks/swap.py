@@ -100,6 +100,7 @@ def measure(settings: Settings, *, swaps: int, guards: int) -> None:
     answers = traffic.answers
     show("guards", masked, answers, since=0.0)
     show("swaps between resident releases", back, answers, since=began)
+    compare(back, answers, since=began)
     print(f"load average {load:.1f} on {os.cpu_count()} cores")
 
 
@@ -114,7 +115,11 @@ def show(title: str, swaps: Swaps, answers: list[Answer], *, since: float) -> No
         f"p99 {percentile(swaps.swap_ms, 0.99):.1f}; command to answer, ms: "
         f"p50 {percentile(swaps.whole_ms, 0.5):.1f}, p99 {percentile(swaps.whole_ms, 0.99):.1f}"
     )
+
+
+def compare(swaps: Swaps, answers: list[Answer], *, since: float) -> None:
     moments = [at for at, _ in swaps.acks]
+    window = [a for a in answers if since < a.sent < max(moments, default=since)]
     near = latencies(window, moments)
     far = latencies(window, moments, near=False)
     # Halfway between two swaps nothing happens; what is "near" that says what chance does.
