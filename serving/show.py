@@ -115,6 +115,12 @@ def status(console: Console, answer: dict[str, Any]) -> None:
     console.print(f"release {answer['release']}, {acknowledged}", highlight=False)
     if answer["suspended"]:
         console.print("suspended: nothing is answered until `lethe resume`", highlight=False)
+    if answer["canary"]:
+        trial = answer["canary"]
+        console.print(
+            f"release {trial['release']} is tried on {trial['percent']} % of the requests",
+            highlight=False,
+        )
     console.print(
         f"forgotten by the weights: {_names(answer['forgotten_by_weights'])}\n"
         f"masked only:              {_names(answer['masked_only'])}",
