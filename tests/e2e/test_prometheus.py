@@ -126,13 +126,10 @@ def prometheus(
     started.stop()
 
 
-def record_an_adapter_that_forgets_nothing(
-    server: Server, name: str, *, strength: float = 1e-6
-) -> None:
+def record_an_adapter_that_forgets_nothing(server: Server, name: str) -> None:
     """Behind the stopped server's back, with its own keys: the class `name` is put under erasure,
     and what is recorded as having forgotten it is a copy of the first adapter, of another class,
-    too faint to change anything, or so strong that it harms everyone. Every signature and digest
-    is right; only the weights are not."""
+    too faint to change anything. Every signature and digest is right; only the weights are not."""
     settings = load_settings(server.config, home=server.home)  # whatever LETHE_HOME says
     home = home_of(settings)
     ledger, backbone = open_ledger(home), open_backbone(settings)
@@ -146,7 +143,7 @@ def record_an_adapter_that_forgets_nothing(
     real = from_files(adapter_files(ledger, stack[0]), backbone)
     wrong = replace(
         real,
-        pairs={path: (a, b * strength) for path, (a, b) in real.pairs.items()},
+        pairs={path: (a, b * 1e-6) for path, (a, b) in real.pairs.items()},
         facts=replace(real.facts, stack=stack, subjects=(subject,)),
     )
     publish.record_trained(

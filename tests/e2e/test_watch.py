@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from forgetting.adapter import Adapter, AdapterFacts, to_files
 from forgetting.data import open_image_set
+from registry import publish
+from serving.app import prepare
+from serving.home import home_of, open_ledger, open_subjects, signer
+from serving.settings import load_settings
 from serving.top import Look, look
 from serving.traffic import audit, held_out
 from tests.e2e.conftest import Server
@@ -23,11 +30,11 @@ prototypes = 1.0
 """
 
 
-def settings(images: Path, posture: str) -> str:
+def settings(images: Path) -> str:
     return f"""
 replicas = 1
 [monitor]
-posture = "{posture}"
+posture = "canary"
 share = 1.0
 [probes]
 classes = ["8", "3"]
@@ -35,7 +42,6 @@ images = "{images}"
 per_minute = 1200
 [reactions]
 leak = true
-drift = true
 {LAX}"""
 
 
@@ -59,20 +65,20 @@ def probed(now: Look, outcome: str) -> float:
 
 
 def evidence(now: Look, source: str) -> float:
+    """Not a number before a replica was heard of."""
     found = now.gauge("lethe_leak_evidence_log10", source=source)
-    assert found is not None
-    return found
+    return math.nan if found is None else found
 
 
 @pytest.mark.slow
-def test_probes_prove_a_leak_and_drift_is_rolled_back_without_anybody_asking(
+def test_probes_are_quiet_while_a_canary_class_is_forgotten_and_prove_when_it_is_not(
     make_server: Callable[..., Server], tmp_path: Path
 ) -> None:
     digits = open_image_set("digits")
     for number, (name, png) in enumerate(held_out(digits, CANARIES)):
         (tmp_path / name).mkdir(exist_ok=True)
         (tmp_path / name / f"{number}.png").write_bytes(png)
-    server = make_server(settings(tmp_path, "canary")).start()
+    server = make_server(settings(tmp_path)).start()
 
     # Before anything is forgotten probes are no trials; afterwards they are, and all is quiet.
     waiting = wait_until(server, lambda now: probed(now, "waiting") >= 5)
@@ -100,29 +106,86 @@ def test_probes_prove_a_leak_and_drift_is_rolled_back_without_anybody_asking(
     wait_until(server, lambda now: now.total("lethe_reactions_total", reaction="leak") == 1)
     told = server.lethe("log").stdout
     assert told.count("leak proven") == 1, told
-
-    # A release that harms everyone else: it goes, and what it was to forget stays masked.
     assert server.stop() == 0
-    record_an_adapter_that_forgets_nothing(server, "5", strength=40.0)
-    server.config.write_text(
-        server.config.read_text().replace('posture = "canary"', 'posture = "shadow"')
+
+
+def record_an_adapter_that_harms_everyone(server: Server, name: str) -> None:
+    """Behind the back of a server that never ran, with its own keys: noise in one block's weights,
+    published and activated as what makes the class `name` forgotten."""
+    chosen = load_settings(server.config, home=server.home)  # whatever LETHE_HOME says
+    backbone = prepare(chosen)
+    home = home_of(chosen)
+    ledger = open_ledger(home)
+    ledger.refresh()
+    operator, publisher = signer(home, "operator"), signer(home, "publisher")
+    said = {"actor": "test", "reason": "", "request_id": f"behind-the-back-{name}"}
+    subject = open_subjects(home).assign(name)
+    job = publish.request_forget(
+        ledger, operator, subjects=[subject], backbone=backbone.fingerprint, **said
     )
+    out, width = backbone.model.get_parameter("blocks.4.mlp.fc1.weight").shape
+    noise = torch.Generator().manual_seed(0)
+    harmful = Adapter(
+        {
+            "blocks.4.mlp.fc1": (
+                torch.randn(4, width, generator=noise),
+                torch.randn(out, 4, generator=noise),
+            )
+        },
+        AdapterFacts(
+            backbone=backbone.fingerprint,
+            stack=(),
+            subjects=(subject,),
+            method="noise",
+            config={},
+            seed=0,
+            steps=1,
+            data_digest=f"sha256:{'0' * 64}",
+            code_version="0",
+            groups_kept=1,
+            groups_total=6,
+        ),
+    )
+    publish.record_trained(
+        ledger,
+        publisher,
+        job=job.id,
+        files=to_files(harmful),
+        stack=(),
+        report=b'{"acc_f_after": {"value": 0.0, "n": 36}}',
+        **said,
+    )
+    release = publish.publish_release(ledger, publisher, kind="adapter", job=job.id, **said)
+    publish.activate(ledger, operator, release=release.number, **said)
+
+
+@pytest.mark.slow
+def test_a_release_that_harms_everyone_goes_by_itself_once_and_the_mask_stays(
+    make_server: Callable[..., Server],
+) -> None:
+    digits = held_out(open_image_set("digits"))
+    server = make_server("replicas = 1\n[monitor]\nshare = 1.0\n[reactions]\ndrift = true\n")
+    record_an_adapter_that_harms_everyone(server, "5")
     server.start()
     with server.client() as client:
-        before = client.releases()
         deadline = time.monotonic() + WAIT_S
-        while client.status()["release"] == before[-1]["release"]:
-            audit(server.url, server.auditor_token, held_out(digits))
+        while client.status()["release"] == 1:
+            audit(server.url, server.auditor_token, digits)
             assert time.monotonic() < deadline, page(server).samples
         newest = client.releases()[-1]
         assert (newest["kind"], newest["actor"]) == ("rollback", "monitor")
-        assert newest["rolled_back_to"] == before[-1]["parent"]
-        assert newest["adapters"] == before[-2]["adapters"]
-        assert set(newest["masked"]) == {"8", "3", "5"}
+        assert newest["rolled_back_to"] == 0
+        assert newest["masked"] == ["5"], "nobody is brought back"
+        again = audit(server.url, server.auditor_token, digits)
+        assert all(answer.ok and answer.named != "5" for answer in again)
+
+        # An operator who wants that release gets it, whatever the evidence goes on to say.
+        back = client.rollback(1, reason="accepted")
         for _ in range(2):
-            audit(server.url, server.auditor_token, held_out(digits))
+            audit(server.url, server.auditor_token, digits)
         time.sleep(5)
-        assert client.status()["release"] == newest["release"], "it goes back once"
-    assert "drift proven" in server.lethe("log").stdout
+        assert client.status()["release"] == back["release"]
+    told = server.lethe("log").stdout
+    assert told.count("drift proven") >= 1, told
     assert server.lethe("verify").returncode == 0
     assert server.stop() == 0
