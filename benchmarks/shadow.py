@@ -7,8 +7,8 @@ hits all alike. A phase ends with traffic that is not sampled, in which the samp
 part are scored; its share is raised for that. Steady traffic gives latencies, as many requests at
 once as fit gives throughput. Prints the median of each turn's ratio with a bootstrap interval of
 95 %; off again / off says how far the ratio of equals is from 1. The bar: a response is delayed by
-at most 1 %. Beside the times, which a busy machine blurs, stands what the shadow's thread used of
-the CPU.
+at most 1 %. Beside the times, which a busy machine blurs, stands the CPU time of the whole replica
+for an answer (`cpu`), and of the shadow's thread for a sample.
 """
 
 from __future__ import annotations
@@ -165,14 +165,16 @@ async def measure(replica: Recognizer, turns: int) -> list[str]:
     on = Stance(replica.settings.model_copy(update={"monitor": share}))
     of_arm = {arm: on if arm == "shadow" else OFF for arm in ARMS}
     found: dict[str, dict[str, list[float]]] = {
-        name: {arm: [] for arm in ARMS} for name in ("p50", "mean", "p99", "rate")
+        name: {arm: [] for arm in ARMS} for name in ("p50", "mean", "p99", "cpu", "rate")
     }
     everything: dict[str, list[float]] = {arm: [] for arm in ARMS}
     await steady(replica, OFF, pictures, rng)
     before = cpu_of("shadow")
     for turn in range(turns):
         for arm in rng.sample(ARMS, len(ARMS)):
+            used = time.process_time()
             latencies = await steady(replica, of_arm[arm], pictures, rng)
+            found["cpu"][arm].append((time.process_time() - used) / len(latencies))
             everything[arm] += latencies
             found["p50"][arm].append(float(np.quantile(latencies, 0.5)))
             found["mean"][arm].append(float(np.mean(latencies)))
@@ -191,7 +193,8 @@ async def measure(replica: Recognizer, turns: int) -> list[str]:
         p50, p99 = (1000 * np.quantile(latencies, q) for q in (0.5, 0.99))
         said.append(
             f"{arm}: {len(latencies)} requests, mean {1000 * np.mean(latencies):.2f}, "
-            f"p50 {p50:.2f}, p99 {p99:.2f} ms; {np.median(found['rate'][arm]):.0f} answers/s"
+            f"p50 {p50:.2f}, p99 {p99:.2f} ms, {1000 * np.median(found['cpu'][arm]):.2f} ms of CPU "
+            f"each; {np.median(found['rate'][arm]):.0f} answers/s"
         )
     shown = {
         name: sum(s.value for f in replica.metrics.families() for s in f.samples if s.name == name)
