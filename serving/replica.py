@@ -137,6 +137,7 @@ class Recognizer:
         self._builder = concurrent.futures.ThreadPoolExecutor(
             1, "build", initializer=torch.set_num_threads, initargs=(settings.threads,)
         )
+        self._forwarding = threading.Event()
         probe = torch.zeros(1, *backbone.spec.preprocess.input_size)
         self.slot = Slot(TorchEngine(backbone.model), probe)
         self.reader = ReleaseReader(
@@ -147,6 +148,7 @@ class Recognizer:
             self.metrics,
             queue_size=settings.monitor.queue,
             confidence=settings.monitor.confidence,
+            busy=self._forwarding.is_set,
         )
         self.member = Member(
             self.name,
@@ -299,10 +301,14 @@ class Recognizer:
         """Logits (B, K) of B images (C, H, W), in forward passes of at most the batch's size."""
         size = self.settings.batch.size
         logits = []
-        for first in range(0, len(images), size):
-            batch = torch.stack(images[first : first + size])  # b x (C, H, W) -> (b, C, H, W)
-            self.metrics.observe("lethe_batch_size", len(batch))
-            logits.append(forward(batch))
+        self._forwarding.set()
+        try:
+            for first in range(0, len(images), size):
+                batch = torch.stack(images[first : first + size])  # b x (C, H, W) -> (b, C, H, W)
+                self.metrics.observe("lethe_batch_size", len(batch))
+                logits.append(forward(batch))
+        finally:
+            self._forwarding.clear()
         return torch.cat(logits)
 
     async def _release_asked(self, number: int) -> ReadyRelease:

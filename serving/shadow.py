@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -29,6 +30,9 @@ _LARGEST_BATCH = 16
 _GATHER_S = 1.0
 """How long a sample waits for others, so that they are scored in one pass."""
 _NICENESS = 19
+_POLL_S = 0.005
+_BUSY_SHARE = 0.01
+"""The part of its time for which the thread may score while requests are being computed."""
 _STACKS = 16
 """Stacks whose counts are reported: the latest that were asked."""
 
@@ -57,11 +61,21 @@ class _Sample:
 class Shadow:
     """Scores samples with the bare backbone and counts what it finds."""
 
-    def __init__(self, bare: Forward, metrics: Metrics, *, queue_size: int, confidence: float):
-        """`confidence`: the backbone must give a class this probability for it to count."""
+    def __init__(
+        self,
+        bare: Forward,
+        metrics: Metrics,
+        *,
+        queue_size: int,
+        confidence: float,
+        busy: Callable[[], bool] = lambda: False,
+    ):
+        """`confidence`: the backbone must give a class this probability for it to count. `busy`:
+        whether a request is being computed, which the scoring then lets go first."""
         self._bare = bare
         self._metrics = metrics
         self._confidence = confidence
+        self._busy = busy
         self._waiting: queue.Queue[_Sample] = queue.Queue(queue_size)
         self._counts: OrderedDict[str, Counts] = OrderedDict()
         self._books = threading.Lock()
@@ -81,14 +95,19 @@ class Shadow:
 
     def _run(self) -> None:
         _yield_to_others()
+        allowed = time.monotonic()
         while True:
             batch = self._gather()
+            while self._busy() and time.monotonic() < allowed:
+                time.sleep(_POLL_S)
+            used = time.thread_time()
             probabilities = self._bare(torch.stack([sample.image for sample in batch])).softmax(-1)
             confidence, classes = probabilities.max(-1)  # (B, K) -> (B,), (B,)
             for sample, sure, index in zip(
                 batch, confidence.tolist(), classes.tolist(), strict=True
             ):
                 self._count(sample, int(index), sure >= self._confidence)
+            allowed = time.monotonic() + (time.thread_time() - used) / _BUSY_SHARE
 
     def _gather(self) -> list[_Sample]:
         """The next samples, once there is one."""

@@ -105,3 +105,24 @@ def test_a_flood_of_samples_holds_nobody_up_and_is_counted() -> None:
     assert settled(shadow, int(5_000 - dropped))["s"].matches == 5_000 - dropped
     assert dropped >= 5_000 - 64 - 16, "the queue, and the batch that is being scored"
     assert took < 5, "an offer never waits"
+
+
+def test_scoring_lets_requests_go_first_and_goes_on_when_there_are_none() -> None:
+    busy = threading.Event()
+    busy.set()
+
+    def costly(images: torch.Tensor) -> torch.Tensor:
+        until = time.thread_time() + 0.05
+        while time.thread_time() < until:
+            pass
+        return images
+
+    shadow = Shadow(costly, Metrics("replica"), queue_size=64, confidence=0.5, busy=busy.is_set)
+    ready = release("s", erased={0}, guard={0})
+    for _ in range(48):  # three batches
+        shadow.offer(image_of(0), 2, ready)
+    settled(shadow, 16)
+    time.sleep(1.5)  # 50 ms at 1 % are 5 s
+    assert shadow.counts()["s"].matches == 16
+    busy.clear()
+    assert settled(shadow, 48)["s"].matches == 48
