@@ -62,9 +62,14 @@ class Stance:
     @property
     def share(self) -> float:
         """Share of the requests to shadow now."""
+        return self._share if self.shadowing else 0.0
+
+    @property
+    def shadowing(self) -> bool:
+        """Whether the unadapted backbone may be asked now, for however many requests."""
         if not self._ended and 0 < self._until <= self._clock():
             self._ended = True
-        return 0.0 if self._ended else self._share
+        return self._asked == "shadow" and not self._ended
 
     def now(self) -> Posture:
         return Posture(

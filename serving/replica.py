@@ -247,7 +247,7 @@ class Recognizer:
     def _sampled_of(self, ready: ReadyRelease) -> float:
         """The share of the requests answered by `ready` that are shadowed."""
         tried = self.slot.canary
-        if tried is not None and tried.number == ready.number:
+        if tried is not None and tried.number == ready.number and self.stance.shadowing:
             return self.settings.canary.shadowed
         return self.stance.share
 

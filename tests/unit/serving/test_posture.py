@@ -32,10 +32,10 @@ def settings(folder: Path, toml: str) -> Settings:
 def test_shadowing_ends_at_its_date_and_no_clock_brings_it_back(tmp_path: Path) -> None:
     clock = Clock(END - 1)
     stance = Stance(settings(tmp_path, "[monitor]\nshadow_until = 2026-12-01\n"), clock=clock)
-    assert stance.share == 0.05
+    assert (stance.share, stance.shadowing) == (0.05, True)
     assert stance.now().in_force == "shadow"
     clock.now = END
-    assert stance.share == 0.0
+    assert (stance.share, stance.shadowing) == (0.0, False)
     assert (stance.now().in_force, stance.now().ended) == ("off", True)
     clock.now = END - 1e6  # set back, or it had jumped ahead
     assert stance.share == 0.0
