@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.inference_protocol import rpc
@@ -38,12 +38,14 @@ def image_input(*images: bytes, shape: list[int] | None = None) -> dict[str, Any
     return {"name": "image", "datatype": "BYTES", "shape": shape or [len(images)], "data": data}
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=40), min_size=1, max_size=5))
 def test_raw_bytes_come_back_as_they_went(elements: list[bytes]) -> None:
     tensor = NamedTensor("image", (len(elements),), tuple(elements))
     assert from_raw("image", "BYTES", [len(elements)], to_raw(tensor)) == tensor
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(width=32, allow_nan=False), min_size=6, max_size=6))
 def test_numbers_come_back_raw_and_as_json(numbers: list[float]) -> None:
     tensor = floats("pixels", np.array(numbers, np.float32).reshape(1, 2, 3))
@@ -54,6 +56,7 @@ def test_numbers_come_back_raw_and_as_json(numbers: list[float]) -> None:
         np.testing.assert_array_equal(again.data, tensor.data)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=30))
 def test_any_raw_bytes_are_read_whole_or_refused(raw: bytes) -> None:
     for datatype, shape in (("BYTES", [2]), ("FP32", [1, 2])):
