@@ -3,6 +3,7 @@
 keys/         signing keys, one a role, and trust.json        (0600)
 tokens/       bearer tokens: operator, auditor                (0600)
 backbones/    what was trained here, by recipe
+engines/      ONNX graphs (without weights), and which engine was how fast
 registry/     the ledger and its blobs (or elsewhere, also in a bucket: `registry` in the settings)
 registry-evidence.json  what live traffic has shown, per stack of adapters
 highwater.json  the newest record ever seen, signed: an older copy of the registry is refused
@@ -60,6 +61,11 @@ class Home:
     @property
     def backbones(self) -> Path:
         return self.path / "backbones"
+
+    @property
+    def engines(self) -> Path:
+        """Graphs without weights, and how fast which engine was."""
+        return self.path / "engines"
 
     @property
     def evidence(self) -> Path:

@@ -177,6 +177,33 @@ class CanarySettings(_Section):
     )
 
 
+EngineName = Literal["auto", "torch", "torch-compiled", "onnxruntime"]
+
+
+class EngineSettings(_Section):
+    """What runs the forward pass on every replica."""
+
+    name: EngineName = Field(
+        "auto", description="auto: the faster of torch and onnxruntime, measured once on this CPU"
+    )
+    device: Literal["cpu", "cuda"] = Field("cpu", description="cuda: for the torch engines")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the torch engines' matrix products"
+    )
+    gpus: float = Field(
+        1.0, gt=0, description="GPUs that Ray sets aside for each replica, with device cuda"
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> EngineSettings:
+        if self.name == "onnxruntime" and (self.device, self.precision) != ("cpu", "float32"):
+            raise ValueError(
+                "engine.name onnxruntime runs on device cpu with precision float32; name torch or "
+                "torch-compiled for anything else"
+            )
+        return self
+
+
 class ForgetSettings(_Section):
     """How a forget command learns its adapter; what is left out is forgetting's own default."""
 
@@ -215,6 +242,7 @@ class Settings(BaseSettings):
     monitor: MonitorSettings = MonitorSettings()
     probes: ProbeSettings = ProbeSettings()
     reactions: ReactionSettings = ReactionSettings()
+    engine: EngineSettings = EngineSettings()
     forget: ForgetSettings = ForgetSettings()
     canary: CanarySettings = CanarySettings()
 
