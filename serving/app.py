@@ -7,6 +7,7 @@ that a second deploy finds them.
 # Annotations are not postponed here: Ray reads that of `build` to check the arguments.
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from serving import control, coordinator, monitor, operator_api, trainer, watch
 from serving.backbones import open_backbone, prepare_backbone
 from serving.control import Control
 from serving.coordinator import Coordinator
+from serving.engines.choice import choose
 from serving.home import HomeError, check_registry, home_of, prepare_home
 from serving.inference_api import FORM_BYTES, build_inference_api
 from serving.inference_protocol.servicer import GrpcRecognizer
@@ -40,6 +42,8 @@ from serving.watch import Watch
 NAME = "lethe"
 NAMESPACE = "lethe"
 LISTEN_S = 10.0
+
+log = logging.getLogger(__name__)
 
 
 class BuildArgs(BaseModel):
@@ -100,9 +104,19 @@ def _check_probes(settings: Settings, backbone: Backbone) -> None:
         raise SettingsError(str(error)) from None
 
 
-def application(settings: Settings) -> serve.Application:
-    """The application, with its actors started. Ray must be connected. Raises as `prepare`."""
+def application(settings: Settings, note: Callable[[str], None] = log.info) -> serve.Application:
+    """The application, with its actors started. Ray must be connected.
+
+    `note` is told which engine serves, and why. Raises as `prepare`, and `EngineError` when the
+    engine that the settings name can't run the backbone.
+    """
     backbone = prepare(settings)
+    choice = choose(
+        settings.engine, backbone, threads=settings.threads, graphs=home_of(settings).engines
+    )
+    note(f"engine: {choice}")
+    chosen = settings.engine.model_copy(update={"name": choice.name})
+    settings = settings.model_copy(update={"engine": chosen})
     terms = Terms(settings.lease.seconds, settings.lease.margin, settings.lease.heartbeat)
     leading = _actor(Coordinator, coordinator.ACTOR, 1000).remote(
         settings.home_path, settings.registry_location, terms
@@ -139,7 +153,10 @@ def application(settings: Settings) -> serve.Application:
         max_ongoing_requests=settings.limits.in_flight,
         max_queued_requests=settings.limits.in_flight * 4,
         backpressure_config={"status_code": 429, "retry_after_s": 1},
-        ray_actor_options={"num_cpus": settings.replica_cpus},
+        ray_actor_options={
+            "num_cpus": settings.replica_cpus,
+            "num_gpus": settings.engine.gpus if settings.engine.device == "cuda" else 0,
+        },
         health_check_period_s=5,
         health_check_timeout_s=30,
         graceful_shutdown_wait_loop_s=0.5,

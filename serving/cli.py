@@ -53,20 +53,32 @@ def serve(
     config: Config = None,
     port: Port = None,
     replicas: Replicas = None,
+    engine: Annotated[
+        str | None, typer.Option("--engine", help="auto, torch, torch-compiled or onnxruntime")
+    ] = None,
 ) -> None:
     """Start Ray and the application here, and serve until interrupted."""
     with plain_errors():
         if registry is not None and not is_url(registry):
             registry = str(Path(registry).absolute())
-        settings = load_settings(config, port=port, replicas=replicas, registry=registry)
+        settings = load_settings(
+            config,
+            port=port,
+            replicas=replicas,
+            registry=registry,
+            engine=None if engine is None else {"name": engine},
+        )
         from serving.start import check_ports, interrupted, running
 
         check_ports(settings)
         _prepare(settings)
+        notes: list[str] = []
         with contextlib.ExitStack() as stack:
             with show.working(err, f"starting Ray and {settings.replicas} replicas"):
-                stack.enter_context(running(settings))
+                stack.enter_context(running(settings, notes.append))
             ended = interrupted()
+            for line in notes:
+                out.print(line, highlight=False)
             out.print(f"serving on {settings.url}  (docs: {settings.url}/docs)", highlight=False)
             out.print(f"console: {settings.operator_url}/console", highlight=False)
             sys.stdout.flush()

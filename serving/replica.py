@@ -32,7 +32,7 @@ from serving.admission import Admission, AskedError, Call, DeadlineError, OtherR
 from serving.backbones import open_backbone
 from serving.decode import decode_image
 from serving.engines import Forward
-from serving.engines.torch_eager import TorchEngine
+from serving.engines.choice import make_engine
 from serving.home import home_of, open_subjects, token, wait_for_ledger
 from serving.member import Member
 from serving.membership import Terms, boot_clock
@@ -139,7 +139,10 @@ class Recognizer:
         )
         self._forwarding = threading.Event()
         probe = torch.zeros(1, *backbone.spec.preprocess.input_size)
-        self.slot = Slot(TorchEngine(backbone.model), probe)
+        engine = make_engine(
+            settings.engine, backbone, threads=settings.threads, graphs=home.engines
+        )
+        self.slot = Slot(engine, probe)
         self.reader = ReleaseReader(
             wait_for_ledger(home, read_only=True), open_subjects(home, read_only=True), backbone
         )

@@ -112,7 +112,9 @@ def ended(console: Console, job: dict[str, Any], report: dict[str, Any] | None) 
 
 def status(console: Console, answer: dict[str, Any]) -> None:
     acknowledged = "acknowledged" if answer["acknowledged"] else "not acknowledged yet"
-    console.print(f"release {answer['release']}, {acknowledged}", highlight=False)
+    console.print(
+        f"release {answer['release']}, {acknowledged}; engine {answer['engine']}", highlight=False
+    )
     if answer["suspended"]:
         console.print("suspended: nothing is answered until `lethe resume`", highlight=False)
     if answer["canary"]:

@@ -20,8 +20,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from forgetting.errors import TargetError
 from forgetting.stack import EffectiveState
-from serving.engines import Engine, Forward
+from serving.engines import Engine, EngineError, Forward
 
 
 class BuildError(Exception):
@@ -118,7 +119,8 @@ class Slot:
     def forward_for(self, stack: tuple[str, ...], state: Callable[[], EffectiveState]) -> Forward:
         """The forward pass of the backbone under `stack` (adapter ids), built unless resident.
 
-        Raises `BuildError` when the check that it computes finite numbers fails.
+        Raises `BuildError` when the engine can't build it, or the check that it computes finite
+        numbers fails.
         """
         forward = self._find(stack)
         if forward is not None:
@@ -127,7 +129,10 @@ class Slot:
             forward = self._find(stack)
             if forward is not None:
                 return forward
-            forward = self._engine.build(state())
+            try:
+                forward = self._engine.build(state())
+            except (EngineError, TargetError) as error:
+                raise BuildError(str(error)) from error
             if not bool(torch.isfinite(forward(self._probe)).all()):
                 raise SelfCheckError("the release's logits are not finite")
             self._keep(stack, forward)

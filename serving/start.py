@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import ray
@@ -59,10 +59,11 @@ def _check_port(host: str, port: int, otherwise: str) -> None:
 
 
 @contextlib.contextmanager
-def running(settings: Settings) -> Iterator[None]:
+def running(settings: Settings, note: Callable[[str], None] = log.info) -> Iterator[None]:
     """The application, on a Ray of its own on this machine, serves inside the block.
 
-    Raises as `serving.app.prepare`, and `StartError` when the replicas don't come up.
+    `note` is told which engine serves. Raises as `serving.app.application`, and `StartError` when
+    the replicas don't come up.
     """
     _keep_token_private()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -86,7 +87,7 @@ def running(settings: Settings) -> Iterator[None]:
             logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
         )
         try:
-            serve.run(application(settings), name=NAME, route_prefix="/")
+            serve.run(application(settings, note), name=NAME, route_prefix="/")
         except (RuntimeError, RayError) as error:
             raise StartError(f"the application did not come up: {error}") from None
         yield

@@ -39,7 +39,9 @@ class CompiledForward:
             torch.no_grad(),
             torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16),
         ):
-            logits = self.run(self.tensors, images.to(self.device, non_blocking=True))
+            # Other strides would be compiled for anew.
+            here = images.contiguous().to(self.device, non_blocking=True)
+            logits = self.run(self.tensors, here)
         return logits.float().cpu()
 
 

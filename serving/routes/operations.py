@@ -139,7 +139,7 @@ async def cancel(
 async def status(desk: AtDesk) -> dict[str, Any]:
     """What is active, what is being forgotten, and which replica runs what."""
     answer: dict[str, Any] = await desk.control.status.remote()
-    return answer
+    return {**answer, "engine": desk.settings.engine.name}
 
 
 @router.get("/releases")
