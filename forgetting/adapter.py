@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from forgetting.adapter_files import (
@@ -118,8 +119,8 @@ def delta(adapter: Adapter, path: str) -> Tensor:
 def effective_weights(model: nn.Module, adapters: Sequence[Adapter]) -> dict[str, Tensor]:
     """W_0 + sum_i B_i A_i for every linear that some adapter changes.
 
-    The sum is taken in float64 in the order of the stack and rounded once, so that the result
-    doesn't depend on how often or in how many steps it was computed.
+    The sum is taken in float64 from the bare weights and rounded once, so that no error adds up
+    over a stack or over time.
 
     Args:
         model: The bare backbone model.
@@ -128,13 +129,11 @@ def effective_weights(model: nn.Module, adapters: Sequence[Adapter]) -> dict[str
     Returns:
         Float32 weights (out, in) by module path; the model is left as it is.
     """
-    sums: dict[str, Tensor] = {}
+    stacked: dict[str, list[Pair]] = {}
     for adapter in adapters:
         for path, pair in adapter.pairs.items():
-            if path not in sums:
-                sums[path] = _weight(model, path).detach().double().cpu()
-            sums[path] = sums[path] + _delta64(pair)
-    return {path: weight.float() for path, weight in sums.items()}
+            stacked.setdefault(path, []).append(pair)
+    return {path: _merged(_weight(model, path), pairs) for path, pairs in stacked.items()}
 
 
 def to_files(adapter: AnyAdapter) -> dict[str, bytes]:
@@ -211,6 +210,14 @@ def _pairs_from_files(
             f"{json.dumps(_peft_config(adapter), sort_keys=True)}"
         )
     return adapter
+
+
+def _merged(weight: Tensor, pairs: Sequence[Pair]) -> Tensor:
+    """W_0 + [B_1 ... B_t] [A_1; ...; A_t]: one product, however many adapters are stacked."""
+    a = torch.cat([a for a, _ in pairs]).double()  # (sum r, in)
+    b = torch.cat([b for _, b in pairs], dim=1).double()  # (out, sum r)
+    # (out, in) + (out, sum r) @ (sum r, in)
+    return torch.addmm(weight.detach().double().cpu(), b, a).float()
 
 
 def _delta64(pair: Pair) -> Tensor:
