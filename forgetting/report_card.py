@@ -13,8 +13,13 @@ from forgetting.report import Report
 from forgetting.report_leaks import Leaks
 
 
-def to_json(report: Report, gates: Sequence[GateResult]) -> dict[str, Any]:
-    """Plain JSON values; every share as hits, n, value and 95 % interval."""
+def to_json(
+    report: Report, gates: Sequence[GateResult], *, golden: Sequence[float] | None = None
+) -> dict[str, Any]:
+    """Plain JSON values; every share as hits, n, value and 95 % interval.
+
+    `golden`: what the adapted model makes of the golden image (`forgetting.golden`).
+    """
     plain = {
         name: _plain(value)
         for name, value in vars(report).items()
@@ -30,12 +35,16 @@ def to_json(report: Report, gates: Sequence[GateResult]) -> dict[str, Any]:
         "worst_subject": {"subject": subject, **_plain(worst)},
         "gates": [asdict(gate) for gate in gates],
         "passed": all(gate.passed for gate in gates),
+        **({} if golden is None else {"golden": list(golden)}),
     }
 
 
-def dumps(report: Report, gates: Sequence[GateResult]) -> str:
+def dumps(
+    report: Report, gates: Sequence[GateResult], *, golden: Sequence[float] | None = None
+) -> str:
     """`to_json` as text."""
-    return json.dumps(to_json(report, gates), indent=1, sort_keys=True, allow_nan=False) + "\n"
+    plain = to_json(report, gates, golden=golden)
+    return json.dumps(plain, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
 def to_markdown(report: Report, gates: Sequence[GateResult]) -> str:

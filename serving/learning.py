@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from forgetting.adapter import from_files
+from forgetting.adapter import AnyAdapter, from_files
 from forgetting.backbone import Backbone
 from forgetting.closed_form import run_closed_form
 from forgetting.data import open_image_set
@@ -19,9 +20,10 @@ from forgetting.errors import (
     TrainingError,
 )
 from forgetting.gates import GateConfig
+from forgetting.golden import golden_figures, golden_image
 from forgetting.method import Progress
 from forgetting.report_card import dumps
-from forgetting.task import run_task
+from forgetting.task import adapted_model, run_task
 from forgetting.train import TrainConfig
 from serving.backbones import open_backbone
 from serving.settings import Settings
@@ -98,10 +100,18 @@ class Learner:
         refused = "; ".join(gate.sentence for gate in result.gates if not gate.passed)
         return Trained(
             files=dict(result.files),
-            report=dumps(result.report, result.gates).encode(),
+            report=dumps(
+                result.report, result.gates, golden=self._golden(stack, result.files)
+            ).encode(),
             refused=refused or None,
             seconds=result.report.seconds,
         )
+
+    def _golden(self, stack: list[AnyAdapter], files: Mapping[str, bytes]) -> tuple[float, ...]:
+        """What a replica has to find when it has built the stack with this adapter on top."""
+        model = adapted_model(self._backbone, [*stack, from_files(files, self._backbone)])
+        with torch.no_grad():
+            return golden_figures(model(golden_image(self._backbone.spec.preprocess.input_size)))
 
     def progress(self) -> dict[str, Any]:
         """How far the running training is; empty when none runs."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
+
+from torch import Tensor
 
 from forgetting.adapter import Adapter, AnyAdapter, from_files
 from forgetting.backbone import Backbone
 from forgetting.errors import AdapterError
+from forgetting.golden import TOLERANCE, golden_error, golden_figures
 from forgetting.stack import EffectiveState, effective_state
 from registry.adapters import adapter_files
 from registry.errors import IntegrityError, NotFoundError, RegistryError
@@ -16,7 +20,7 @@ from registry.ledger import Ledger
 from registry.schema import Json
 from registry.state import Release, Trial
 from registry.subjects import SubjectMap
-from serving.slot import BuildError, Measured, ReadyRelease, Slot
+from serving.slot import BuildError, Measured, ReadyRelease, SelfCheckError, Slot
 from serving.tally import stack_name
 
 log = logging.getLogger(__name__)
@@ -25,7 +29,16 @@ log = logging.getLogger(__name__)
 class ReleaseReader:
     """Reads releases for one backbone. Adapters and subjects are read and verified once."""
 
-    def __init__(self, ledger: Ledger, subjects: SubjectMap, backbone: Backbone) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        subjects: SubjectMap,
+        backbone: Backbone,
+        *,
+        tolerance: float = TOLERANCE,
+    ) -> None:
+        """`tolerance`: of what a release makes of the golden image, against its report."""
+        self._tolerance = tolerance
         self._ledger = ledger
         self._subjects = subjects
         self._backbone = backbone
@@ -63,7 +76,7 @@ class ReleaseReader:
         return self._ledger.state.seq
 
     def ready(self, number: int, slot: Slot) -> ReadyRelease:
-        """Build release `number` in `slot`, on the side.
+        """Build release `number` in `slot`, on the side. The slot's probe must be the golden image.
 
         Raises `RegistryError` when a record or file fails its checks, `BuildError` when the
         release is for another backbone or its adapters don't fit.
@@ -79,7 +92,11 @@ class ReleaseReader:
                 f"release {number} is for backbone {state.backbone}, "
                 f"this replica has {self._backbone.fingerprint}"
             )
-        forward = slot.forward_for(release.adapters, lambda: self._state(release))
+        forward = slot.forward_for(
+            release.adapters,
+            lambda: self._state(release),
+            lambda logits: self._check(release, logits),
+        )
         erased = state.subjects_erased_by_weights(number)
         return ReadyRelease(
             number=number,
@@ -104,6 +121,39 @@ class ReleaseReader:
     def _state(self, release: Release) -> EffectiveState:
         adapters = [self._adapter(adapter_id) for adapter_id in release.adapters]
         return effective_state(self._backbone.model, adapters)
+
+    def _check(self, release: Release, logits: Tensor) -> None:
+        """Hold what was built against what was measured, where the report of the top adapter says
+        it for just this stack. Raises `SelfCheckError`."""
+        if not release.adapters:
+            return
+        *below, top = release.adapters
+        if self._adapter(top).facts.stack != tuple(below):
+            return
+        expected = self._golden(top)
+        if expected is None:
+            return
+        error = golden_error(golden_figures(logits), expected)
+        if not error <= self._tolerance:
+            raise SelfCheckError(
+                f"on the golden image, release {release.number} is off by "
+                f"{error:.2g} from what the report of adapter {top} says; at most "
+                f"{self._tolerance:g} is let through"
+            )
+
+    def _golden(self, adapter_id: str) -> list[float] | None:
+        """What the report says of the golden image; None where it says nothing or is gone."""
+        try:
+            report = json.loads(
+                self._ledger.get_blob(self._ledger.state.adapters[adapter_id].report)
+            )
+        except (RegistryError, ValueError) as error:
+            log.warning("the report of adapter %s can't be read: %s", adapter_id, error)
+            return None
+        match report:
+            case {"golden": [*figures]} if all(isinstance(f, int | float) for f in figures):
+                return figures
+        return None
 
     def _groups(self, release: Release) -> int:
         adapters = [self._adapter(adapter_id) for adapter_id in release.adapters]

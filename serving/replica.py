@@ -27,12 +27,13 @@ from ray.exceptions import RayError
 from torch import Tensor
 
 from forgetting.backbone import transform
+from forgetting.golden import golden_image
 from registry.errors import NotFoundError, RegistryError
 from serving.admission import Admission, AskedError, Call, DeadlineError, OtherReleaseError
 from serving.backbones import open_backbone
 from serving.decode import decode_image
 from serving.engines import Forward
-from serving.engines.choice import make_engine
+from serving.engines.choice import make_engine, tolerance_of
 from serving.home import home_of, open_subjects, token, wait_for_ledger
 from serving.member import Member
 from serving.membership import Terms, boot_clock
@@ -138,13 +139,16 @@ class Recognizer:
             1, "build", initializer=torch.set_num_threads, initargs=(settings.threads,)
         )
         self._forwarding = threading.Event()
-        probe = torch.zeros(1, *backbone.spec.preprocess.input_size)
+        probe = golden_image(backbone.spec.preprocess.input_size)
         engine = make_engine(
             settings.engine, backbone, threads=settings.threads, graphs=home.engines
         )
         self.slot = Slot(engine, probe)
         self.reader = ReleaseReader(
-            wait_for_ledger(home, read_only=True), open_subjects(home, read_only=True), backbone
+            wait_for_ledger(home, read_only=True),
+            open_subjects(home, read_only=True),
+            backbone,
+            tolerance=tolerance_of(settings.engine),
         )
         self.shadow = Shadow(
             self.slot.bare,

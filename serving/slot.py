@@ -116,9 +116,16 @@ class Slot:
         canary = self._canary
         return None if canary is None else canary[0]
 
-    def forward_for(self, stack: tuple[str, ...], state: Callable[[], EffectiveState]) -> Forward:
+    def forward_for(
+        self,
+        stack: tuple[str, ...],
+        state: Callable[[], EffectiveState],
+        check: Callable[[Tensor], None] = lambda logits: None,
+    ) -> Forward:
         """The forward pass of the backbone under `stack` (adapter ids), built unless resident.
 
+        `check` gets the logits of the probe when it was built, and raises `SelfCheckError` where
+        they aren't what they should be.
         Raises `BuildError` when the engine can't build it, or the check that it computes finite
         numbers fails.
         """
@@ -133,8 +140,10 @@ class Slot:
                 forward = self._engine.build(state())
             except (EngineError, TargetError) as error:
                 raise BuildError(str(error)) from error
-            if not bool(torch.isfinite(forward(self._probe)).all()):
+            logits = forward(self._probe)
+            if not bool(torch.isfinite(logits).all()):
                 raise SelfCheckError("the release's logits are not finite")
+            check(logits)
             self._keep(stack, forward)
             return forward
 

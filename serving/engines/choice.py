@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from forgetting.backbone import Backbone
+from forgetting.golden import TOLERANCE
 from forgetting.stack import EffectiveState
 from serving.engines import Engine, EngineError, Forward
 from serving.engines.onnx_graph import graph_name, write_whole
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 CANDIDATES: tuple[EngineName, ...] = ("torch", "onnxruntime")
 """What `auto` chooses from on a CPU. Compiling takes minutes, so that one is for who asks."""
+_BFLOAT16_TOLERANCE = 0.1  # 8 bits of a number, through every layer
 _BATCH = 4
 _TURNS = 20
 _FEWEST_TURNS = 2
@@ -77,6 +79,11 @@ def make_engine(
             return OnnxEngine(backbone, threads=threads, graphs=graphs)
         case "auto":
             raise EngineError("engine.name is still auto: choose one first")
+
+
+def tolerance_of(settings: EngineSettings) -> float:
+    """How far an engine may be off on the golden image (`forgetting.golden`)."""
+    return _BFLOAT16_TOLERANCE if settings.precision == "bfloat16" else TOLERANCE
 
 
 def choose(settings: EngineSettings, backbone: Backbone, *, threads: int, graphs: Path) -> Choice:

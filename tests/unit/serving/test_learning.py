@@ -10,13 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from forgetting.adapter import from_files
 from forgetting.augment import Augmentation
-from forgetting.backbone import save_backbone
+from forgetting.backbone import load_backbone, save_backbone
 from forgetting.data import image_folder
 from forgetting.errors import DataError, TrainingError
+from forgetting.golden import golden_figures, golden_image
 from forgetting.pretrain import PretrainConfig, pretrain
+from forgetting.task import adapted_model
 from serving.learning import Learner, kind_of
 from serving.settings import load_settings
 from serving.train_job import NotTrained, Trained, TrainJob
@@ -82,6 +86,11 @@ def test_limits_of_the_settings_decide(folder: Path) -> None:
     assert learned.refused is None
     limits = {gate["name"]: gate["limit"] for gate in json.loads(learned.report)["gates"]}
     assert limits["acc_f"] == limits["worst_class"] == 1.0
+    backbone = load_backbone(folder / "backbone")
+    model = adapted_model(backbone, [from_files(learned.files, backbone)])
+    with torch.no_grad():
+        found = golden_figures(model(golden_image(backbone.spec.preprocess.input_size)))
+    assert json.loads(learned.report)["golden"] == pytest.approx(found, abs=1e-5)
 
 
 def test_class_without_images_is_no_adapter_and_names_nobody_in_the_ledger(folder: Path) -> None:

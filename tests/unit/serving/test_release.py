@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
-from forgetting.adapter import Adapter, AdapterFacts, AnyAdapter, Projection, to_files
+from forgetting.adapter import Adapter, AdapterFacts, AnyAdapter, Projection, from_files, to_files
 from forgetting.adapter_files import FACTS_FILE
 from forgetting.backbone import Backbone, BackboneSpec, Preprocess, build_model, freeze
 from forgetting.errors import AdapterError
 from forgetting.feature_edit import Erasure
+from forgetting.golden import golden_figures, golden_image
 from forgetting.task import adapted_model
 from registry import publish
+from registry.adapters import adapter_files
 from registry.errors import IntegrityError, RegistryError
 from registry.ledger import blob_key
 from registry.state import Release
@@ -117,13 +120,58 @@ def writer(tmp_path: Path, backbone: Backbone) -> Writer:
 
 def read(writer: Writer, backbone: Backbone, release: Release | int) -> ReadyRelease:
     reader = ReleaseReader(open_ledger(writer.home), open_subjects(writer.home), backbone)
-    slot = Slot(TorchEngine(backbone.model), torch.zeros(1, 1, 8, 8))
+    slot = Slot(TorchEngine(backbone.model), golden_image((1, 8, 8)))
     return reader.ready(release if isinstance(release, int) else release.number, slot)
 
 
 def report(acc_f: float, before: float, after: float) -> dict[str, object]:
     shares = {"acc_f_after": acc_f, "acc_r_before": before, "acc_r_after": after}
     return {name: {"value": value, "n": 100} for name, value in shares.items()}
+
+
+def golden_of(writer: Writer, backbone: Backbone, release: Release) -> list[float]:
+    """What the report of `release` should say, computed without the code that serves."""
+    files = [adapter_files(writer.ledger, adapter) for adapter in release.adapters]
+    model = adapted_model(backbone, [from_files(found, backbone) for found in files])
+    with torch.no_grad():
+        return list(golden_figures(model(golden_image((1, 8, 8)))))
+
+
+def test_a_release_that_computes_what_its_report_says_is_built(
+    tmp_path: Path, backbone: Backbone
+) -> None:
+    trial = Writer(tmp_path / "trial", backbone)
+    first = golden_of(trial, backbone, trial.forget("ada", {}))
+    second = golden_of(trial, backbone, trial.forget("bo", {}))
+    assert max(abs(a - b) for a, b in zip(first, second, strict=True)) > 0.01
+    writer = Writer(tmp_path / "real", backbone)
+    assert read(writer, backbone, writer.forget("ada", {"golden": first})).number == 1
+    assert read(writer, backbone, writer.forget("bo", {"golden": second})).number == 2
+    assert read(writer, backbone, writer.mask("cy")).number == 3
+
+
+@pytest.mark.parametrize("wrong", ["another stack's", "cut off", "not a number"])
+def test_a_release_that_computes_something_else_is_not_built(
+    tmp_path: Path, backbone: Backbone, wrong: str
+) -> None:
+    trial = Writer(tmp_path / "trial", backbone)
+    right = golden_of(trial, backbone, trial.forget("ada", {}))
+    figures = {
+        "another stack's": golden_of(trial, backbone, trial.forget("bo", {})),
+        "cut off": right[:-1],
+        "not a number": [math.nan, *right[1:]],
+    }
+    writer = Writer(tmp_path / "real", backbone)
+    release = writer.forget("ada", {"golden": figures[wrong]})
+    with pytest.raises(SelfCheckError, match="on the golden image, release 1"):
+        read(writer, backbone, release)
+
+
+@pytest.mark.parametrize("golden", [None, "x", ["x"], {}])
+def test_a_report_that_says_nothing_of_the_golden_image_checks_nothing(
+    writer: Writer, backbone: Backbone, golden: object
+) -> None:
+    assert read(writer, backbone, writer.forget("ada", {"golden": golden})).number == 1
 
 
 def test_measured_is_the_worst_leak_and_the_last_loss_of_the_stack(
