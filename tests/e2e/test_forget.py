@@ -52,6 +52,9 @@ def test_the_whole_life_of_two_forgets_and_a_rollback(running: Server) -> None:
         Traffic(running.url, running.auditor_token, images="digits", rate=RATE) as traffic,
     ):
         traffic.wait_for(25)
+        # Several times as fast as PyTorch for so small a model, so `auto` finds it anywhere.
+        assert client.status()["engine"] == "onnxruntime"
+        assert "engine: onnxruntime (measured" in running.log.read_text()
         before = audit(running.url, running.auditor_token, pictures)
         assert accuracy(before, set(images.classes)) >= 0.96
         assert {a.release for a in before} == {0}
