@@ -3,12 +3,14 @@
 Models: `digits` (the demo's), `small` (112 pixels, 256 wide, 6 blocks), `base` (ViT-B/16 at 224);
 all with random weights, which take as long as trained ones. One thread. What is compared runs by
 turns in one process; figures are CPU time of the calling thread, which others on the machine
-disturb less than wall time: the median over the turns, and for the first build also wall time.
+disturb less than wall time: medians over the turns, ratios being taken within a turn; for the first
+build also wall time.
 """
 
 from __future__ import annotations
 
 import gc
+import random
 import sys
 import tempfile
 import time
@@ -30,7 +32,8 @@ from serving.slot import Slot
 
 RANK = 8
 DEPTHS = (1, 10, 100)
-TURNS_S = 12.0
+TURNS_S = 15.0
+FEWEST_TURNS = 7
 SIZES: Mapping[str, tuple[int, int, dict[str, int]]] = {
     "digits": (1, 16, {"patch_size": 4, "embed_dim": 64, "depth": 6, "num_heads": 4}),
     "small": (3, 112, {"patch_size": 8, "embed_dim": 256, "depth": 6, "num_heads": 4}),
@@ -72,42 +75,47 @@ def random_adapter(backbone: Backbone, *, seed: int) -> Adapter:
     return Adapter(pairs, facts)
 
 
-def by_turns(work: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-    """Median CPU milliseconds of each, run by turns for a while."""
+def by_turns(work: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
+    """CPU milliseconds of each, turn by turn, in another order every turn."""
     taken: dict[str, list[float]] = {name: [] for name in work}
     for run in work.values():
         run()
     end = time.perf_counter() + TURNS_S
-    order = list(work)
-    while time.perf_counter() < end or len(taken[order[0]]) < 5:
-        order.append(order.pop(0))  # nobody always follows the same neighbour
+    order, shuffled = list(work), random.Random(0)
+    while time.perf_counter() < end or len(taken[order[0]]) < FEWEST_TURNS:
+        shuffled.shuffle(order)
         for name in order:
             began = time.thread_time()
             work[name]()
             taken[name].append((time.thread_time() - began) * 1000)
-    return {name: median(values) for name, values in taken.items()}
+    return taken
+
+
+def ratio(taken: Mapping[str, list[float]], over: str, under: str) -> float:
+    """Median over the turns of one's time over the other's in the same turn."""
+    return median(a / b for a, b in zip(taken[over], taken[under], strict=True))
 
 
 def compare_engines(backbone: Backbone, engines: Mapping[str, Engine]) -> None:
-    for batch in (1, 8):
+    for batch in (1, 4):
         images = torch.randn(batch, *backbone.spec.preprocess.input_size)
         bare = {name: engine.build(EffectiveState()) for name, engine in engines.items()}
         ms = by_turns({n: partial(f, images) for n, f in bare.items()})
-        shown = ", ".join(f"{name} {value / batch:.2f}" for name, value in ms.items())
+        shown = ", ".join(f"{name} {median(t) / batch:.2f}" for name, t in ms.items())
         print(
             f"  bare, {batch} at a time, CPU ms an image: {shown}; "
-            f"torch / onnxruntime {ms['torch'] / ms['onnxruntime']:.2f}"
+            f"torch / onnxruntime {ratio(ms, 'torch', 'onnxruntime'):.2f}"
         )
 
 
 def stack_up(backbone: Backbone, engines: Mapping[str, Engine], stack: list[Adapter]) -> None:
-    images = torch.randn(4, *backbone.spec.preprocess.input_size)
+    images = torch.randn(2, *backbone.spec.preprocess.input_size)
     states = {t: effective_state(backbone.model, stack[:t]) for t in DEPTHS}
     for name, engine in engines.items():
         forwards = {"0": engine.build(EffectiveState())}
         forwards |= {str(t): engine.build(state) for t, state in states.items()}
         ms = by_turns({t: partial(f, images) for t, f in forwards.items()})
-        shown = ", ".join(f"t={t} {ms['0'] / ms[str(t)]:.3f}" for t in DEPTHS)
+        shown = ", ".join(f"t={t} {ratio(ms, '0', str(t)):.3f}" for t in DEPTHS)
         print(f"  {name}: throughput with t adapters / bare: {shown}")
 
 
@@ -127,9 +135,9 @@ def memory(backbone: Backbone, engines: Mapping[str, Engine], stack: list[Adapte
                 before = resident_bytes()
             slot.forward_for((str(i),), partial(effective_state, backbone.model, [stack[i]]))
         each = (resident_bytes() - before) / releases
-        ratio = each / changed_bytes(backbone, stack[0])
+        times = each / changed_bytes(backbone, stack[0])
         print(
-            f"  {name}: memory of a resident release / its changed weights: {ratio:.2f} "
+            f"  {name}: memory of a resident release / its changed weights: {times:.2f} "
             f"({each / 1e6:.1f} MB each, {releases} of them)"
         )
 
