@@ -19,6 +19,8 @@ from serving.engines.onnx_runtime import OnnxEngine
 from serving.engines.torch_eager import TorchEngine
 from serving.settings import EngineSettings, SettingsError, load_settings
 
+AUTO = EngineSettings(name="auto")
+
 
 @pytest.fixture
 def backbone() -> Backbone:
@@ -50,7 +52,7 @@ class _Resized(nn.Module):
 def test_auto_takes_the_fastest_and_says_how_fast_each_was(
     backbone: Backbone, tmp_path: Path
 ) -> None:
-    choice = choose(EngineSettings(), backbone, threads=1, graphs=tmp_path)
+    choice = choose(AUTO, backbone, threads=1, graphs=tmp_path)
     assert set(choice.ms) == set(CANDIDATES)
     assert choice.name == min(choice.ms, key=choice.ms.__getitem__)
     assert choice.why == "measured now"
@@ -58,29 +60,29 @@ def test_auto_takes_the_fastest_and_says_how_fast_each_was(
 
 
 def test_a_later_start_remembers(backbone: Backbone, tmp_path: Path) -> None:
-    choose(EngineSettings(), backbone, threads=1, graphs=tmp_path)
+    choose(AUTO, backbone, threads=1, graphs=tmp_path)
     (memory,) = tmp_path.glob("speed-*.json")
     memory.write_text(json.dumps({"ms_per_image": {"torch": 1.0, "onnxruntime": 2.0}}))
-    choice = choose(EngineSettings(), backbone, threads=1, graphs=tmp_path)
+    choice = choose(AUTO, backbone, threads=1, graphs=tmp_path)
     assert (choice.name, choice.why) == ("torch", "measured at an earlier start")
-    assert choose(EngineSettings(), backbone, threads=2, graphs=tmp_path).why == "measured now"
+    assert choose(AUTO, backbone, threads=2, graphs=tmp_path).why == "measured now"
 
 
 @pytest.mark.parametrize("written", ["", "[]", '{"ms_per_image": {"torch": 1}}', '{"torch": 1}'])
 def test_a_damaged_memory_is_measured_anew(
     backbone: Backbone, tmp_path: Path, written: str
 ) -> None:
-    choose(EngineSettings(), backbone, threads=1, graphs=tmp_path)
+    choose(AUTO, backbone, threads=1, graphs=tmp_path)
     (memory,) = tmp_path.glob("speed-*.json")
     memory.write_text(written)
-    assert choose(EngineSettings(), backbone, threads=1, graphs=tmp_path).why == "measured now"
+    assert choose(AUTO, backbone, threads=1, graphs=tmp_path).why == "measured now"
 
 
 def test_auto_falls_back_to_torch_and_logs_why(
     unwritable: Backbone, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        choice = choose(EngineSettings(), unwritable, threads=1, graphs=tmp_path)
+        choice = choose(AUTO, unwritable, threads=1, graphs=tmp_path)
     assert choice.name == "torch"
     assert "can't be written as an ONNX graph" in choice.why
     assert "can't be written as an ONNX graph" in caplog.text
@@ -99,7 +101,7 @@ def test_an_engine_that_was_asked_for_by_name_isnt_replaced(
 def test_auto_leaves_what_only_torch_can_to_torch(
     backbone: Backbone, tmp_path: Path, settings: dict[str, str]
 ) -> None:
-    choice = choose(EngineSettings(**settings), backbone, threads=1, graphs=tmp_path)
+    choice = choose(EngineSettings(name="auto", **settings), backbone, threads=1, graphs=tmp_path)
     assert choice.name == "torch"
     assert not list(tmp_path.iterdir())
 
@@ -137,7 +139,7 @@ def test_settings_name_the_engine_and_refuse_what_cant_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert load_settings().engine.name == "auto"
+    assert load_settings().engine.name == "torch"
     assert load_settings(engine={"name": "torch"}).engine.name == "torch"
     monkeypatch.setenv("LETHE_ENGINE__NAME", "onnxruntime")
     assert load_settings().engine.name == "onnxruntime"
