@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from ray.serve.handle import DeploymentHandle
 
 from forgetting.data import open_image_set
 from serving import control, coordinator, monitor, trainer
+from serving.admission import Call
 from serving.app import _actor, prepare
 from serving.control import Control
 from serving.coordinator import Coordinator
@@ -46,6 +48,7 @@ ARMS = ("off", "off again", "shadow")
 SAMPLED_S = 0.7
 PHASE_S = 1.0
 RATE = 60.0
+ANSWER_S = 60.0
 AT_ONCE = 16
 OFF = Stance(Settings.model_construct(monitor=MonitorSettings(posture="off")))
 RECIPE = {"select_steps": 10, "refit_steps": 20}
@@ -87,6 +90,7 @@ def start(settings: Settings) -> DeploymentHandle:
         settings,
         coordinator=leading,
         trainer=training,
+        monitor=watching,
         backbone=backbone.fingerprint,
         classes=backbone.spec.classes,
     )
@@ -104,7 +108,8 @@ async def one(replica: Recognizer, png: bytes) -> float:
     started = time.perf_counter()
     ticket = Ticket(replica.slot)
     try:
-        await replica.predict(png, ticket, top_k=5, min_release=None)
+        deadline = asyncio.get_running_loop().time() + ANSWER_S
+        await replica.predict(png, Call(uuid.uuid4().hex, ticket, deadline), top_k=5)
     finally:
         ticket.close()
     return time.perf_counter() - started
