@@ -15,8 +15,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -40,6 +39,7 @@ from serving.membership import Terms, boot_clock
 from serving.metrics import Metrics
 from serving.monitor import OnTrial, Snapshot
 from serving.posture import Stance
+from serving.prediction import Guess, Prediction, Scored
 from serving.ray_export import RayMirror
 from serving.release import ReleaseReader
 from serving.settings import Settings
@@ -59,25 +59,6 @@ every step of a request that waits for I/O could have to wait while a swap reads
 SWAP_OUTCOMES = ("ok", "rejected", "failed")
 
 
-@dataclass(frozen=True)
-class Guess:
-    label: str
-    probability: float
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What one image was taken for. `before_mask`: what the weights alone say, best first."""
-
-    guesses: tuple[Guess, ...]
-    before_mask: tuple[Guess, ...]
-    release: int
-    parent: int
-    request_id: str
-    stages: Mapping[str, float] = field(default_factory=dict)
-    """Seconds by stage: decode, queue (waiting for a batch), forward."""
-
-
 @dataclass(frozen=True, eq=False)
 class _Item:
     images: Tensor
@@ -85,26 +66,6 @@ class _Item:
     call: Call
     wish: Wish
     queued: float
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What one release says of a request's images."""
-
-    logits: Tensor
-    """(B, K), before the mask."""
-    ready: ReadyRelease
-    queued: float
-    """Seconds that it waited for its batch."""
-    computed: float
-    """Seconds of the batch's forward pass."""
-
-    @property
-    def masked(self) -> Tensor:
-        """(B, K), minus infinity where the guard is."""
-        masked = self.logits.clone()
-        masked[:, list(self.ready.guard)] = float("-inf")
-        return masked
 
 
 class Recognizer:
@@ -410,14 +371,3 @@ class Recognizer:
     def __del__(self) -> None:
         if hasattr(self, "member"):
             self.member.stop()
-
-
-def outcome_of(status: int) -> str:
-    """The metrics' word for an HTTP status."""
-    if status < 400:
-        return "ok"
-    if status == 503:
-        return "not_current"
-    if status == 504:
-        return "late"
-    return "client_error" if status < 500 else "error"

@@ -16,7 +16,8 @@ from starlette.datastructures import UploadFile
 from serving.admission import Call
 from serving.decode import DecodeError
 from serving.jobs import Rejection
-from serving.replica import Prediction, Recognizer
+from serving.prediction import Prediction
+from serving.replica import Recognizer
 from serving.routes.access import Authorization, shows
 from serving.routes.answering import REFUSALS, Begun, Replica, rejection_of
 from serving.routes.inference import TopK, answer_of

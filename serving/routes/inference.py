@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict
 from starlette.datastructures import UploadFile
 
 from serving.jobs import Rejection
-from serving.replica import Guess, Prediction, Recognizer
+from serving.prediction import Guess, Prediction
+from serving.replica import Recognizer
 from serving.routes.access import Authorization, shows
 from serving.routes.answering import Begun, Replica
 from serving.routes.problems import ProblemError
