@@ -21,12 +21,13 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/lethe demo $(DEMO)
 
-# The servers of tests/e2e want the machine to themselves.
+# The longest modules go first, so that none runs alone at the end. The servers of tests/e2e want the
+# machine to themselves.
 test: setup promtool chromium check
 ifdef PYTEST
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST)
 else
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadscope tests/unit tests/integration
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadscope --no-loadscope-reorder tests/integration tests/unit
 	$(BIN)/python -m pytest -m "not slow" tests/e2e
 endif
 
