@@ -208,6 +208,7 @@ def test_a_cancelled_job_stays_masked_and_its_stream_says_so(running: Server) ->
             client.cancel(job, reason="too late")
 
 
+@pytest.mark.slow
 def test_a_canary_answers_its_share_is_masked_as_now_and_is_promoted(running: Server) -> None:
     with running.client() as client:
         job = client.forget(["1"], canary=30)["job"]
