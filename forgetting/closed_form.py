@@ -14,19 +14,14 @@ from typing import Any
 
 import torch
 
-from forgetting.adapter import AdapterFacts, AnyAdapter, Projection, from_files, to_files
+from forgetting.adapter import AdapterFacts, AnyAdapter, Projection
 from forgetting.adapter_files import code_version
-from forgetting.attacks.head import bare_head
 from forgetting.backbone import Backbone
-from forgetting.data import ImageSet, for_classes, to_tensors
-from forgetting.errors import DataError
+from forgetting.data import ImageSet
 from forgetting.feature_statistics import feature_statistics
-from forgetting.gates import GateConfig, judge
-from forgetting.method import Samples
+from forgetting.gates import GateConfig
 from forgetting.project import MARGIN, SHRINKAGE, project
-from forgetting.task import TaskResult, adapted_model, task_classes
-from forgetting.task_data import training_data
-from forgetting.task_report import Cost, Models, measure_task
+from forgetting.task import TaskResult, judged, prepared
 
 METHOD = "project"
 
@@ -57,22 +52,21 @@ def run_closed_form(
 ) -> TaskResult:
     """Erase some classes from the feature, on top of a stack, and judge the result on held-out
     images. Arguments and errors as those of `task.run_task`; `seed` draws the replay."""
-    config, gates = config or ClosedFormConfig(), gates or GateConfig()
-    if len(stack) != len(stack_ids):
-        raise DataError(f"expected one id for each of {len(stack)} adapters, got {len(stack_ids)}")
-    images = for_classes(images, backbone.spec.classes)
-    classes = task_classes(
-        images, forget=forget, earlier=earlier, withheld=withheld, subjects=subjects
-    )
-    bare_head(backbone.model)
-    previous: Any = adapted_model(backbone, stack)
-    data = training_data(
-        images,
-        classes,
-        samples=lambda rows: Samples(*to_tensors(images, rows, backbone.spec.preprocess)),
+    config = config or ClosedFormConfig()
+    task = prepared(
+        backbone,
+        stack,
+        images=images,
+        forget=forget,
+        earlier=earlier,
+        withheld=withheld,
+        subjects=subjects,
+        stack_ids=stack_ids,
         replay_per_class=config.replay_per_class,
         generator=torch.Generator().manual_seed(seed),
     )
+    previous: Any = task.previous
+    data = task.data
     started = clock()
     targets = feature_statistics(previous, data.forget)
     erasure = project(
@@ -94,25 +88,11 @@ def run_closed_form(
             config=asdict(config),
             seed=seed,
             steps=0,
-            data_digest=images.manifest_digest,
+            data_digest=task.images.manifest_digest,
             code_version=code_version(),
             groups_kept=0,
             groups_total=0,
         ),
     )
-    files = to_files(adapter)
-    # What is measured is what is shipped: the adapter as its files give it back.
-    after = adapted_model(backbone, [*stack, from_files(files, backbone)])
-    report = measure_task(
-        Models(backbone, previous, after),
-        adapter,
-        images=images,
-        classes=classes,
-        subjects=subjects,
-        cost=Cost(
-            images={"forget_train": len(data.forget), "retain_train": len(data.retain)},
-            adapter_bytes=sum(len(content) for content in files.values()),
-            seconds=seconds,
-        ),
-    )
-    return TaskResult(adapter, files, report, judge(report, gates))
+    used = {"forget_train": len(data.forget), "retain_train": len(data.retain)}
+    return judged(task, adapter, used=used, seconds=seconds, gates=gates)

@@ -23,7 +23,7 @@ from forgetting.backbone import Backbone
 from forgetting.data import ImageSet, class_index, for_classes, indices, to_tensors
 from forgetting.errors import DataError
 from forgetting.gates import GateConfig, GateResult, judge
-from forgetting.method import Progress, Samples
+from forgetting.method import ForgetData, Progress, Samples
 from forgetting.report import Report
 from forgetting.stack import effective_state, install
 from forgetting.task_data import TaskClasses, training_data
@@ -106,27 +106,23 @@ def run_task(
         TargetError: The backbone's FFNs are not recognised.
         TrainingError: Training gave nothing that could be published.
     """
-    config, gates = config or TrainConfig(), gates or GateConfig()
-    images = for_classes(images, backbone.spec.classes)
-    classes = task_classes(
-        images, forget=forget, earlier=earlier, withheld=withheld, subjects=subjects
-    )
-    if len(stack) != len(stack_ids):
-        raise DataError(f"expected one id for each of {len(stack)} adapters, got {len(stack_ids)}")
-    bare_head(backbone.model)  # the report's attacks need it: now, not after the training
+    config = config or TrainConfig()
     generator = torch.Generator().manual_seed(seed)
-    previous = adapted_model(backbone, stack)
-    data = training_data(
-        images,
-        classes,
-        samples=lambda rows: Samples(*to_tensors(images, rows, backbone.spec.preprocess)),
-        replay_per_class=config.replay_per_class
-        or max(REPLAY_PER_CLASS, REPLAY // len(classes.retained)),
+    task = prepared(
+        backbone,
+        stack,
+        images=images,
+        forget=forget,
+        earlier=earlier,
+        withheld=withheld,
+        subjects=subjects,
+        stack_ids=stack_ids,
+        replay_per_class=config.replay_per_class,
         generator=generator,
     )
     result = train(
-        previous,
-        data,
+        task.previous,
+        task.data,
         config=config,
         generator=generator,
         progress=_throttled(progress, clock=clock),
@@ -143,33 +139,94 @@ def run_task(
             config=asdict(config),
             seed=seed,
             steps=result.steps,
-            data_digest=images.manifest_digest,
+            data_digest=task.images.manifest_digest,
             code_version=code_version(),
             groups_kept=result.groups_kept,
             groups_total=result.groups_total,
         ),
     )
-    files = to_files(adapter)
-    # What is measured is what is shipped: the adapter as its files give it back.
-    after = adapted_model(backbone, [*stack, from_files(files, backbone)])
+    data = task.data
     used = {"forget_train": len(data.forget), "retain_train": len(data.retain)}
     used |= {"earlier_train": len(data.earlier), "forget_val": len(data.val_forget)}
+    used |= {"retain_val": len(data.val_retain)}
+    return judged(task, adapter, used=used, seconds=result.seconds, gates=gates)
+
+
+@dataclass(frozen=True)
+class PreparedTask:
+    """A task whose adapter is still to be made. `images` are labelled by the backbone's head,
+    `previous` is the model with `stack` in force; the rest as in `run_task`."""
+
+    backbone: Backbone
+    stack: Sequence[AnyAdapter]
+    images: ImageSet
+    classes: TaskClasses
+    subjects: Mapping[str, str]
+    previous: nn.Module
+    data: ForgetData
+
+
+def prepared(
+    backbone: Backbone,
+    stack: Sequence[AnyAdapter],
+    *,
+    images: ImageSet,
+    forget: Sequence[str],
+    earlier: Sequence[str],
+    withheld: Sequence[str],
+    subjects: Mapping[str, str],
+    stack_ids: Sequence[str],
+    replay_per_class: int | None,
+    generator: torch.Generator,
+) -> PreparedTask:
+    """Check what was asked, and draw the images. `replay_per_class`: None takes more of each class
+    where there are few; the rest, and what is raised, as in `run_task`."""
+    images = for_classes(images, backbone.spec.classes)
+    classes = _classes(images, forget=forget, earlier=earlier, withheld=withheld, subjects=subjects)
+    if len(stack) != len(stack_ids):
+        raise DataError(f"expected one id for each of {len(stack)} adapters, got {len(stack_ids)}")
+    bare_head(backbone.model)  # the report's attacks need it: now, not after the training
+    data = training_data(
+        images,
+        classes,
+        samples=lambda rows: Samples(*to_tensors(images, rows, backbone.spec.preprocess)),
+        replay_per_class=replay_per_class or max(REPLAY_PER_CLASS, REPLAY // len(classes.retained)),
+        generator=generator,
+    )
+    previous = adapted_model(backbone, stack)
+    return PreparedTask(backbone, stack, images, classes, subjects, previous, data)
+
+
+def judged(
+    task: PreparedTask,
+    adapter: AnyAdapter,
+    *,
+    used: Mapping[str, int],
+    seconds: float,
+    gates: GateConfig | None,
+) -> TaskResult:
+    """Measure an adapter on the held-out images. `used`: how many images of each use it was made
+    from, in `seconds`."""
+    files = to_files(adapter)
+    # What is measured is what is shipped: the adapter as its files give it back.
+    shipped = from_files(files, task.backbone)
+    after = adapted_model(task.backbone, [*task.stack, shipped])
     report = measure_task(
-        Models(backbone, previous, after),
+        Models(task.backbone, task.previous, after),
         adapter,
-        images=images,
-        classes=classes,
-        subjects=subjects,
+        images=task.images,
+        classes=task.classes,
+        subjects=task.subjects,
         cost=Cost(
-            images={**used, "retain_val": len(data.val_retain)},
+            images=used,
             adapter_bytes=sum(len(content) for content in files.values()),
-            seconds=result.seconds,
+            seconds=seconds,
         ),
     )
-    return TaskResult(adapter, files, report, judge(report, gates))
+    return TaskResult(adapter, files, report, judge(report, gates or GateConfig()))
 
 
-def task_classes(
+def _classes(
     images: ImageSet,
     *,
     forget: Sequence[str],
@@ -177,7 +234,6 @@ def task_classes(
     withheld: Sequence[str],
     subjects: Mapping[str, str],
 ) -> TaskClasses:
-    """Who is who in a task. Raises `DataError` as `run_task`."""
     gone = [*forget, *earlier, *withheld]
     if not forget:
         raise DataError("no class to forget was given")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from forgetting.gates import GateConfig
 from forgetting.golden import golden_figures, golden_image
 from forgetting.method import Progress
 from forgetting.report_card import dumps
-from forgetting.task import adapted_model, run_task
+from forgetting.task import TaskResult, adapted_model, run_task
 from forgetting.train import TrainConfig
 from serving.backbones import open_backbone
 from serving.settings import Settings
@@ -62,35 +63,23 @@ class Learner:
         try:
             stack = [from_files(files, self._backbone) for files in job.files]
             images = with_uploads(self._images, job.uploads)
-            gates = GateConfig(**chosen.gates)
-            if job.closed_form:
-                result = run_closed_form(
-                    self._backbone,
-                    stack,
-                    images=images,
-                    forget=job.forget,
-                    earlier=job.earlier,
-                    withheld=job.withheld,
-                    subjects=job.subjects,
-                    stack_ids=job.stack,
-                    gates=gates,
-                    seed=chosen.seed,
-                )
-            else:
-                result = run_task(
-                    self._backbone,
-                    stack,
-                    images=images,
-                    forget=job.forget,
-                    earlier=job.earlier,
-                    withheld=job.withheld,
-                    subjects=job.subjects,
-                    stack_ids=job.stack,
-                    config=TrainConfig(**chosen.train),
-                    gates=gates,
-                    seed=chosen.seed,
-                    progress=self._note,
-                )
+            run: Callable[..., TaskResult] = (
+                run_closed_form
+                if job.closed_form
+                else partial(run_task, config=TrainConfig(**chosen.train), progress=self._note)
+            )
+            result = run(
+                self._backbone,
+                stack,
+                images=images,
+                forget=job.forget,
+                earlier=job.earlier,
+                withheld=job.withheld,
+                subjects=job.subjects,
+                stack_ids=job.stack,
+                gates=GateConfig(**chosen.gates),
+                seed=chosen.seed,
+            )
         except CancelledError:
             return NotTrained("the job was cancelled", "the job was cancelled")
         except Exception as error:

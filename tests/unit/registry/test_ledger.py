@@ -442,6 +442,7 @@ def test_the_longest_allowed_texts_fit_into_a_record(
         reason="\u20ac" * 500,
         request_id="r" * 128,
     )
+    assert ledger.refresh().seq == 1
 
 
 def test_a_guard_too_long_for_a_record_is_refused_with_a_sentence(acts: Acts) -> None:

@@ -295,7 +295,9 @@ def test_a_folder_that_cant_be_written_only_costs_the_next_start_time(
     backbone: Backbone, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    OnnxEngine(backbone, graphs=tmp_path / "file" / "graphs")
+    engine = OnnxEngine(backbone, graphs=tmp_path / "file" / "graphs")
+    x = images(2)
+    close(engine.build(EffectiveState())(x), reference(backbone, EffectiveState(), x))
 
 
 def test_graphs_are_named_by_shapes_and_not_by_weights() -> None:
