@@ -8,6 +8,9 @@ CHROMIUM := $(VENV)/chromium
 # One thread a process: two OpenMP teams on a small box slow each other down many times over.
 export OMP_NUM_THREADS ?= 1
 
+E2E := $(wildcard tests/e2e/test_*.py)
+LONGEST := tests/e2e/test_forget.py tests/e2e/test_chaos.py
+
 .PHONY: setup demo test test-slow check bench promtool chromium clean
 
 setup: $(STAMP)
@@ -21,14 +24,13 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/lethe demo $(DEMO)
 
-# The longest modules go first, so that none runs alone at the end. The servers of tests/e2e want the
-# machine to themselves.
+# Two at a time, the longest modules first, so that none runs alone at the end.
 test: setup promtool chromium check
 ifdef PYTEST
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST)
 else
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadscope --no-loadscope-reorder tests/integration tests/unit
-	$(BIN)/python -m pytest -m "not slow" tests/e2e
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder $(LONGEST) $(filter-out $(LONGEST),$(E2E))
 endif
 
 test-slow: setup promtool
