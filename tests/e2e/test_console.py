@@ -34,6 +34,17 @@ REASON = "file <b>114</b> & more"
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 360, "height": 780}
 TRAINED_MS = 240_000
 SETTLED_LOOKS = 5
+MOST_LINES_OF_A_FIGURE = """() => {
+  const tiles = document.getElementById("tiles");
+  const canary = document.getElementById("canary");
+  tiles.classList.add("five");  // as where canary classes are probed
+  canary.hidden = false;
+  const lines = [...tiles.querySelectorAll("dd")].map(figure =>
+    figure.clientHeight / parseFloat(getComputedStyle(figure).lineHeight));
+  canary.hidden = true;
+  tiles.classList.remove("five");
+  return Math.max(...lines);
+}"""
 
 expect.set_options(timeout=30_000)
 
@@ -548,6 +559,7 @@ def test_the_page_fits_its_window(
     page.wait_for_timeout(300)
     page.screenshot(path=tmp_path / "page.png", full_page=True)
     assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+    assert page.evaluate(MOST_LINES_OF_A_FIGURE) < 2.5
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert ground == {"light": "rgb(244, 246, 246)", "dark": "rgb(15, 21, 20)"}[scheme]
     for opener in ("Forget…", "Suspend…", "Audit card", "Roll back"):
