@@ -169,6 +169,7 @@ def _evidence(now: Look) -> Table:
     table = _table("live traffic", "log10", "alert at", "", "")
     target = _share("target", now.gauge("lethe_leak_target_ratio"))
     drift = _share("target", now.gauge("lethe_drift_target_ratio"))
+    compared = now.chosen("lethe_monitor_posture", "posture") in (None, "shadow")
     rows = []
     for source in SOURCES:
         if source == "canary" and not now.gauge("lethe_canary_classes"):
@@ -182,6 +183,9 @@ def _evidence(now: Look) -> Table:
         ]
     rows.append(("drift, evidence", now.gauge("lethe_drift_evidence_log10"), PROOF, drift))
     for title, value, limit, note in rows:
+        if not compared and not title.startswith("canary"):
+            table.add_row(title, "", "", "not compared", "")
+            continue
         if value is None:
             table.add_row(title, "blind", f"{limit:.0f}", "", "")
             continue

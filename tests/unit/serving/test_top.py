@@ -99,6 +99,16 @@ def test_probes_have_evidence_of_their_own(tmp_path: Path) -> None:
     assert "quiet" in text.partition("leak, evidence")[2].partition("\n")[0]
 
 
+def test_traffic_that_is_not_shadowed_is_not_called_quiet(tmp_path: Path) -> None:
+    monitor = Monitor(tmp_path / "evidence.json")
+    targets = Targets(leak=0.02, drift=0.05)
+    unshadowed = Posture("canary", share=0.0)
+    monitor.push("a", Snapshot([], 0.0, 3, "s", targets, {}, 1, unshadowed))
+    text = drawn(look(monitor.page({}).decode(), at=0.0))
+    assert text.count("not compared") == 3
+    assert "quiet" not in text
+
+
 def test_replicas_that_are_behind_or_silent_are_marked(tmp_path: Path) -> None:
     text = drawn(look(page(tmp_path, 1, Counts()), at=0.0))
     (b,) = [line for line in text.splitlines() if line.startswith("b ")]
