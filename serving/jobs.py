@@ -67,6 +67,14 @@ def adopted_release(state: State, job_id: str) -> int | None:
     return served_release(state, job_id)
 
 
+def is_trained(state: State, job: Job, stack: tuple[str, ...]) -> bool:
+    """Whether the job has an adapter to keep, on this stack, for whom it is still about."""
+    if job.adapter is None:
+        return False
+    adapter = state.adapters[job.adapter]
+    return not adapter.provisional and adapter.stack == stack and adapter.subjects == job.erasing
+
+
 def trial_of(state: State, job_id: str) -> Trial | None:
     """The trial that is on, if it is of the job's adapter."""
     trial = state.canary

@@ -29,7 +29,13 @@ from registry.store import Store
 from registry.subjects import SubjectMap
 from serving.acknowledgement import Author, Outcome, Refusal, TrialBegun
 from serving.activation import Activation
-from serving.jobs import is_cancelled, pending_jobs, provisional_release, trial_of
+from serving.jobs import (
+    is_cancelled,
+    is_trained,
+    pending_jobs,
+    provisional_release,
+    trial_of,
+)
 from serving.metrics import Metrics
 from serving.train_job import NotTrained, Trained, TrainJob
 from serving.trial import Seen, TrialTerms, verdict
@@ -144,7 +150,7 @@ class ForgetWorker:
             if job.id in self._cancelled:
                 return
         stack = self._ledger.refresh().stack_for(job.id)
-        if not self._is_trained(job, stack):
+        if not is_trained(self._ledger.state, job, stack):
             trained = self._train(job, stack)
             with self._accepting:
                 if trained is None or not self._still_wanted(job):
@@ -236,13 +242,6 @@ class ForgetWorker:
         problem = self._activation.end_trial(trial.release, found.detail, author)
         if problem is not None:
             raise HeldUpError(problem.detail)
-
-    def _is_trained(self, job: Job, stack: tuple[str, ...]) -> bool:
-        """Whether the job's adapter is for this stack, and for whom the job is still about."""
-        if job.adapter is None:
-            return False
-        adapter = self._ledger.state.adapters[job.adapter]
-        return adapter.stack == stack and adapter.subjects == job.erasing
 
     def _record(
         self, job: Job, stack: tuple[str, ...], trained: Trained, *, provisional: bool = False

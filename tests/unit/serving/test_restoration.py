@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from registry.keys import ROLES, Signer, Trust, init_keys
 from registry.ledger import Ledger
 from registry.store import DirectoryStore
-from serving.jobs import adopted_release, job_view, pending_jobs
+from serving.jobs import adopted_release, is_trained, job_view, pending_jobs
 from serving.restoration import job_about, to_bring_back, was_taken_off, way_back
 from tests.unit.registry.registry_acts import Acts, subject
 
@@ -132,6 +132,22 @@ def test_who_shared_an_adapter_with_the_restored_one_is_trained_again(acts: Acts
     assert [pending.erasing for pending in pending_jobs(acts.state)] == [(subject(BO),)]
     assert stage_of(acts, job.id) == "queued"
     assert acts.state.active_release.guard == {subject(BO)}
+
+
+def test_a_job_with_no_more_than_a_closed_form_has_still_to_be_trained(acts: Acts) -> None:
+    """After a training that failed, or a restart: the closed form must not pass for its outcome."""
+    job = acts.forget(ADA)
+    acts.serve(acts.publish("guard", job.id).number)
+    acts.train(job.id, provisional=True)
+    acts.serve(acts.publish("adapter", job.id).number)
+    assert [pending.id for pending in pending_jobs(acts.state)] == [job.id]
+
+    def trained() -> bool:
+        return is_trained(acts.state, acts.state.jobs[job.id], acts.state.stack_for(job.id))
+
+    assert not trained()
+    acts.train(job.id)
+    assert trained()
 
 
 def test_a_rollback_for_quality_puts_no_job_back(acts: Acts) -> None:
