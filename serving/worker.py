@@ -131,7 +131,7 @@ class ForgetWorker:
                 if job and stage and rounds >= self._attempts:
                     self._give_up(job, stage, str(error))
                     rounds = 0
-                time.sleep(min(RETRY_S * 2**rounds, LONGEST_RETRY_S))
+                time.sleep(retry_after(rounds))
 
     def _give_up(self, job: Job, stage: str, detail: str) -> None:
         try:
@@ -351,6 +351,13 @@ class HeldUpError(Exception):
     def __init__(self, detail: str, *, stage: str | None = None) -> None:
         super().__init__(detail)
         self.stage = stage
+
+
+def retry_after(rounds: int) -> float:
+    """Seconds until the next try after so many failures in a row, of which there may be any
+    number: some causes are waited for as long as they take."""
+    # 2^1024 is no float any more.
+    return min(RETRY_S * 2.0 ** min(rounds, 10), LONGEST_RETRY_S)
 
 
 def _returned(state: State, job: Job) -> str | None:
