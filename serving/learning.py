@@ -80,21 +80,20 @@ class Learner:
                 gates=GateConfig(**chosen.gates),
                 seed=chosen.seed,
             )
+            golden = self._golden(stack, result.files)
+            refused = "; ".join(gate.sentence for gate in result.gates if not gate.passed)
+            return Trained(
+                files=dict(result.files),
+                report=dumps(result.report, result.gates, golden=golden).encode(),
+                refused=refused or None,
+                seconds=result.report.seconds,
+            )
         except CancelledError:
             return NotTrained("the job was cancelled", "the job was cancelled")
         except Exception as error:
             return NotTrained(kind_of(error), f"{type(error).__name__}: {error}")
         finally:
             self._progress, self._training = {}, None
-        refused = "; ".join(gate.sentence for gate in result.gates if not gate.passed)
-        return Trained(
-            files=dict(result.files),
-            report=dumps(
-                result.report, result.gates, golden=self._golden(stack, result.files)
-            ).encode(),
-            refused=refused or None,
-            seconds=result.report.seconds,
-        )
 
     def _golden(self, stack: list[AnyAdapter], files: Mapping[str, bytes]) -> tuple[float, ...]:
         """What a replica has to find when it has built the stack with this adapter on top."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Mapping
@@ -99,6 +100,14 @@ def test_class_without_images_is_no_adapter_and_names_nobody_in_the_ledger(folde
     assert learned.kind.startswith("the images of the data set can't be used")
     assert "eve" not in learned.kind
     assert "no class 'eve'" in learned.detail
+
+
+def test_a_report_that_can_not_be_written_is_no_adapter(folder: Path) -> None:
+    """What fails after the training is told as what fails in it, and so given up in the end."""
+    learned = _learn(folder, "zoe", gates={**LENIENT, "acc_f": math.nan})
+    assert isinstance(learned, NotTrained)
+    assert "ValueError" in learned.kind
+    assert "zoe" not in learned.kind
 
 
 @pytest.mark.parametrize(
