@@ -160,9 +160,11 @@ def open_current_ledger(home: Home, *, read_only: bool = False) -> Ledger:
     copy of the registry, whose records are all good in themselves.
     """
     trust = home.trust
+    # Before the log: read after it, the mark could be of a record that was added in between.
+    mark = read_mark(home.highwater, trust)
     store = open_store(home.registry, read_only=read_only)
     ledger = checkpoint.open_ledger(store, trust, directory=home.checkpoints)
-    check_mark(ledger, read_mark(home.highwater, trust), path=home.highwater)
+    check_mark(ledger, mark, path=home.highwater)
     return ledger
 
 

@@ -104,3 +104,18 @@ def test_each_registry_of_a_home_has_a_mark_and_evidence_of_its_own(tmp_path: Pa
     assert len({home.evidence for home in homes}) == 4
     assert homes[0].highwater == tmp_path / "highwater.json"
     assert homes[2].highwater.parent == tmp_path
+
+
+class BusyHome(Home):
+    """Of a registry that somebody writes to whenever the mark is looked for."""
+
+    @property
+    def highwater(self) -> Path:
+        still = Home(self.path, self.registry)
+        note(still, "meanwhile")
+        note_seen(still, open_current_ledger(still), signer(still, "operator"))
+        return still.highwater
+
+
+def test_a_registry_that_grows_while_it_is_opened_is_no_older_copy(home: Home) -> None:
+    assert open_current_ledger(BusyHome(home.path, home.registry)).state.seq > 2
