@@ -63,8 +63,7 @@ def read_mark(path: Path, trust: Trust) -> Mark | None:
         signature = Signature(key_id, base64.b64decode(encoded, validate=True))
     except binascii.Error:
         fields.refuse("sig", "expected base64")
-    key = trust.signer_of(_payload(mark), signature, where=where, kind=HIGHWATER_TYPE)
-    trust.check_role([key], role="operator", at=mark.at, where=where)
+    _check_signed(mark, signature, trust, where=where)
     return mark
 
 
@@ -82,7 +81,7 @@ def raise_mark(
 
     `signer` is an operator's key. An empty log leaves no mark.
 
-    Raises: as `read_mark`.
+    Raises: as `read_mark`; TrustError too when `signer` may not, or no longer, sign this.
     """
     with _only_writer(path):
         mark = read_mark(path, trust)
@@ -90,6 +89,8 @@ def raise_mark(
             return mark
         mark = Mark(seq=seq, head=head, at=clock())
         signature = signer.sign(_payload(mark), kind=HIGHWATER_TYPE)
+        # A mark that no reader accepts, of a key that was retired meanwhile, would lock all out.
+        _check_signed(mark, signature, trust, where=str(path))
         replace_file(
             path,
             encode_json(
@@ -136,6 +137,11 @@ def another_log(mark: Mark, found: str) -> IntegrityError:
         check="replay",
         where=log_key(mark.seq),
     )
+
+
+def _check_signed(mark: Mark, signature: Signature, trust: Trust, *, where: str) -> None:
+    key = trust.signer_of(_payload(mark), signature, where=where, kind=HIGHWATER_TYPE)
+    trust.check_role([key], role="operator", at=mark.at, where=where)
 
 
 def _payload(mark: Mark) -> bytes:

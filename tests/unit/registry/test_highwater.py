@@ -129,9 +129,38 @@ def test_a_mark_is_an_operators_alone(
     acts: Acts, signers: dict[Role, Signer], trust: Trust, path: Path
 ) -> None:
     acts.erase(1)
-    raise_mark(path, seq=8, head=acts.state.head, signer=signers["publisher"], trust=trust)
+    publisher = signers["publisher"]
+    with pytest.raises(TrustError, match="role operator"):
+        raise_mark(path, seq=8, head=acts.state.head, signer=publisher, trust=trust)
+    assert not path.exists()
+    every = frozenset[Role]({"publisher", "operator"})
+    once = replace(trust.keys[publisher.key_id], roles=every)
+    before = Trust({**trust.keys, publisher.key_id: once})
+    raise_mark(path, seq=8, head=acts.state.head, signer=publisher, trust=before)
     with pytest.raises(TrustError, match="role operator"):
         read_mark(path, trust)
+
+
+def test_a_key_that_was_retired_meanwhile_leaves_the_mark_as_it_was(
+    acts: Acts, trust: Trust, path: Path
+) -> None:
+    """A process that still holds it must not lock every reader out."""
+    acts.erase(1)
+    mark = seen(path, acts, trust)
+    operator = acts.signers["operator"]
+    ended = replace(trust.keys[operator.key_id], not_after=NOON + timedelta(hours=1))
+    later = Trust({**trust.keys, operator.key_id: ended})
+    acts.note("more")
+    with pytest.raises(TrustError, match="retired"):
+        raise_mark(
+            path,
+            seq=acts.state.seq,
+            head=acts.state.head,
+            signer=operator,
+            trust=later,
+            clock=lambda: NOON + timedelta(hours=2),
+        )
+    assert read_mark(path, later) == mark
 
 
 def test_a_mark_by_a_retired_key_counts_only_from_before(
