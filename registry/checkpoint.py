@@ -32,8 +32,8 @@ from registry.store import Store
 WORTH_SAVING = 100
 """Records read since the last checkpoint from which another is made."""
 _CODE = (
-    "bodies", "declarations", "envelope", "fold", "fold_compaction", "fold_declarations", "keys",
-    "persistent_map", "record", "schema", "state", "state_json",
+    "bodies", "declarations", "envelope", "fold", "fold_compaction", "fold_declarations",
+    "fold_trials", "keys", "persistent_map", "record", "schema", "state", "state_json", "trials",
 )  # fmt: skip
 
 

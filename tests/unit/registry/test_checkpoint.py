@@ -1,7 +1,9 @@
 """Checkpoints: a shorter way to the same state, or no checkpoint at all."""
 
+import ast
 import json
 import shutil
+import sys
 from dataclasses import fields, replace
 from datetime import timedelta
 from pathlib import Path
@@ -202,3 +204,16 @@ def test_a_reader_without_a_place_for_checkpoints_reads_all_the_same(
     assert checkpoint.open_ledger(store, trust, directory=blocked).state == acts.state
     shutil.rmtree(store.root)
     assert checkpoint.open_ledger(store, trust, directory=blocked).state == State()
+
+
+def test_a_change_in_any_module_that_the_fold_imports_ends_a_checkpoints_use() -> None:
+    imported: set[str] = set()
+    left = ["fold", "record", "state_json"]
+    while left:
+        name = left.pop()
+        if name not in imported:
+            imported.add(name)
+            tree = ast.parse(Path(str(sys.modules[f"registry.{name}"].__file__)).read_text())
+            froms = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+            left += [m.removeprefix("registry.") for m in froms if m.startswith("registry.")]
+    assert imported - {"errors"} == set(checkpoint._CODE)
