@@ -224,16 +224,7 @@ class Coordinator:
 
     async def members(self) -> dict[str, dict[str, object]]:
         """What is known of each member, for status pages."""
-        blocking = self._membership.blocking(self._membership.committed)
-        return {
-            name: {
-                "release": member.running,
-                "behind": name in blocking,
-                "stages": {str(s.release): s.stage for s in member.prepared.values()},
-                "problem": next((s.problem for s in member.prepared.values() if s.problem), None),
-            }
-            for name, member in self._membership.members.items()
-        }
+        return self._membership.view()
 
     # -- how
 

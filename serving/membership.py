@@ -127,8 +127,14 @@ class Membership:
             return False
         extended = running >= self._committed and not self._suspended and not silent
         lease_until = now + self._terms.seconds if extended else member.lease_until
+        prepared = member.prepared
+        if running > member.running:
+            # What went wrong on the way there is over.
+            ahead = {number: state for number, state in prepared.items() if number > running}
+            prepared = {running: ReleaseState(running, "active"), **ahead}
         self._members[name] = replace(
             member,
+            prepared=prepared,
             running=running,
             lease_until=float("-inf") if silent else lease_until,
             heard=now,
@@ -235,6 +241,18 @@ class Membership:
             name: CONFIRMED if member.running >= release else LEASE_EXPIRED
             for name, member in self._members.items()
             if member.lease_until > float("-inf") or member.running >= release
+        }
+
+    def view(self) -> dict[str, dict[str, object]]:
+        """What is known of each member, for status pages."""
+        return {
+            name: {
+                "release": member.running,
+                "behind": member.running < self._committed,
+                "stages": {str(s.release): s.stage for s in member.prepared.values()},
+                "problem": next((s.problem for s in member.prepared.values() if s.problem), None),
+            }
+            for name, member in self._members.items()
         }
 
     def drop_silent(self, seconds: float) -> None:

@@ -171,4 +171,6 @@ def test_serve_deploy_brings_up_the_application_that_the_settings_file_names(
         nobody.status()
     operator = token(Home(home, home / "registry"), "operator")
     with Client(commands, operator) as client:
-        assert list(client.status()["replicas"].values()) == [{"release": 0, "behind": False}]
+        assert [(r["release"], r["behind"]) for r in client.status()["replicas"].values()] == [
+            (0, False)
+        ]
