@@ -23,6 +23,7 @@ from pathlib import Path
 
 from registry.declarations import ServingState
 from registry.errors import ConflictError, RegistryError
+from registry.ledger import utc_now
 from registry.state import Release, State
 from serving.acknowledgement import (
     Ack,
@@ -38,7 +39,7 @@ from serving.home import Home, wait_for_ledger
 from serving.membership import Membership, Pulse, Terms, Wake
 from serving.recording import Recording
 from serving.release_state import ReleaseState
-from serving.restoration import to_bring_back
+from serving.restoration import is_time_to_bring_back, job_about, to_bring_back
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class Coordinator:
         self._prepared_one_by_one = asyncio.Lock()
         self._bringing_back = asyncio.Lock()
         self._activated_at: dict[int, float] = {}
+        self._exposed: frozenset[str] = frozenset()
         self._housekeeping = asyncio.get_running_loop().create_task(self._keep_house())
 
     # -- members call these
@@ -245,6 +247,10 @@ class Coordinator:
 
     async def _defined(self, define: Callable[[], Release], *, prepare: bool) -> Release | Refusal:
         """A release that is published and, if so wished, resident on every member."""
+        # Asked first: who waits for replicas tries again and again, and releases are for good.
+        nobody = await self._why_none_builds() if prepare else None
+        if nobody is not None:
+            return nobody
         try:
             release = await asyncio.to_thread(define)
         except ConflictError as error:
@@ -257,11 +263,18 @@ class Coordinator:
             if problems:
                 detail = "; ".join(f"{who}: {why}" for who, why in problems.items())
                 return Refusal("prepare", detail)
-            if self._membership.suspended:
-                return Refusal("suspended", "serving is suspended, so no replica builds it")
-            if not self._membership.leased:
-                return Refusal("members", "no replica holds a lease, so none could build it")
-        return release
+            nobody = await self._why_none_builds()
+        return nobody or release
+
+    async def _why_none_builds(self) -> Refusal | None:
+        async with self._changed:
+            while not self._membership.settled:
+                await self._next_change()
+        if self._membership.suspended:
+            return Refusal("suspended", "serving is suspended, so no replica builds it")
+        if not self._membership.leased:
+            return Refusal("members", "no replica holds a lease, so none could build it")
+        return None
 
     async def _record_trial(self, act: Callable[[], State]) -> Refusal | None:
         """Make the beginning or the end of a trial durable, then known."""
@@ -296,12 +309,15 @@ class Coordinator:
                 log.error("release %d: %s", release, error)
                 if (await asyncio.to_thread(self._ledger.refresh)).active < release:
                     raise
-            self._activated_at[release] = time.monotonic()
-            async with self._changed:
-                self._membership.commit(release)
-                self._trial = _trial_of(self._ledger.state)
-                self._changed.notify_all()
+            await self._tell_activation(release)
         return True
+
+    async def _tell_activation(self, release: int) -> None:
+        self._activated_at[release] = time.monotonic()
+        async with self._changed:
+            self._membership.commit(release)
+            self._trial = _trial_of(self._ledger.state)
+            self._changed.notify_all()
 
     async def _prepare(self, release: int) -> dict[str, str]:
         """Have every member under a lease build `release`; what went wrong, by member."""
@@ -357,6 +373,11 @@ class Coordinator:
             self._membership.drop_silent(self._terms.seconds * 4)
 
     async def _tidy(self, state: State) -> None:
+        if state.active > self._membership.committed:
+            async with self._committing:
+                # Still: then it was durable, and the storage failed before that was known.
+                if (active := self._ledger.state.active) > self._membership.committed:
+                    await self._tell_activation(active)
         if self._trial != _trial_of(state):
             await self._tell_trial()
         if state.suspended != self._membership.suspended:  # recorded by somebody else
@@ -364,7 +385,9 @@ class Coordinator:
                 await self._tell_standing(self._ledger.state.suspended)
         if state.active > state.confirmed and state.active == self._membership.committed:
             await self.acknowledge(state.active)
-        if to_bring_back(state) and not state.suspended:
+        await self._mask_exposed(state)
+        rested = is_time_to_bring_back(state, now=utc_now(), every_s=self._terms.seconds)
+        if rested and to_bring_back(state) and not state.suspended:
             author = Author(ACTOR, "a restoration that was cut off", f"tidy-{state.seq}")
             outcome = await self.bring_back(author)
             if isinstance(outcome, Refusal):
@@ -372,6 +395,17 @@ class Coordinator:
         adapter = compaction_to_serve(state)
         if adapter is not None and not state.suspended and state.canary is None:
             await self._serve_compaction(adapter)
+
+    async def _mask_exposed(self, state: State) -> None:
+        """Mask who came under erasure a round ago and is in no guard yet: whoever asked died before
+        that, or was told that it is tried again."""
+        exposed = state.erasing - state.active_release.guard
+        overdue, self._exposed = exposed & self._exposed, exposed
+        if overdue:
+            job = job_about(state, overdue)
+            outcome = await self.guard(job.id, Author(job.actor, job.reason, job.request_id))
+            if isinstance(outcome, Refusal):
+                log.error("%s is not masked yet: %s", job.id, outcome.detail)
 
     async def _serve_compaction(self, adapter: str) -> None:
         """Serve one adapter in the place of the stack that it stands for."""

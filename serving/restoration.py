@@ -8,7 +8,12 @@ others too, go with it: their subjects stay masked and are trained again.
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from registry.state import Job, State
+
+MOST_DOUBLINGS = 8
+"""Of the time between two tries: from 8 s to half an hour."""
 
 
 def to_bring_back(state: State) -> frozenset[str]:
@@ -19,6 +24,16 @@ def to_bring_back(state: State) -> frozenset[str]:
     """
     waiting = _concealed(state, state.active) - state.erasing
     return frozenset(subject for subject in waiting if _was_masked(state, subject))
+
+
+def is_time_to_bring_back(state: State, *, now: datetime, every_s: float) -> bool:
+    """Whether another release may be defined for it. A failure that lasts must not fill the ledger:
+    the more releases were defined on the active one in vain, the longer the next has to wait."""
+    last = state.releases[state.last_release].at
+    vain = state.last_release - state.active
+    if vain == 0 or last is None:
+        return True
+    return (now - last).total_seconds() > every_s * 2.0 ** min(vain, MOST_DOUBLINGS)
 
 
 def way_back(state: State) -> int | None:

@@ -214,6 +214,8 @@ def test_a_change_in_any_module_that_the_fold_imports_ends_a_checkpoints_use() -
         if name not in imported:
             imported.add(name)
             tree = ast.parse(Path(str(sys.modules[f"registry.{name}"].__file__)).read_text())
-            froms = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+            froms = [
+                node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
+            ]
             left += [m.removeprefix("registry.") for m in froms if m.startswith("registry.")]
     assert imported - {"errors"} == set(checkpoint._CODE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,13 @@ from registry.keys import ROLES, Signer, Trust, init_keys
 from registry.ledger import Ledger
 from registry.store import DirectoryStore
 from serving.jobs import adopted_release, is_trained, job_view, pending_jobs
-from serving.restoration import job_about, to_bring_back, was_taken_off, way_back
+from serving.restoration import (
+    is_time_to_bring_back,
+    job_about,
+    to_bring_back,
+    was_taken_off,
+    way_back,
+)
 from tests.unit.registry.registry_acts import Acts, subject
 
 ADA, BO, CY = 1, 2, 3
@@ -77,6 +84,26 @@ def test_a_subject_that_was_only_masked_needs_no_other_weights(acts: Acts) -> No
     assert way_back(acts.state) is None
     acts.serve(acts.publish("guard", job.id).number)
     assert to_bring_back(acts.state) == frozenset()
+
+
+def test_releases_that_no_replica_could_build_are_defined_ever_more_rarely(acts: Acts) -> None:
+    acts.erase(ADA)
+    acts.restore(ADA)
+
+    def rested(seconds: float) -> bool:
+        at = acts.state.releases[acts.state.last_release].at
+        assert at is not None
+        now = at + timedelta(seconds=seconds)
+        return is_time_to_bring_back(acts.state, now=now, every_s=8)
+
+    assert rested(0)
+    for vain in range(1, 12):
+        acts.roll_back(0)
+        wait = 8 * 2 ** min(vain, 8)
+        assert not rested(wait - 1)
+        assert rested(wait + 1)
+    acts.serve(acts.roll_back(0).number)
+    assert rested(0)
 
 
 def test_a_mask_for_somebody_else_does_not_pass_for_bringing_back(acts: Acts) -> None:
