@@ -11,6 +11,9 @@ export OMP_NUM_THREADS ?= 1
 E2E := $(wildcard tests/e2e/test_*.py)
 LONGEST := tests/e2e/test_forget.py tests/e2e/test_chaos.py
 
+# Types are checked while Debian's packages are fetched.
+MAKEFLAGS += --jobs=2
+
 .PHONY: setup demo test test-slow check bench promtool chromium clean
 
 setup: $(STAMP)
@@ -47,7 +50,8 @@ promtool: setup
 	@command -v promtool >/dev/null || test -x $(PROMETHEUS)/usr/bin/promtool || sh deploy/get-promtool.sh $(PROMETHEUS)
 
 # The console is tested in Debian's chromium, unpacked the same way; a browser on the PATH will do.
-chromium: setup
+# After promtool: apt locks its lists.
+chromium: promtool
 	@command -v chromium >/dev/null || test -x $(CHROMIUM)/usr/lib/chromium/chromium || sh deploy/get-chromium.sh $(CHROMIUM)
 
 bench: setup
