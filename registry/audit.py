@@ -20,7 +20,7 @@ from registry.bodies import (
     RolledBack,
     Trained,
 )
-from registry.declarations import LegalHold, Restored, Sealed, Tombstone
+from registry.declarations import LegalHold, Restored, Retried, Sealed, Tombstone
 from registry.errors import NotFoundError
 from registry.figures import report_figures
 from registry.ledger import Ledger
@@ -116,6 +116,7 @@ def audit_to_json(found: Audit) -> dict[str, Json]:
                 "adapter": evidence.adapter.id,
                 "job": evidence.adapter.job,
                 "stack": list(evidence.adapter.stack),
+                **_others(evidence.adapter),
                 **_folds(evidence.adapter),
                 "files": {
                     name: [file.digest, file.size] for name, file in evidence.adapter.files.items()
@@ -127,6 +128,10 @@ def audit_to_json(found: Audit) -> dict[str, Json]:
         ],
         "records": [entry_to_json(entry) for entry in found.entries],
     }
+
+
+def _others(adapter: AdapterEntry) -> dict[str, Json]:
+    return {"others": list(adapter.others)} if adapter.others else {}
 
 
 def _folds(adapter: AdapterEntry) -> dict[str, Json]:
@@ -146,7 +151,9 @@ def _life(ledger: Ledger, state: State, subject: str) -> Iterator[Entry]:
                 | LegalHold(subjects=subjects)
             ):
                 belongs = subject in subjects
-            case Trained(job=job) | Refused(job=job):
+            case Trained(job=job, others=others) | Refused(job=job, others=others):
+                belongs = not jobs.isdisjoint((job, *others))
+            case Retried(job=job):
                 belongs = job in jobs
             case (
                 Published(release=release)

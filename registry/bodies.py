@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast, get_args
 
-from registry.declarations import LegalHold, Restored, Sealed, Suspended, Tombstone
+from registry.declarations import LegalHold, Restored, Retried, Sealed, Suspended, Tombstone
 from registry.keys import Role
 from registry.schema import DIGEST, FILE_NAME, NAME, SUBJECT, Fields, Json, encode_json
 from registry.trials import Canary, percentage
@@ -32,13 +32,15 @@ class FileRef:
 class Requested:
     """An erasure is asked for: from here on the subjects are under erasure.
 
-    `canary`: the percentage of the requests that its adapter is to be tried on first.
+    `canary`: the percentage of the requests that its adapter is to be tried on first. `batch`: it
+    may be trained together with others that say so.
     """
 
     job: str
     subjects: tuple[str, ...]
     backbone: str
     canary: int | None = None
+    batch: bool = False
 
     def to_json(self) -> dict[str, Json]:
         body: dict[str, Json] = {
@@ -46,7 +48,9 @@ class Requested:
             "subjects": list(self.subjects),
             "backbone": self.backbone,
         }
-        return body if self.canary is None else {**body, "canary": self.canary}
+        if self.canary is not None:
+            body["canary"] = self.canary
+        return {**body, "batch": True} if self.batch else body
 
     @classmethod
     def from_fields(cls, fields: Fields) -> "Requested":
@@ -55,6 +59,7 @@ class Requested:
             subjects=fields.texts("subjects", SUBJECT, at_least=1),
             backbone=fields.text("backbone", DIGEST),
             canary=percentage(fields, "canary") if fields.holds("canary") else None,
+            batch=fields.mark("batch"),
         )
 
 
@@ -63,6 +68,7 @@ class Trained:
     """A job's adapter exists, trained on top of the adapters in `stack` (lowest first).
 
     A `provisional` one (a closed form) is served until the job has another, which takes its place.
+    `others`: jobs that it is for as well, trained as one task with this one.
     """
 
     job: str
@@ -72,6 +78,7 @@ class Trained:
     stack: tuple[str, ...]
     report: str
     provisional: bool = False
+    others: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Json]:
         body: dict[str, Json] = {
@@ -81,6 +88,7 @@ class Trained:
             "subjects": list(self.subjects),
             "stack": list(self.stack),
             "report": self.report,
+            **_others(self.others),
         }
         return {**body, "provisional": True} if self.provisional else body
 
@@ -94,6 +102,7 @@ class Trained:
             stack=fields.texts("stack", DIGEST),
             report=fields.text("report", DIGEST),
             provisional=fields.mark("provisional"),
+            others=_others_of(fields),
         )
         _check_adapter_id(fields, body.adapter, body.files)
         return body
@@ -133,12 +142,17 @@ class Compacted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A job's adapter was not accepted, at `stage` (a gate, the training, a self-check)."""
+    """A job's adapter was not accepted, at `stage` (a gate, the training, a self-check).
+
+    `others`: jobs that it was for as well. It is their being one task that is refused then: each
+    of them, and `job`, goes on alone.
+    """
 
     job: str
     stage: str
     detail: str
     report: str | None
+    others: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Json]:
         return {
@@ -146,6 +160,7 @@ class Refused:
             "stage": self.stage,
             "detail": self.detail,
             "report": self.report,
+            **_others(self.others),
         }
 
     @classmethod
@@ -155,6 +170,7 @@ class Refused:
             stage=fields.text("stage", NAME),
             detail=fields.free_text("detail", at_most=2000),
             report=None if fields.is_null("report") else fields.text("report", DIGEST),
+            others=_others_of(fields),
         )
 
 
@@ -299,6 +315,7 @@ Body: TypeAlias = (
     | Activated
     | Confirmed
     | Canary
+    | Retried
     | Restored
     | Tombstone
     | LegalHold
@@ -317,6 +334,7 @@ BODIES: Mapping[str, type[Body]] = {
     "activated": Activated,
     "confirmed": Confirmed,
     "canary": Canary,
+    "retried": Retried,
     "restored": Restored,
     "tombstone": Tombstone,
     "legal_hold": LegalHold,
@@ -337,6 +355,7 @@ SIGNED_BY: Mapping[str, Role] = {
     "activated": "operator",
     "confirmed": "operator",
     "canary": "operator",
+    "retried": "operator",
     "restored": "operator",
     "tombstone": "eraser",
     "legal_hold": "operator",
@@ -365,6 +384,14 @@ def _check_adapter_id(fields: Fields, adapter: str, files: Mapping[str, FileRef]
     expected = adapter_id(files)
     if adapter != expected:
         fields.refuse("adapter", f"its files make it {expected}, found {adapter}")
+
+
+def _others(jobs: tuple[str, ...]) -> dict[str, Json]:
+    return {"others": list(jobs)} if jobs else {}
+
+
+def _others_of(fields: Fields) -> tuple[str, ...]:
+    return fields.texts("others", NAME, at_least=1) if fields.holds("others") else ()
 
 
 def files_to_json(files: Mapping[str, FileRef]) -> dict[str, Json]:

@@ -33,7 +33,8 @@ WORTH_SAVING = 100
 """Records read since the last checkpoint from which another is made."""
 _CODE = (
     "bodies", "declarations", "envelope", "fold", "fold_compaction", "fold_declarations",
-    "fold_trials", "keys", "persistent_map", "record", "schema", "state", "state_json", "trials",
+    "fold_jobs", "fold_trials", "keys", "persistent_map", "record", "schema", "state",
+    "state_json", "trials",
 )  # fmt: skip
 
 

@@ -1,13 +1,13 @@
 """The record types by which people declare something about subjects or the whole registry.
 
-They move no weights: how an erasure ends (restored, tombstone, sealed), what must be kept
-(legal_hold), and that nothing may be served (suspended).
+They move no weights: how an erasure ends (restored, tombstone, sealed), that a training is wanted
+again (retried), what must be kept (legal_hold), and that nothing may be served (suspended).
 """
 
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
-from registry.schema import DIGEST, SUBJECT, Fields, Json
+from registry.schema import DIGEST, NAME, SUBJECT, Fields, Json
 
 Deletable = Literal["images", "prototypes", "subject_map"]
 HoldAct = Literal["placed", "lifted"]
@@ -26,6 +26,20 @@ class Restored:
     @classmethod
     def from_fields(cls, fields: Fields) -> "Restored":
         return cls(subjects=fields.texts("subjects", SUBJECT, at_least=1))
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """A refused or cancelled job is to be trained again."""
+
+    job: str
+
+    def to_json(self) -> dict[str, Json]:
+        return {"job": self.job}
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> "Retried":
+        return cls(job=fields.text("job", NAME))
 
 
 @dataclass(frozen=True, slots=True)

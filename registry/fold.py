@@ -8,7 +8,6 @@ unmasked can be defined or made active.
 
 from collections.abc import Iterable
 from dataclasses import replace
-from types import MappingProxyType
 
 from registry.bodies import (
     Activated,
@@ -21,7 +20,7 @@ from registry.bodies import (
     RolledBack,
     Trained,
 )
-from registry.declarations import LegalHold, Restored, Sealed, Suspended, Tombstone
+from registry.declarations import LegalHold, Restored, Retried, Sealed, Suspended, Tombstone
 from registry.errors import ConflictError
 from registry.fold_compaction import check_compaction, compacted
 from registry.fold_declarations import (
@@ -32,9 +31,19 @@ from registry.fold_declarations import (
     suspended,
     tombstone,
 )
+from registry.fold_jobs import (
+    adapter_to_publish,
+    check_adapters_known,
+    check_backbone,
+    job_named,
+    refused,
+    requested,
+    retried,
+    trained,
+)
 from registry.fold_trials import canary
 from registry.record import Record
-from registry.state import AdapterEntry, Job, Refusal, Release, State
+from registry.state import Job, Release, State
 from registry.trials import Canary
 
 
@@ -54,13 +63,13 @@ def _changed(state: State, record: Record) -> State:
     check_not_sealed(state, record.body)
     match record.body:
         case Requested() as body:
-            return _requested(state, record, body)
+            return requested(state, record, body)
         case Trained() as body:
-            return _trained(state, record, body)
+            return trained(state, record, body)
         case Compacted() as body:
             return compacted(state, record, body)
         case Refused() as body:
-            return _refused(state, body)
+            return refused(state, body)
         case Published() as body:
             return _published(state, record, body)
         case RolledBack() as body:
@@ -71,6 +80,8 @@ def _changed(state: State, record: Record) -> State:
             return _confirmed(state, record, body)
         case Canary() as body:
             return canary(state, record, body)
+        case Retried() as body:
+            return retried(state, record, body)
         case Restored() as body:
             return restored(state, record, body)
         case Tombstone() as body:
@@ -85,108 +96,23 @@ def _changed(state: State, record: Record) -> State:
             return state
 
 
-def _requested(state: State, record: Record, body: Requested) -> State:
-    again = [subject for subject in body.subjects if subject in state.erasing]
-    if again:
-        raise ConflictError(f"already under erasure: {', '.join(again)}")
-    nameless = [s for s in body.subjects if "subject_map" in state.deleted.get(s, ())]
-    if nameless:
-        raise ConflictError(
-            f"a tombstone says that no class belongs to {', '.join(nameless)} any more: assign "
-            "the class a new id"
-        )
-    if body.job in state.jobs:
-        raise ConflictError(f"the job {body.job} exists already")
-    if record.request_id in state.requests:
-        job_before = state.requests[record.request_id]
-        raise ConflictError(f"the request {record.request_id} exists already, as {job_before}")
-    _check_backbone(state, body.backbone)
-    job = Job(
-        id=body.job,
-        subjects=body.subjects,
-        seq=record.seq,
-        at=record.at,
-        actor=record.actor,
-        reason=record.reason,
-        request_id=record.request_id,
-        canary=body.canary,
-    )
-    return replace(
-        state,
-        backbone=body.backbone,
-        erasing=state.erasing.union(body.subjects),
-        subjects=state.subjects.union(body.subjects),
-        jobs=state.jobs.with_entry(job.id, job),
-        requests=state.requests.with_entry(record.request_id, job.id),
-        unguarded=(*state.unguarded, job.id),
-    )
-
-
-def _trained(state: State, record: Record, body: Trained) -> State:
-    job = _job_to_train(state, body.job)
-    if set(body.subjects) != set(job.erasing):
-        raise ConflictError(f"the adapter's subjects are not those that {job.id} is to erase")
-    _check_adapters_known(state, body.stack)
-    if body.adapter in body.stack:
-        raise ConflictError(f"the adapter {body.adapter} can't be in its own stack")
-    known = state.adapters.get(body.adapter)
-    if known is not None and (known.job, known.stack, known.subjects, known.provisional) != (
-        job.id,
-        body.stack,
-        job.erasing,
-        body.provisional,
-    ):
-        raise ConflictError(
-            f"the adapter {body.adapter} was recorded before, for {known.job} with another stack "
-            "or other subjects"
-        )
-    entry = AdapterEntry(
-        id=body.adapter,
-        files=MappingProxyType(dict(body.files)),
-        subjects=job.erasing,
-        stack=body.stack,
-        report=body.report,
-        job=job.id,
-        seq=record.seq,
-        at=record.at,
-        provisional=body.provisional,
-    )
-    job = replace(job, state="trained", adapter=entry.id, refusal=None, done_at=None)
-    return replace(
-        state,
-        jobs=state.jobs.with_entry(job.id, job),
-        adapters=state.adapters.with_entry(entry.id, entry),
-    )
-
-
-def _refused(state: State, body: Refused) -> State:
-    job = _job_to_train(state, body.job)
-    refusal = Refusal(body.stage, body.detail, body.report)
-    job = replace(job, state="refused", refusal=refusal, done_at=None)
-    return replace(state, jobs=state.jobs.with_entry(job.id, job))
-
-
 def _published(state: State, record: Record, body: Published) -> State:
     if body.job is None:
         check_compaction(state, body)
         return _with_new_release(state, _published_release(state, record, body), body.backbone)
-    job = _job(state, body.job)
+    job = job_named(state, body.job)
     expected = below = state.active_release.adapters
+    jobs: tuple[Job, ...] = ()
     if body.kind == "adapter":
-        if job.adapter is None or job.state not in ("trained", "published"):
-            raise ConflictError(f"{job.id} is {job.state} and has no adapter to publish")
+        entry = adapter_to_publish(state, job)
         below = state.stack_for(job.id)
-        if state.adapters[job.adapter].stack != below:
+        if entry.stack != below:
             raise ConflictError(
                 f"the adapter of {job.id} was trained on another stack than that of the active "
                 f"release {state.active}; train it again"
             )
-        if state.adapters[job.adapter].subjects != job.erasing:
-            raise ConflictError(
-                f"the adapter of {job.id} erases subjects that were restored; train it again"
-            )
-        expected = (*below, job.adapter)
-        job = replace(job, state="published", release=body.release)
+        expected = (*below, entry.id)
+        jobs = tuple(state.jobs[name] for name in entry.jobs)
     if body.adapters != expected:
         raise ConflictError(
             f"a release of kind {body.kind} for {job.id} has {len(below)} adapters of the "
@@ -194,7 +120,8 @@ def _published(state: State, record: Record, body: Published) -> State:
         )
     release = _published_release(state, record, body)
     defined = _with_new_release(state, release, body.backbone)
-    return replace(defined, jobs=state.jobs.with_entry(job.id, job))
+    named = {job.id: replace(job, state="published", release=body.release) for job in jobs}
+    return replace(defined, jobs=state.jobs.with_entries(named) if named else state.jobs)
 
 
 def _published_release(state: State, record: Record, body: Published) -> Release:
@@ -276,11 +203,11 @@ def _confirmed(state: State, record: Record, body: Confirmed) -> State:
         )
     changed: dict[str, Job] = {}
     for id, entry in state.adapters_in_force(release.number).items():
-        if entry.job is None or entry.provisional:
+        if entry.provisional:
             continue
-        job = state.jobs[entry.job]
-        if job.adapter == id and job.state in ("trained", "published"):
-            changed[job.id] = replace(job, state="done", done_at=record.at)
+        for job in (state.jobs[name] for name in entry.jobs):
+            if job.adapter == id and job.state in ("trained", "published"):
+                changed[job.id] = replace(job, state="done", done_at=record.at)
     unguarded = []
     for name in state.unguarded:
         job = changed.get(name, state.jobs[name])
@@ -308,8 +235,8 @@ def _with_new_release(state: State, release: Release, backbone: str) -> State:
         raise ConflictError(
             f"a release is built on the active one, {state.active}, not on {release.parent}"
         )
-    _check_backbone(state, backbone)
-    _check_adapters_known(state, release.adapters)
+    check_backbone(state, backbone)
+    check_adapters_known(state, release.adapters)
     _check_guard(state, release.guard, number=release.number)
     return replace(
         state, backbone=backbone, releases=state.releases.with_entry(release.number, release)
@@ -323,38 +250,6 @@ def _check_guard(state: State, guard: frozenset[str], *, number: int) -> None:
             f"release {number} would unmask {len(exposed)} subjects under erasure: "
             f"{', '.join(sorted(exposed)[:5])}; publish it again"
         )
-
-
-def _check_backbone(state: State, backbone: str) -> None:
-    if state.backbone not in (None, backbone):
-        raise ConflictError(
-            f"this registry belongs to the backbone {state.backbone}, found {backbone}; another "
-            "backbone needs a registry of its own"
-        )
-
-
-def _check_adapters_known(state: State, adapters: Iterable[str]) -> None:
-    unknown = [adapter for adapter in adapters if adapter not in state.adapters]
-    if unknown:
-        raise ConflictError(f"no record defines the adapters {', '.join(unknown)}")
-
-
-def _job_to_train(state: State, name: str) -> Job:
-    """A job may be trained until its adapter is served, after a refusal or a rollback too, and
-    beyond that if this one is provisional."""
-    job = _job(state, name)
-    if job.state == "restored":
-        raise ConflictError(f"all subjects of {name} were restored; there is nothing to train")
-    served = state.adapters_in_force(state.active).get(job.adapter or "")
-    if served is not None and not served.provisional:
-        raise ConflictError(f"the adapter of {name} is being served; there is nothing to train")
-    return job
-
-
-def _job(state: State, name: str) -> Job:
-    if name not in state.jobs:
-        raise ConflictError(f"there is no job {name}")
-    return state.jobs[name]
 
 
 def _release(state: State, number: int) -> Release:

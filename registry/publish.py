@@ -32,6 +32,7 @@ from registry.declarations import (
     HoldAct,
     LegalHold,
     Restored,
+    Retried,
     Sealed,
     ServingState,
     Suspended,
@@ -55,11 +56,13 @@ def request_forget(
     reason: str,
     request_id: str,
     canary: int | None = None,
+    batch: bool = False,
 ) -> Job:
     """Put subjects under erasure. The same `request_id` again returns the job of the first time.
 
     Needs the role operator. `backbone` is its fingerprint ("sha256:<hex>"), `canary` the percentage
-    of requests that the adapter is to be tried on first.
+    of requests that the adapter is to be tried on first. `batch`: the job may be trained together
+    with others that say so.
     """
 
     def make(state: State) -> Draft | None:
@@ -75,6 +78,7 @@ def request_forget(
             subjects=tuple(subjects),
             backbone=backbone,
             canary=canary,
+            batch=batch,
         )
         return Draft(body, actor, reason, request_id)
 
@@ -94,11 +98,13 @@ def record_trained(
     reason: str,
     request_id: str,
     provisional: bool = False,
+    others: Sequence[str] = (),
 ) -> AdapterEntry:
     """Store a job's adapter and its report, then record them. Needs the role publisher.
 
     `files` are the adapter's files by name, `stack` the ids of the adapters that it was trained
-    on top of, lowest first. `provisional`: until the job has another.
+    on top of, lowest first. `provisional`: until the job has another. `others`: jobs that were
+    trained with it as one task.
     """
     new = new_files(files, report)
 
@@ -107,10 +113,11 @@ def record_trained(
             job=job,
             adapter=new.adapter,
             files=new.refs,
-            subjects=_job(state, job).erasing,
+            subjects=tuple(s for name in (job, *others) for s in _job(state, name).erasing),
             stack=tuple(stack),
             report=new.report,
             provisional=provisional,
+            others=tuple(others),
         )
         return Draft(body, actor, reason, request_id)
 
@@ -128,19 +135,39 @@ def refuse(
     actor: str,
     reason: str,
     request_id: str,
+    others: Sequence[str] = (),
 ) -> Job:
     """Record that a job's adapter wasn't accepted; its subjects stay under erasure and masked.
 
-    Needs the role publisher. The job may be trained again.
+    Needs the role publisher. The job may be trained again. With `others`, trained with it as one
+    task, nothing is refused but that: each is trained alone then.
     """
     blobs = {} if report is None else {digest_of(report): report}
     report_digest = next(iter(blobs), None)
 
     def make(state: State) -> Draft:
-        _job(state, job)
-        return Draft(Refused(job, stage, detail, report_digest), actor, reason, request_id)
+        for name in (job, *others):
+            _job(state, name)
+        body = Refused(job, stage, detail, report_digest, tuple(others))
+        return Draft(body, actor, reason, request_id)
 
     return ledger.append(make, signer, blobs=blobs).jobs[job]
+
+
+def retry(
+    ledger: Ledger, signer: Signer, *, job: str, actor: str, reason: str, request_id: str
+) -> Job:
+    """Have a refused or cancelled job trained again. The same `request_id` again does nothing.
+
+    Needs the role operator.
+    """
+
+    def make(state: State) -> Draft | None:
+        if request_id in _job(state, job).retries:
+            return None
+        return Draft(Retried(job), actor, reason, request_id)
+
+    return ledger.append(make, signer).jobs[job]
 
 
 def publish_release(

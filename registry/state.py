@@ -56,7 +56,9 @@ class Job:
     `guarded`: a confirmed release masks all its subjects. "done": a confirmed release serves its
     adapter. A later rollback doesn't undo either fact: what the weights of a release erase is
     `State.subjects_erased_by_weights`. "restored": the erasure of all its subjects was ended;
-    `restored` are those for which it was.
+    `restored` are those for which it was. `apart`: why it is trained alone although it asked for
+    company (`batch`). `retries` are the request ids of its retries, `tried_from` is the number of
+    the record with which its present try began.
     """
 
     id: str
@@ -76,6 +78,10 @@ class Job:
     restored_at: datetime | None = None
     canary: int | None = None
     """Percentage of the requests on which its adapter is to be tried first."""
+    batch: bool = False
+    apart: Refusal | None = None
+    retries: tuple[str, ...] = ()
+    tried_from: int = 0
 
     @property
     def erasing(self) -> tuple[str, ...]:
@@ -87,7 +93,8 @@ class Job:
 class AdapterEntry:
     """An adapter: its files, what it erases, and the stack that it belongs on top of.
 
-    It was trained for a `job`, or it stands for the adapters that it `folds` (lowest first).
+    It was trained for a `job`, and `others` as one task with it, or it stands for the adapters
+    that it `folds` (lowest first).
     """
 
     id: str
@@ -101,6 +108,12 @@ class AdapterEntry:
     folds: tuple[str, ...] = ()
     provisional: bool = False
     """Served until the job has another adapter, which takes its place."""
+    others: tuple[str, ...] = ()
+
+    @property
+    def jobs(self) -> tuple[str, ...]:
+        """All that it was trained for."""
+        return () if self.job is None else (self.job, *self.others)
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,7 +133,6 @@ def _release_row(release: Release, *, guards: _Table, stacks: _Table) -> Json:
 
 
 def _job_row(job: Job) -> Json:
-    refusal = job.refusal
     return [
         job.id,
         list(job.subjects),
@@ -146,17 +145,21 @@ def _job_row(job: Job) -> Json:
         job.guarded,
         job.adapter,
         job.release,
-        None if refusal is None else [refusal.stage, refusal.detail, refusal.report],
+        _refusal_row(job.refusal),
         _text(job.done_at),
         _sorted(job.restored),
         _text(job.restored_at),
         job.canary,
+        job.batch,
+        _refusal_row(job.apart),
+        list(job.retries),
+        job.tried_from,
     ]
 
 
 def _job(row: list[Any]) -> Job:
     id, subjects, seq, at, actor, reason, request, state, guarded, adapter, release, *ends = row
-    refusal, done_at, restored, restored_at, canary = ends
+    refusal, done_at, restored, restored_at, canary, batch, apart, retries, tried_from = ends
     return Job(
         id=id,
         subjects=tuple(subjects),
@@ -174,7 +177,15 @@ def _job(row: list[Any]) -> Job:
         restored=frozenset(restored),
         restored_at=_time(restored_at),
         canary=canary,
+        batch=batch,
+        apart=None if apart is None else Refusal(*apart),
+        retries=tuple(retries),
+        tried_from=tried_from,
     )
+
+
+def _refusal_row(refusal: Refusal | None) -> Json:
+    return None if refusal is None else [refusal.stage, refusal.detail, refusal.report]
 
 
 def _adapter_row(entry: AdapterEntry, stacks: _Table) -> Json:
@@ -190,11 +201,12 @@ def _adapter_row(entry: AdapterEntry, stacks: _Table) -> Json:
         _text(entry.at),
         stacks.place(entry.folds),
         entry.provisional,
+        list(entry.others),
     ]
 
 
 def _adapter(row: list[Any], stacks: list[tuple[str, ...]]) -> AdapterEntry:
-    id, files, subjects, stack, report, job, seq, at, folds, provisional = row
+    id, files, subjects, stack, report, job, seq, at, folds, provisional, others = row
     return AdapterEntry(
         id=id,
         files=MappingProxyType({name: FileRef(*file) for name, file in files.items()}),
@@ -206,6 +218,7 @@ def _adapter(row: list[Any], stacks: list[tuple[str, ...]]) -> AdapterEntry:
         at=datetime.fromisoformat(at),
         folds=stacks[folds],
         provisional=provisional,
+        others=tuple(others),
     )
 
 

@@ -15,7 +15,7 @@ from registry.bodies import (
     RolledBack,
     Trained,
 )
-from registry.declarations import LegalHold, Restored, Sealed, Suspended, Tombstone
+from registry.declarations import LegalHold, Restored, Retried, Sealed, Suspended, Tombstone
 from registry.record import Entry
 from registry.schema import Json, encode_time
 from registry.trials import Canary
@@ -33,11 +33,13 @@ def summary(body: Body) -> str:
             return f"{body.job}: erase {_shorts(body.subjects)}"
         case Trained():
             kind = "provisional adapter" if body.provisional else "adapter"
-            return f"{body.job}: {kind} {short(body.adapter)} on a stack of {len(body.stack)}"
+            adapter = f"{kind} {short(body.adapter)}"
+            return f"{_jobs(body)}: {adapter} on a stack of {len(body.stack)}"
         case Compacted():
             return f"adapter {short(body.adapter)} stands for the {len(body.folds)} below it"
         case Refused():
-            return f"{body.job}: refused, {body.stage}: {body.detail}"
+            refused = "refused as one task" if body.others else "refused"
+            return f"{_jobs(body)}: {refused}, {body.stage}: {body.detail}"
         case Published():
             job = f" for {body.job}" if body.job is not None else ""
             return f"release {body.release} ({body.kind}){job}, {_content(body)}"
@@ -55,6 +57,8 @@ def summary(body: Body) -> str:
             if body.percent == 0:
                 return f"release {body.release} is off trial: {body.detail}"
             return f"release {body.release} is on trial for {body.percent} % of the requests"
+        case Retried():
+            return f"{body.job}: to be trained again"
         case Restored():
             return f"no longer under erasure: {_shorts(body.subjects)}"
         case Tombstone():
@@ -87,6 +91,10 @@ def entry_to_json(entry: Entry) -> dict[str, Json]:
 
 def _content(body: Published | RolledBack) -> str:
     return f"{len(body.adapters)} adapters, {len(body.guard)} masked"
+
+
+def _jobs(body: Trained | Refused) -> str:
+    return ", ".join((body.job, *body.others))
 
 
 def _shorts(subjects: tuple[str, ...]) -> str:

@@ -1,5 +1,5 @@
-"""The `lethe` command: serve, forget, status, releases, rollback, restore, suspend, resume,
-predict, pretrain, demo.
+"""The `lethe` command: serve, forget, cancel, retry, status, releases, rollback, restore, suspend,
+resume, predict, pretrain, demo.
 
 What works on the registry's own files, server or not, is in `registry_cli` and `erasure_cli`;
 benchmarks are in `bench_cli`, settings in `config_cli`.
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -35,6 +35,9 @@ InferenceUrl = Annotated[
 ]
 Reason = Annotated[str, typer.Option("--reason", help="stands in the ledger; name nobody")]
 NeededReason = Annotated[str, typer.Option("--reason", help="stands in the ledger; name nobody")]
+Key = Annotated[
+    str | None, typer.Option("--key", help="idempotency key: the same again does nothing twice")
+]
 Port = Annotated[int | None, typer.Option("--port", help="port to serve on")]
 Replicas = Annotated[int | None, typer.Option("--replicas", help="replicas of the model")]
 
@@ -104,6 +107,10 @@ def forget(
     canary: Annotated[
         str | None, typer.Option("--canary", help="try it on this share of requests first: 10%")
     ] = None,
+    batch: Annotated[
+        bool, typer.Option("--batch", help="as one task with other waiting --batch forgets")
+    ] = False,
+    key: Key = None,
     reason: Reason = "",
     config: Config = None,
     url: Url = None,
@@ -113,22 +120,32 @@ def forget(
     with plain_errors(), _client(config, url) as client:
         if images is not None and len(classes) > 1:
             fail("--images holds images of one class: name that one alone")
+        if batch and canary is not None:
+            fail("--canary tries one training by itself: leave --batch out")
         given = {} if images is None else {classes[0]: read_images(images)}
-        job = client.forget(classes, reason=reason, images=given, canary=percentage(canary))
+        share = percentage(canary)
+        job = client.forget(
+            classes, reason=reason, images=given, canary=share, batch=batch, key=key
+        )
         if not as_json:
             show.accepted(out, job)
-        if wait:
-            guard = job.get("guard")
-            with show.training(err, quiet=as_json) as note:
-                job = {**client.wait(job["job"], note), "guard": guard}
-            if not as_json:
-                show.ended(out, job, client.report(job["job"]) if job["report"] else None)
-        if as_json:
-            print_json(job)
-        if job["state"] == "cancelled":
-            fail(f"cancelled, the class stays masked: {job['refused']}")
-        if job["state"] == "refused":
-            fail(f"refused, the class stays masked: {job['refused']}")
+        _to_its_end(client, job, wait=wait, as_json=as_json)
+
+
+def _to_its_end(client: Client, job: dict[str, Any], *, wait: bool, as_json: bool) -> None:
+    """Follow a job, if so asked, and say how it ended."""
+    if wait:
+        guard = job.get("guard")
+        with show.training(err, quiet=as_json) as note:
+            job = {**client.wait(job["job"], note), "guard": guard}
+        if not as_json:
+            show.ended(out, job, client.report(job["job"]) if job["report"] else None)
+    if as_json:
+        print_json(job)
+    if job["state"] == "cancelled":
+        fail(f"cancelled, the class stays masked: {job['refused']}")
+    if job["state"] == "refused":
+        fail(f"refused, the class stays masked: {job['refused']}")
 
 
 def percentage(share: str | None) -> int | None:
@@ -214,6 +231,33 @@ def cancel(
     with plain_errors(), _client(config, url) as client:
         answer = client.cancel(job, reason=reason)
         print_json(answer) if as_json else show.cancelled(out, answer)
+
+
+@app.command()
+def retry(
+    job: Annotated[str, typer.Argument(help="refused or cancelled job, e.g. job-3")],
+    reason: NeededReason,
+    wait: Annotated[bool, typer.Option("--wait", help="until the weights have forgotten")] = False,
+    images: Annotated[
+        Path | None, typer.Option("--images", help="folder of more images of the job's one class")
+    ] = None,
+    key: Key = None,
+    config: Config = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Train a refused or cancelled forget again: another draw, and more images if given."""
+    with plain_errors(), _client(config, url) as client:
+        given = {}
+        if images is not None:
+            classes = client.job(job)["classes"]
+            if len(classes) > 1:
+                fail(f"--images holds images of one class: {job} has {len(classes)}")
+            given = {classes[0]: read_images(images)}
+        answer = client.retry(job, reason=reason, images=given, key=key)
+        if not as_json:
+            show.retried(out, answer)
+        _to_its_end(client, answer, wait=wait, as_json=as_json)
 
 
 @app.command()

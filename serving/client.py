@@ -129,21 +129,22 @@ class Client(_Connection):
         key: str | None = None,
         images: Mapping[str, Sequence[bytes]] | None = None,
         canary: int | None = None,
+        batch: bool = False,
     ) -> dict[str, Any]:
         """Accepted, and masked on every replica, when this returns. Sent again with the same
         idempotency key, made here unless given, should the connection break.
 
         `images`: image files by class, to learn from beside those of the server's data set.
-        `canary`: the percentage of requests that the adapter is tried on first.
+        `canary`: the percentage of requests that the adapter is tried on first. `batch`: train it
+        as one task with others that wait and say so.
         """
         body: dict[str, Any] = {"classes": list(classes), "reason": reason}
         if canary is not None:
             body["canary"] = canary
+        if batch:
+            body["batch"] = True
         if images:
-            body["images"] = {
-                name: [base64.b64encode(data).decode() for data in given]
-                for name, given in images.items()
-            }
+            body["images"] = _encoded(images)
         return self._command("/v1/forget", body, key)
 
     def rollback(self, release: int, *, reason: str = "", key: str | None = None) -> dict[str, Any]:
@@ -164,6 +165,20 @@ class Client(_Connection):
     def cancel(self, job: str, *, reason: str, key: str | None = None) -> dict[str, Any]:
         """Train a job no further; its classes stay masked and under erasure."""
         return self._command(f"/v1/jobs/{job}/cancel", {"reason": reason}, key)
+
+    def retry(
+        self,
+        job: str,
+        *,
+        reason: str,
+        key: str | None = None,
+        images: Mapping[str, Sequence[bytes]] | None = None,
+    ) -> dict[str, Any]:
+        """Train a refused or cancelled job again; `images`: more of them, by class."""
+        body: dict[str, Any] = {"reason": reason}
+        if images:
+            body["images"] = _encoded(images)
+        return self._command(f"/v1/jobs/{job}/retry", body, key)
 
     def suspend(self, *, reason: str, key: str | None = None) -> dict[str, Any]:
         """Nothing is answered any more when this returns."""
@@ -216,6 +231,12 @@ class Client(_Connection):
     def _command(self, path: str, body: dict[str, Any], key: str | None) -> dict[str, Any]:
         headers = {"Idempotency-Key": key or uuid.uuid4().hex}
         return self._ask("POST", path, json=body, headers=headers)
+
+
+def _encoded(images: Mapping[str, Sequence[bytes]]) -> dict[str, list[str]]:
+    return {
+        name: [base64.b64encode(data).decode() for data in given] for name, given in images.items()
+    }
 
 
 def read_images(folder: Path) -> list[bytes]:

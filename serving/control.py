@@ -4,6 +4,7 @@
     rollback:  prepared, activated (durable), acknowledged -> answered
     restore:   restored (durable) -> a release without the class acknowledged -> answered
     cancel:    refused (durable) -> answered; a training that runs is given up
+    retry:     retried (durable) -> answered; the worker goes on
     suspend:   suspended (durable) -> every replica silent -> answered
 
 It holds nothing that the ledger doesn't, so it may be killed at any moment.
@@ -44,6 +45,7 @@ from serving.objections import (
     why_not_again,
     why_not_cancelled,
     why_not_forgotten,
+    why_not_retried,
     why_not_with,
 )
 from serving.ray_export import RayMirror
@@ -95,6 +97,7 @@ class Control:
                 settings.canary.samples, settings.canary.seconds, settings.canary.evidence
             ),
             closed_form=settings.forget.closed_form,
+            company_s=settings.forget.batch_wait_s,
             accepting=self._accepting,
             metrics=Metrics("trainer", RayMirror("trainer") if exported else None),
         )
@@ -109,11 +112,13 @@ class Control:
         request_id: str,
         images: Mapping[str, Sequence[bytes]] = MappingProxyType({}),
         canary: int | None = None,
+        batch: bool = False,
     ) -> dict[str, Any] | Rejection:
         """Accept a forget command: durable, and masked on every replica, when this returns.
 
         `images`, checked ones, by class: to learn from beside those of the data set. `canary`: the
-        percentage of requests that the adapter is tried on before everybody gets it.
+        percentage of requests that the adapter is tried on before everybody gets it. `batch`: it
+        may be trained as one task with others that say so.
         """
         with self._accepting:
             state = self._ledger.refresh()
@@ -142,6 +147,7 @@ class Control:
                     reason=reason,
                     request_id=request_id,
                     canary=canary,
+                    batch=batch,
                 )
             except ConflictError as error:
                 return Rejection(409, str(error))
@@ -271,6 +277,47 @@ class Control:
                 except FormatError as error:
                     return Rejection(422, str(error))
         self._worker.cancel(job_id)
+        return self.job(job_id)
+
+    def retry(
+        self,
+        job_id: str,
+        actor: str,
+        reason: str,
+        request_id: str,
+        images: Mapping[str, Sequence[bytes]] = MappingProxyType({}),
+    ) -> dict[str, Any] | Rejection:
+        """Have a refused or cancelled job trained again, from another seed, and from `images`,
+        checked ones, by class, as well."""
+        with self._accepting:
+            state = self._ledger.refresh()
+            rejection = why_not_retried(job_id, state, request_id=request_id)
+            if rejection is not None:
+                return rejection
+            job = state.jobs[job_id]
+            subjects = {named(s, self._subjects.class_of): s for s in job.erasing}
+            rejection = why_not_with(images, list(subjects))
+            if rejection is not None:
+                return rejection
+            for name in images if request_id not in job.retries else ():
+                for data in images[name]:
+                    keep_image(self._private, subjects[name], data)
+            # Before the worker can see the job: what it is told of an earlier try is void.
+            self._worker.forgive(job_id)
+            try:
+                publish.retry(
+                    self._ledger,
+                    self._operator,
+                    job=job_id,
+                    actor=actor,
+                    reason=reason,
+                    request_id=request_id,
+                )
+            except ConflictError as error:
+                return Rejection(409, str(error))
+            except FormatError as error:
+                return Rejection(422, str(error))
+        self._worker.wake()
         return self.job(job_id)
 
     def suspend(self, actor: str, reason: str, request_id: str) -> dict[str, Any] | Rejection:

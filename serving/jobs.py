@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from registry.errors import NotFoundError
-from registry.state import Job, State, Trial
+from registry.errors import ConflictError, NotFoundError
+from registry.fold_jobs import adapter_to_publish
+from registry.state import Job, Refusal, State, Trial
 from serving.restoration import was_taken_off
 
 ClassOf = Callable[[str], str]
@@ -55,6 +56,30 @@ def pending_jobs(state: State) -> list[Job]:
     ]
 
 
+def is_batchable(job: Job) -> bool:
+    """Whether the job may be trained as one task with others."""
+    return job.batch and job.apart is None and job.canary is None
+
+
+def trained_together(state: State, job: Job) -> tuple[Job, ...]:
+    """The pending `job` and those that are to be trained as one task with it, oldest first.
+
+    Whose adapter is made stays with those that it was made for; who has another is left alone.
+    """
+    if not is_batchable(job):
+        return (job,)
+    try:
+        company = adapter_to_publish(state, job).jobs
+        return (job, *(state.jobs[name] for name in company if name != job.id))
+    except ConflictError:
+        others = (
+            other
+            for other in pending_jobs(state)
+            if other.id != job.id and is_batchable(other) and other.adapter in (None, job.adapter)
+        )
+        return (job, *others)
+
+
 def adopted_release(state: State, job_id: str) -> int | None:
     """The activated release that put the job's adapter on the stack for good.
 
@@ -68,11 +93,12 @@ def adopted_release(state: State, job_id: str) -> int | None:
 
 
 def is_trained(state: State, job: Job, stack: tuple[str, ...]) -> bool:
-    """Whether the job has an adapter to keep, on this stack, for whom it is still about."""
-    if job.adapter is None:
+    """Whether the job has an adapter to keep, on this stack: the ledger would take no other."""
+    try:
+        entry = adapter_to_publish(state, state.jobs[job.id])
+    except ConflictError:
         return False
-    adapter = state.adapters[job.adapter]
-    return not adapter.provisional and adapter.stack == stack and adapter.subjects == job.erasing
+    return not entry.provisional and entry.stack == stack
 
 
 def trial_of(state: State, job_id: str) -> Trial | None:
@@ -127,10 +153,12 @@ def release_of(state: State, job_id: str, kind: str) -> int | None:
 
 
 def report_of(job: Job, state: State) -> str | None:
-    """The digest of the job's report."""
+    """The digest of the job's report, or of the one that has it trained alone."""
     if job.refusal is not None:
         return job.refusal.report
-    return state.adapters[job.adapter].report if job.adapter else None
+    if job.adapter:
+        return state.adapters[job.adapter].report
+    return job.apart.report if job.apart is not None else None
 
 
 def job_view(
@@ -173,9 +201,25 @@ def job_view(
         else {"release": trial.release, "percent": trial.percent, "since": _time(trial.at)},
         "problem": problem,
         "progress": dict(progress) or None,
-        "refused": f"{job.refusal.stage}: {job.refusal.detail}" if job.refusal else None,
+        "refused": sentence(job.refusal),
+        "batch": None
+        if not job.batch
+        else {
+            "with": [name for name in _shared(job, state) if name != job.id],
+            "refused": sentence(job.apart),
+        },
+        "retries": len(job.retries),
         "report": report_of(job, state),
     }
+
+
+def sentence(refusal: Refusal | None) -> str | None:
+    return f"{refusal.stage}: {refusal.detail}" if refusal is not None else None
+
+
+def _shared(job: Job, state: State) -> tuple[str, ...]:
+    """The jobs that the job's adapter is for."""
+    return state.adapters[job.adapter].jobs if job.adapter else ()
 
 
 def job_figures(state: State) -> dict[str, Any]:

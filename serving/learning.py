@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -59,7 +59,8 @@ class Learner:
     def train(self, job: TrainJob) -> Trained | NotTrained:
         """Learn and measure one adapter."""
         chosen = self._settings.forget
-        self._training = job.job
+        gates = GateConfig(**chosen.gates)
+        self._training, self._cancelled = job.job, None
         try:
             stack = [from_files(files, self._backbone) for files in job.files]
             images = with_uploads(self._images, job.uploads)
@@ -77,8 +78,8 @@ class Learner:
                 withheld=job.withheld,
                 subjects=job.subjects,
                 stack_ids=job.stack,
-                gates=GateConfig(**chosen.gates),
-                seed=chosen.seed,
+                gates=per_class(gates) if job.together else gates,
+                seed=chosen.seed + job.attempt,
             )
             golden = self._golden(stack, result.files)
             refused = "; ".join(gate.sentence for gate in result.gates if not gate.passed)
@@ -115,6 +116,11 @@ class Learner:
             self._cancelled = None
             raise CancelledError
         self._progress = asdict(progress)
+
+
+def per_class(gates: GateConfig) -> GateConfig:
+    """The gates for classes of several jobs: no class hides behind the mean of the others."""
+    return replace(gates, worst_class=min(gates.worst_class, gates.acc_f))
 
 
 def kind_of(error: Exception) -> str:

@@ -24,13 +24,21 @@ def why_not_forgotten(
             f"The backbone has no class {', '.join(map(repr, unknown))}.",
             f"Its classes are: {some}",
         )
-    gone = {named(subject, class_of) for subject in state.erasing}
+    gone = {named(subject, class_of): subject for subject in state.erasing}
     again = [name for name in classes if name in gone]
     if again:
+        ended = [
+            job.id
+            for job in state.jobs.values()
+            if job.state == "refused" and any(gone[name] in job.erasing for name in again)
+        ]
         return Rejection(
             409,
             f"Forgotten already (or being forgotten): {', '.join(again)}.",
-            "`lethe status` shows how far that is.",
+            f"The training of {ended[0]} was refused or cancelled: `lethe retry {ended[0]}` has "
+            "it trained again."
+            if ended
+            else "`lethe status` shows how far that is.",
         )
     left = len(known) - len(gone) - len(classes)
     if left < 2:
@@ -56,6 +64,29 @@ def why_not_with(images: Mapping[str, Sequence[bytes]], classes: Sequence[str]) 
     if not others:
         return None
     return Rejection(422, f"Images were sent of {others[0]!r}, which this doesn't forget.")
+
+
+def why_not_retried(job_id: str, state: State, *, request_id: str) -> Rejection | None:
+    """Why a job can't be trained again. What this request has retried already it may again, which
+    does nothing."""
+    job = state.jobs.get(job_id)
+    if job is None:
+        return Rejection(404, f"There is no job {job_id}.", "`lethe status` lists the jobs.")
+    if job.state == "refused" or request_id in job.retries:
+        return None
+    if job.state == "restored":
+        return Rejection(
+            409, f"{job_id} is at its end: its erasure was ended.", "Forget the class again."
+        )
+    if adopted_release(state, job_id) is not None:
+        return Rejection(
+            409,
+            f"{job_id} is trained: the weights have forgotten its classes.",
+            "`lethe rollback` takes an adapter out or puts it back.",
+        )
+    return Rejection(
+        409, f"{job_id} was not refused: it goes on by itself.", "`lethe status` shows how far."
+    )
 
 
 def why_no_rollback(to: int, state: State) -> Rejection | None:

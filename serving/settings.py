@@ -213,6 +213,9 @@ class ForgetSettings(_Section):
     closed_form: bool = Field(
         False, description="serve a closed-form erasure within seconds, until the training ends"
     )
+    batch_wait_s: float = Field(
+        2.0, ge=0, description="a forget with --batch waits this long for others to join it"
+    )
     attempts: int = Field(3, gt=0, description="starts of one training before it is given up")
 
 

@@ -197,6 +197,15 @@ def cancelled(console: Console, job: dict[str, Any]) -> None:
     )
 
 
+def retried(console: Console, job: dict[str, Any]) -> None:
+    names = ", ".join(job["classes"])
+    before = f"{job['ahead']} jobs are before it" if job["ahead"] else "it is next"
+    console.print(
+        f"{job['job']} is trained again (retry {job['retries']}), {before}; {names} stays masked",
+        highlight=False,
+    )
+
+
 def suspended(console: Console, answer: dict[str, Any]) -> None:
     console.print(
         f"nothing is answered any more: {len(answer['replicas'])} replicas stopped within "

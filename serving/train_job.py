@@ -26,6 +26,10 @@ class TrainJob:
     """Class name -> images that came with the command, to learn from beside the data set's."""
     closed_form: bool = False
     """Fit an erasure of the feature, in seconds, instead of training."""
+    together: bool = False
+    """Several jobs are trained as this one: each class has to pass what it would pass alone."""
+    attempt: int = 0
+    """Which retry of the job this is: each draws from another seed."""
 
 
 @dataclass(frozen=True)

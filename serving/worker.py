@@ -5,6 +5,9 @@ that was under way:
 
     guarded -> closed form in service, if so set -> train -> trained (durable) -> gates
     -> adapter release tried on a share of the requests, if so asked -> acknowledged, or refused
+
+Jobs that ask for it are trained as one task when they wait at the same time. If that is refused,
+the ledger says so and each goes on alone.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Sequence, Set
 from typing import Any
 
 import ray
@@ -30,10 +34,12 @@ from registry.subjects import SubjectMap
 from serving.acknowledgement import Author, Outcome, Refusal, TrialBegun
 from serving.activation import Activation
 from serving.jobs import (
+    is_batchable,
     is_cancelled,
     is_trained,
     pending_jobs,
     provisional_release,
+    trained_together,
     trial_of,
 )
 from serving.metrics import Metrics
@@ -68,12 +74,14 @@ class ForgetWorker:
         attempts: int,
         terms: TrialTerms,
         closed_form: bool,
+        company_s: float,
         accepting: threading.Lock,
         metrics: Metrics,
     ) -> None:
         """`private` holds the subject map and uploaded images; `trainer` and `monitor` are actor
         handles. A job is given up after `attempts` failed trainings. `closed_form`: have one in
-        service until the training has ended. `accepting` is held while a command changes who is
+        service until the training has ended. `company_s`: how long a job that may be trained with
+        others waits for them. `accepting` is held while a command changes who is
         under erasure. `metrics` are the trainer's."""
         self._ledger = ledger
         self._publisher = publisher
@@ -85,6 +93,7 @@ class ForgetWorker:
         self._attempts = attempts
         self._terms = terms
         self._closed_form = closed_form
+        self._company_s = company_s
         self.no_closed_form: dict[str, str] = {}
         """Why a job has none, by job."""
         self._accepting = accepting
@@ -109,6 +118,12 @@ class ForgetWorker:
         """The ledger says that `job` was cancelled: give its training up."""
         self._cancelled.add(job)
         self._work.set()
+
+    def forgive(self, job: str) -> None:
+        """`job` is about to be retried: what befell its earlier tries is void."""
+        self._cancelled.discard(job)
+        self.no_closed_form.pop(job, None)
+        self.problems.pop(job, None)
 
     def _run(self) -> None:
         rounds = 0
@@ -135,34 +150,45 @@ class ForgetWorker:
 
     def _give_up(self, job: Job, stage: str, detail: str) -> None:
         try:
-            self._refuse(job, stage, detail)
+            self._refuse(trained_together(self._ledger.refresh(), job), stage, detail)
         except RegistryError as failure:
             log.error("the refusal of %s can't be recorded: %s", job.id, failure)
 
     def _advance(self, job: Job) -> None:
         """Take one pending job as far as it goes. Raises `HeldUpError`."""
-        if not job.guarded:
-            outcome = self._activation.guard(job)
-            if isinstance(outcome, Refusal):
-                raise HeldUpError(outcome.detail)
-        if self._closed_form and job.id not in self.no_closed_form:
+        jobs = self._gathered(job)
+        for each in jobs:
+            if not each.guarded:
+                outcome = self._activation.guard(each)
+                if isinstance(outcome, Refusal):
+                    raise HeldUpError(outcome.detail)
+        if self._closed_form and len(jobs) == 1 and job.id not in self.no_closed_form:
             self._bridge(job)
             if job.id in self._cancelled:
                 return
-        stack = self._ledger.refresh().stack_for(job.id)
-        if not is_trained(self._ledger.state, job, stack):
-            trained = self._train(job, stack)
+        state = self._ledger.refresh()
+        stack = state.stack_for(job.id)
+        if not is_trained(state, job, stack):
+            trained = self._train(jobs, stack)
             with self._accepting:
-                if trained is None or not self._still_wanted(job):
+                if trained is None or not all(map(self._still_wanted, jobs)):
                     return
                 if trained.refused is not None:
-                    self._refuse(job, "gates", trained.refused, trained.report)
+                    self._refuse(jobs, "gates", trained.refused, trained.report)
                     return
-                self._record(job, stack, trained)
+                self._record(jobs, stack, trained)
         if job.canary is not None:
             self._try_out(job, job.canary)
         else:
             self._settle(job, self._activation.adopt(job, self._author(job)))
+
+    def _gathered(self, job: Job) -> tuple[Job, ...]:
+        """The job and those that are trained as one task with it, for which it waits a moment."""
+        if is_batchable(job) and job.adapter is None:
+            age = time.time() - job.at.timestamp()
+            time.sleep(min(max(self._company_s - age, 0.0), self._company_s))
+        state = self._ledger.refresh()
+        return trained_together(state, state.jobs[job.id])
 
     def _still_wanted(self, job: Job) -> bool:
         """Whether what was trained for `job` may still be recorded. `accepting` is held."""
@@ -171,7 +197,10 @@ class ForgetWorker:
             log.info("%s was cancelled; its training is void", job.id)
         elif now.erasing != job.erasing:
             log.info("%s: somebody was restored meanwhile; this training is void", job.id)
-        return not is_cancelled(now) and now.erasing == job.erasing
+        elif now.tried_from != job.tried_from:
+            log.info("%s was cancelled and retried; the training before is void", job.id)
+        same = now.erasing == job.erasing and now.tried_from == job.tried_from
+        return same and not is_cancelled(now)
 
     def _settle(self, job: Job, outcome: Outcome | TrialBegun) -> None:
         """Raises `HeldUpError` where a release could not be put into service for another reason
@@ -195,7 +224,7 @@ class ForgetWorker:
         stack = state.stack_for(job.id)
         if known is None:
             try:
-                fitted = self._train(job, stack, closed_form=True)
+                fitted = self._train((job,), stack, closed_form=True)
             except HeldUpError as error:
                 self._do_without(job, self.problems.pop(job.id, str(error)))
                 return
@@ -205,7 +234,7 @@ class ForgetWorker:
                 if fitted.refused is not None:
                     self._do_without(job, fitted.refused)
                     return
-                self._record(job, stack, fitted, provisional=True)
+                self._record((job,), stack, fitted, provisional=True)
         elif not state.adapters[known].provisional:
             return
         outcome = self._activation.adopt(job, self._author(job))
@@ -223,7 +252,8 @@ class ForgetWorker:
         if trial is None:
             ended = _returned(state, job)
             if ended is not None:
-                self._refuse(job, "canary", ended, self._ledger.get_blob(_report_of(state, job)))
+                report = self._ledger.get_blob(_report_of(state, job))
+                self._refuse((job,), "canary", ended, report)
             else:
                 author = self._author(job)
                 self._settle(job, self._activation.try_out(job, percent, author))
@@ -244,8 +274,14 @@ class ForgetWorker:
             raise HeldUpError(problem.detail)
 
     def _record(
-        self, job: Job, stack: tuple[str, ...], trained: Trained, *, provisional: bool = False
+        self,
+        jobs: Sequence[Job],
+        stack: tuple[str, ...],
+        trained: Trained,
+        *,
+        provisional: bool = False,
     ) -> None:
+        job, *others = jobs
         publish.record_trained(
             self._ledger,
             self._publisher,
@@ -257,34 +293,40 @@ class ForgetWorker:
             reason=f"{'fitted' if provisional else 'trained'} in {trained.seconds:.1f} s",
             request_id=job.request_id,
             provisional=provisional,
+            others=[other.id for other in others],
         )
 
     def _train(
-        self, job: Job, stack: tuple[str, ...], *, closed_form: bool = False
+        self, jobs: Sequence[Job], stack: tuple[str, ...], *, closed_form: bool = False
     ) -> Trained | None:
-        """The job's adapter; None when it was cancelled. Raises `HeldUpError`."""
+        """The adapter of the jobs; None when one was cancelled. Raises `HeldUpError`."""
+        job = jobs[0]
+        ids = {each.id for each in jobs}
         state = self._ledger.state
+        erasing = tuple(subject for each in jobs for subject in each.erasing)
         learned = {s for adapter in stack for s in state.adapters[adapter].subjects}
-        earlier = sorted(learned - set(job.erasing))
-        withheld = sorted(state.erasing - learned - set(job.erasing))
-        names = {s: self._subjects.class_of(s) for s in (*job.erasing, *earlier, *withheld)}
+        earlier = sorted(learned - set(erasing))
+        withheld = sorted(state.erasing - learned - set(erasing))
+        names = {s: self._subjects.class_of(s) for s in (*erasing, *earlier, *withheld)}
         task = TrainJob(
             job=job.id,
-            forget=tuple(names[s] for s in job.erasing),
+            forget=tuple(names[s] for s in erasing),
             earlier=tuple(names[s] for s in earlier),
             withheld=tuple(names[s] for s in withheld),
             subjects={name: subject for subject, name in names.items()},
             stack=stack,
             files=tuple(adapter_files(self._ledger, adapter) for adapter in stack),
-            uploads={names[s]: tuple(images_of(self._private, s)) for s in job.erasing},
+            uploads={names[s]: tuple(images_of(self._private, s)) for s in erasing},
             closed_form=closed_form,
+            together=len(jobs) > 1,
+            attempt=max(len(each.retries) for each in jobs),
         )
-        self.training[job.id] = {"phase": "starting"}
+        self.training |= dict.fromkeys(ids, {"phase": "starting"})
         self.metrics.set("lethe_training", 1)
         started = time.monotonic()
         outcome = "failed"
         try:
-            result = self._watch(job.id, task)
+            result = self._watch(ids, task)
             if isinstance(result, Trained):
                 outcome = "accepted" if result.refused is None else "refused"
         except RayActorError as error:
@@ -292,17 +334,19 @@ class ForgetWorker:
             self._wait_for_trainer()
             raise HeldUpError("the trainer died while it trained", stage="training") from None
         finally:
-            self.training.pop(job.id, None)
+            for id in ids:
+                self.training.pop(id, None)
             self.metrics.set("lethe_training", 0)
-            if not closed_form and job.id not in self._cancelled:
+            if not closed_form and ids.isdisjoint(self._cancelled):
                 self.metrics.count("lethe_trainings_total", outcome)
                 self.metrics.observe("lethe_train_duration_seconds", time.monotonic() - started)
-        if job.id in self._cancelled:
+        if not ids.isdisjoint(self._cancelled):
             return None
         if isinstance(result, NotTrained):
-            self.problems[job.id] = result.detail
+            self.problems |= dict.fromkeys(ids, result.detail)
             raise HeldUpError(result.kind, stage="training")
-        self.problems.pop(job.id, None)
+        for id in ids:
+            self.problems.pop(id, None)
         return result
 
     def _wait_for_trainer(self) -> None:
@@ -316,7 +360,7 @@ class ForgetWorker:
             else:
                 return
 
-    def _watch(self, job_id: str, task: TrainJob) -> Trained | NotTrained:
+    def _watch(self, ids: Set[str], task: TrainJob) -> Trained | NotTrained:
         """Train, and keep the progress up to date meanwhile."""
         running = self._trainer.train.remote(task)
         while True:
@@ -324,13 +368,18 @@ class ForgetWorker:
             if done:
                 result: Trained | NotTrained = ray.get(running)
                 return result
-            if job_id in self._cancelled:
-                self._trainer.cancel.remote(job_id)
+            if not ids.isdisjoint(self._cancelled):
+                # Waited for, so that it can't end the training of whoever is left.
+                ray.get(self._trainer.cancel.remote(task.job))
             progress: dict[str, Any] = ray.get(self._trainer.progress.remote())
-            self.training[job_id] = progress or {"phase": "starting"}
+            self.training |= dict.fromkeys(ids, progress or {"phase": "starting"})
 
-    def _refuse(self, job: Job, stage: str, detail: str, report: bytes | None = None) -> None:
-        log.warning("%s is refused (%s); the guard stays on", job.id, stage)
+    def _refuse(
+        self, jobs: Sequence[Job], stage: str, detail: str, report: bytes | None = None
+    ) -> None:
+        """Of several, only that they are one task: each is trained alone then."""
+        job, *others = jobs
+        log.warning("%s is refused (%s); the guard stays on", [each.id for each in jobs], stage)
         publish.refuse(
             self._ledger,
             self._publisher,
@@ -341,6 +390,7 @@ class ForgetWorker:
             actor=ACTOR,
             reason=f"refused: {stage}",
             request_id=job.request_id,
+            others=[other.id for other in others],
         )
 
 
@@ -361,9 +411,10 @@ def retry_after(rounds: int) -> float:
 
 
 def _returned(state: State, job: Job) -> str | None:
-    """Why the job's present adapter was taken off after a trial, if it was."""
+    """Why the job's present adapter was taken off after a trial, in its present try, if it was."""
     for release in reversed(list(state.releases.values())):
-        if release.job == job.id and job.adapter in release.adapters and release.returned:
+        tried = release.job == job.id and release.seq > job.tried_from
+        if tried and job.adapter in release.adapters and release.returned:
             return release.returned
     return None
 

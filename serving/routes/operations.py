@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header
@@ -12,7 +13,7 @@ from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, model_validator
 
 from serving.decode import decode_image
 from serving.jobs import Rejection
-from serving.routes.access import AtDesk, operator_only
+from serving.routes.access import AtDesk, Desk, operator_only
 from serving.routes.job_events import job_events
 from serving.routes.problems import ProblemError
 
@@ -47,6 +48,15 @@ class ForgetCommand(_Command):
     canary: int | None = Field(
         None, ge=1, le=99, description="percentage of requests to try the adapter on first"
     )
+    batch: bool = Field(
+        False, description="train it as one task with others that wait and say so, if there are"
+    )
+
+    @model_validator(mode="after")
+    def _not_both(self) -> ForgetCommand:
+        if self.batch and self.canary is not None:
+            raise ValueError("what is tried on a share of the requests is trained by itself")
+        return self
 
 
 class RollbackCommand(_Command):
@@ -60,6 +70,12 @@ class ReasonedCommand(_Command):
         pattern=r"^[^\x00-\x1f\x7f]*$",
         description="why, on one line; it stands in the ledger for good, so name nobody",
         examples=["request 2026-114"],
+    )
+
+
+class RetryCommand(ReasonedCommand):
+    images: dict[str, list[Base64Bytes]] = Field(
+        default_factory=dict, description="class -> more images of it (base64), to learn from"
     )
 
 
@@ -79,9 +95,7 @@ async def forget(
     command: ForgetCommand, desk: AtDesk, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Forget classes: they are masked on every replica when this answers, trained away after."""
-    for data in (data for given in command.images.values() for data in given):
-        # Raises a problem for what is no image; who trains finds no surprises.
-        await asyncio.to_thread(decode_image, data, max_pixels=desk.settings.limits.pixels)
+    await _check_images(command.images, desk)
     job = await desk.control.forget.remote(
         command.classes,
         ACTOR,
@@ -89,6 +103,7 @@ async def forget(
         idempotency_key or uuid.uuid4().hex,
         command.images,
         command.canary,
+        command.batch,
     )
     return JSONResponse(_or_problem(job), 202, headers={"Location": f"/v1/jobs/{job['job']}"})
 
@@ -131,6 +146,19 @@ async def cancel(
     return _or_problem(
         await desk.control.cancel.remote(
             job, ACTOR, command.reason, idempotency_key or uuid.uuid4().hex
+        )
+    )
+
+
+@router.post("/jobs/{job}/retry", status_code=202)
+async def retry(
+    job: str, command: RetryCommand, desk: AtDesk, idempotency_key: IdempotencyKey = None
+) -> dict[str, Any]:
+    """Train a refused or cancelled job again, from another seed and from more images."""
+    await _check_images(command.images, desk)
+    return _or_problem(
+        await desk.control.retry.remote(
+            job, ACTOR, command.reason, idempotency_key or uuid.uuid4().hex, command.images
         )
     )
 
@@ -196,6 +224,12 @@ async def resume(
     return _or_problem(
         await desk.control.resume.remote(ACTOR, command.reason, idempotency_key or uuid.uuid4().hex)
     )
+
+
+async def _check_images(images: Mapping[str, Sequence[bytes]], desk: Desk) -> None:
+    """Raises a problem for what is no image: who trains finds no surprises."""
+    for data in (data for given in images.values() for data in given):
+        await asyncio.to_thread(decode_image, data, max_pixels=desk.settings.limits.pixels)
 
 
 def _or_problem(answer: dict[str, Any] | Rejection) -> dict[str, Any]:

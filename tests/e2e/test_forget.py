@@ -200,12 +200,21 @@ def test_a_cancelled_job_stays_masked_and_its_stream_says_so(running: Server) ->
         assert "9" in status["masked_only"]
         with pytest.raises(ClientError, match="Forgotten already"):
             client.forget(["9"])
+        # Tried again by the same command twice: one retry, which a new stream follows.
+        for _ in range(2):
+            retried = client.retry(job, reason="it was right", key="retry-of-this-test")
+            assert (retried["retries"], retried["refused"]) == (1, None)
+        training = next(view for view in client.events(job) if view["state"] == "training")
+        assert training["ahead"] == 0
+        client.cancel(job, reason="by mistake after all")
         assert "9" not in client.restore("9", reason="it is wanted")["still_masked"]
         nines = held_out(open_image_set("digits"), ["9"])
         answers = audit(running.url, running.auditor_token, nines)
         assert sum(a.named == "9" for a in answers) >= 0.5 * len(answers)
         with pytest.raises(ClientError, match="at its end"):
             client.cancel(job, reason="too late")
+        with pytest.raises(ClientError, match="Forget the class again"):
+            client.retry(job, reason="too late")
 
 
 @pytest.mark.slow
@@ -265,13 +274,21 @@ def test_the_same_command_again_is_the_same_job(running: Server) -> None:
         again = client.forget(["5"], key="key-of-this-test")
         assert one["job"] == again["job"]
         # Queued behind it, in order, and acknowledged as masked at once.
-        other = client.forget(["6"])
+        other = client.forget(["6"], batch=True)
         assert other["guard"]["release"] > one["guard"]["release"]
         assert other["ahead"] == 1
+        # These two wait, and are trained as one task; each keeps its own guard, request and end.
+        company = client.forget(["0"], reason="another request", batch=True)
+        assert company["guard"]["release"] > other["guard"]["release"]
         assert client.wait(one["job"])["state"] == "done"
         ended = client.wait(other["job"])
         assert ended["state"] == "done", ended["refused"]
         assert client.job(one["job"])["release"] < ended["release"]
+        beside = client.wait(company["job"])
+        assert (beside["state"], beside["release"]) == ("done", ended["release"])
+        assert beside["batch"] == {"with": [other["job"]], "refused": None}
+        assert beside["report"] == ended["report"]
+        assert len(client.report(other["job"])["by_subject"]) == 2
         with pytest.raises(ClientError, match="for other classes"):
             client.forget(["7"], key="key-of-this-test")
 

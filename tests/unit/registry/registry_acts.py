@@ -39,22 +39,28 @@ class Acts:
         self.requests += 1
         return {"actor": "ops", "reason": "a test", "request_id": f"request-{self.requests}"}
 
-    def forget(self, *numbers: int, canary: int | None = None) -> Job:
+    def forget(self, *numbers: int, canary: int | None = None, batch: bool = False) -> Job:
         return publish.request_forget(
             self.ledger,
             self.signers["operator"],
             subjects=[subject(number) for number in numbers],
             backbone=BACKBONE,
             canary=canary,
+            batch=batch,
             **self.origin(),
         )
 
     def train(
-        self, job: str, *, stack: tuple[str, ...] | None = None, provisional: bool = False
+        self,
+        job: str,
+        *others: str,
+        stack: tuple[str, ...] | None = None,
+        provisional: bool = False,
     ) -> AdapterEntry:
         if stack is None:
             stack = self.state.stack_for(job)
-        erasing = sorted(self.state.jobs[job].erasing) if job in self.state.jobs else []
+        known = [self.state.jobs[name] for name in (job, *others) if name in self.state.jobs]
+        erasing = sorted(subject for each in known for subject in each.erasing)
         return publish.record_trained(
             self.ledger,
             self.signers["publisher"],
@@ -66,19 +72,24 @@ class Acts:
             stack=stack,
             report=b"report",
             provisional=provisional,
+            others=others,
             **self.origin(),
         )
 
-    def refuse(self, job: str) -> Job:
+    def refuse(self, job: str, *others: str, stage: str = "gates") -> Job:
         return publish.refuse(
             self.ledger,
             self.signers["publisher"],
             job=job,
-            stage="gates",
+            stage=stage,
             detail="retained classes lost 3 points",
             report=b"bad report",
+            others=others,
             **self.origin(),
         )
+
+    def retry(self, job: str) -> Job:
+        return publish.retry(self.ledger, self.signers["operator"], job=job, **self.origin())
 
     def publish(self, kind: ReleaseKind, job: str) -> Release:
         return publish.publish_release(

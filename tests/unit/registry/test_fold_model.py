@@ -27,7 +27,7 @@ from registry.bodies import (
     Trained,
     adapter_id,
 )
-from registry.declarations import LegalHold, Restored, Sealed, Suspended, Tombstone
+from registry.declarations import LegalHold, Restored, Retried, Sealed, Suspended, Tombstone
 from registry.errors import ConflictError
 from registry.fold import apply
 from registry.state import State
@@ -54,6 +54,8 @@ class ModelJob:
     guarded: bool = False
     adapter: str | None = None
     restored: set[str] = field(default_factory=set)
+    shareable: bool = False
+    retries: int = 0
 
     @property
     def erasing(self) -> set[str]:
@@ -63,7 +65,9 @@ class ModelJob:
 @dataclass
 class Model:
     jobs: dict[str, ModelJob] = field(default_factory=dict)
-    adapters: dict[str, tuple[str, list[str], set[str], bool]] = field(default_factory=dict)
+    adapters: dict[str, tuple[str, list[str], list[set[str]], bool, tuple[str, ...]]] = field(
+        default_factory=dict
+    )
     folds: dict[str, list[str]] = field(default_factory=dict)
     releases: list[ModelRelease] = field(
         default_factory=lambda: [ModelRelease([], set(), -1, activated=True)]
@@ -89,7 +93,8 @@ class Model:
         return self.erased_by(self.serving)
 
     def erased_by(self, adapters: list[str]) -> set[str]:
-        return {subject for adapter in adapters for subject in self.adapters[adapter][2]}
+        parts = (part for adapter in adapters for part in self.adapters[adapter][2])
+        return {subject for part in parts for subject in part}
 
     def final(self, adapter: str | None) -> bool:
         """Whether a job needs no other: it is served, and not until there is another."""
@@ -128,27 +133,21 @@ class Model:
                     and not any("subject_map" in self.gone.get(s, ()) for s in body.subjects)
                 )
             case Trained():
-                job = self.jobs.get(body.job)
                 return (
-                    job is not None
-                    and not self.final(job.adapter)
-                    and job.state != "restored"
-                    and set(body.subjects) == job.erasing
+                    self.trainable(body.job, *body.others)
+                    and set(body.subjects) == set().union(*self._erasing_of(body))
                     and all(adapter in self.adapters for adapter in body.stack)
                     and body.adapter not in body.stack
                     and self.adapters.get(body.adapter, self._made(body)) == self._made(body)
                 )
             case Refused():
-                return (
-                    body.job in self.jobs
-                    and self.jobs[body.job].state != "restored"
-                    and not self.final(self.jobs[body.job].adapter)
-                )
+                return self.trainable(body.job, *body.others)
+            case Retried():
+                return self.trainable(body.job) and self.jobs[body.job].state == "refused"
             case Compacted():
                 return (
                     all(adapter in self.adapters for adapter in body.folds)
-                    and set(body.subjects)
-                    == set().union(*(self.adapters[adapter][2] for adapter in body.folds))
+                    and set(body.subjects) == self.erased_by(list(body.folds))
                     and body.adapter not in body.folds
                     and (
                         body.adapter not in self.adapters
@@ -172,7 +171,7 @@ class Model:
                     job.state in ("trained", "published")
                     and job.adapter is not None
                     and self.adapters[job.adapter][1] == self.below(body.job or "")
-                    and self.adapters[job.adapter][2] == job.erasing
+                    and self._wanted(job.adapter)
                     and list(body.adapters) == [*self.below(body.job or ""), job.adapter]
                 )
             case RolledBack():
@@ -237,8 +236,30 @@ class Model:
                 )
         return True
 
-    def _made(self, body: Trained) -> tuple[str, list[str], set[str], bool]:
-        return body.job, list(body.stack), set(body.subjects), body.provisional
+    def trainable(self, *names: str) -> bool:
+        jobs = [self.jobs.get(name) for name in names]
+        return all(
+            job is not None
+            and job.state != "restored"
+            and not self.final(job.adapter)
+            and (job.shareable or len(jobs) == 1)
+            for job in jobs
+        ) and len({*names}) == len(names)
+
+    def _erasing_of(self, body: Trained) -> list[set[str]]:
+        return [self.jobs[name].erasing for name in (body.job, *body.others)]
+
+    def _wanted(self, adapter: str) -> bool:
+        """Whether every job that an adapter is for still asks for just that."""
+        name, _, parts, _, others = self.adapters[adapter]
+        jobs = [self.jobs[job] for job in (name, *others)]
+        return [job.erasing for job in jobs] == parts and all(
+            job.adapter == adapter and job.state in ("trained", "published") for job in jobs
+        )
+
+    def _made(self, body: Trained) -> tuple[str, list[str], list[set[str]], bool, tuple[str, ...]]:
+        erasing = self._erasing_of(body)
+        return body.job, list(body.stack), erasing, body.provisional, body.others
 
     def _unused(self, subjects: set[str]) -> bool:
         used = self.erasing | self.releases[self.active].guard | self.erased
@@ -255,22 +276,33 @@ class Model:
     def follow(self, body: Body) -> None:
         match body:
             case Requested():
-                self.jobs[body.job] = ModelJob(set(body.subjects))
+                self.jobs[body.job] = ModelJob(set(body.subjects), shareable=body.batch)
             case Trained():
                 self.adapters[body.adapter] = self._made(body)
-                self.jobs[body.job].state = "trained"
-                self.jobs[body.job].adapter = body.adapter
+                for name in (body.job, *body.others):
+                    self.jobs[name].state = "trained"
+                    self.jobs[name].adapter = body.adapter
             case Compacted():
-                self.adapters[body.adapter] = ("", [], set(body.subjects), False)
+                self.adapters[body.adapter] = ("", [], [set(body.subjects)], False, ())
                 self.folds[body.adapter] = list(body.folds)
-            case Refused():
+            case Refused(others=()):
                 self.jobs[body.job].state = "refused"
+            case Refused():
+                for name in (body.job, *body.others):
+                    job = self.jobs[name]
+                    job.state, job.adapter, job.shareable = "requested", None, False
+            case Retried():
+                job = self.jobs[body.job]
+                job.state, job.retries = "requested", job.retries + 1
+                if job.adapter not in self.in_force:
+                    job.adapter = None
             case Published() | RolledBack():
                 kind = body.kind if isinstance(body, Published) else "rollback"
                 release = ModelRelease(list(body.adapters), set(body.guard), body.parent, kind=kind)
                 self.releases.append(release)
                 if isinstance(body, Published) and body.job and body.kind == "adapter":
-                    self.jobs[body.job].state = "published"
+                    for name in (body.job, *self.adapters[body.adapters[-1]][4]):
+                        self.jobs[name].state = "published"
             case Activated():
                 self.active = body.release
                 self.releases[body.release].activated = True
@@ -311,7 +343,15 @@ class Model:
 
 def agree(state: State, model: Model) -> bool:
     jobs = {
-        name: ModelJob(set(job.subjects), job.state, job.guarded, job.adapter, set(job.restored))
+        name: ModelJob(
+            set(job.subjects),
+            job.state,
+            job.guarded,
+            job.adapter,
+            set(job.restored),
+            job.batch and job.apart is None,
+            len(job.retries),
+        )
         for name, job in state.jobs.items()
     }
     releases = [
@@ -364,15 +404,27 @@ def proposals(draw: st.DrawFn, model: Model) -> Body:
     def request() -> Body:
         names = draw(st.lists(st.integers(0, 9), min_size=1, max_size=2, unique=True))
         job = f"job-{len(model.jobs) + (0 if twist else 1)}"
-        return Requested(job, tuple(subject(name) for name in names), BACKBONE)
+        batch = draw(st.booleans())
+        return Requested(job, tuple(map(subject, names)), BACKBONE, None, batch)
+
+    def others_of(job: str) -> tuple[str, ...]:
+        """Jobs to be trained with this one, at times such as may not be."""
+        names = [n for n, other in model.jobs.items() if n != job and (other.shareable or twist)]
+        few = st.lists(st.sampled_from(names), max_size=2, unique=True) if names else st.just([])
+        return tuple(draw(few))
 
     def train(job: str) -> Body:
         files = {"adapter.bin": FileRef(f"sha256:{draw(st.integers(0, 15)):064x}", 1)}
         stack = () if twist else tuple(model.below(job))
-        erasing = sorted(model.jobs[job].erasing) if job in model.jobs else []
+        others = others_of(job)
+        known = [model.jobs[name] for name in (job, *others) if name in model.jobs]
+        erasing = sorted(set().union(*(each.erasing for each in known)))
         subjects = tuple(erasing) or (subject(0),)
         provisional = draw(st.integers(0, 3)) == 3
-        return Trained(job, adapter_id(files), files, subjects, stack, REPORT, provisional)
+        return Trained(job, adapter_id(files), files, subjects, stack, REPORT, provisional, others)
+
+    def refuse(job: str) -> Body:
+        return Refused(job, "gates", "", None, others_of(job))
 
     def publish(job: str, kind: str) -> Body:
         own = model.jobs[job].adapter if job in model.jobs else None
@@ -386,7 +438,7 @@ def proposals(draw: st.DrawFn, model: Model) -> Body:
         if twist and known:
             folds = tuple(draw(st.lists(st.sampled_from(known), min_size=1, unique=True)))
         files = {"adapter.bin": FileRef(f"sha256:{draw(st.integers(16, 20)):064x}", 1)}
-        erased = {s for adapter in folds for s in model.adapters[adapter][2]}
+        erased = model.erased_by(list(folds))
         subjects = tuple(sorted(erased)) or (subject(0),)
         return Compacted(adapter_id(files), files, folds, subjects, REPORT)
 
@@ -448,6 +500,8 @@ def proposals(draw: st.DrawFn, model: Model) -> Body:
             onward.append(partial(train, name))
         if job.state == "trained":
             onward.append(partial(publish, name, "adapter"))
+        if job.state == "refused":
+            onward.append(lambda name=name: Retried(name))
     if model.serving and model.serving in model.folds.values():
         onward += [publish_compaction] * 3
     elif len(model.serving) > 1:
@@ -472,7 +526,8 @@ def proposals(draw: st.DrawFn, model: Model) -> Body:
                 partial(publish, anyone, "guard"),
                 partial(publish, anyone, "adapter"),
                 lambda: Note("a remark"),
-                lambda: Refused(anyone, "gates", "", None),
+                partial(refuse, anyone),
+                lambda: Retried(anyone),
             ]
         )
     )

@@ -25,7 +25,7 @@ from registry.bodies import (
     Trained,
     adapter_id,
 )
-from registry.declarations import LegalHold, Restored, Sealed, Suspended, Tombstone
+from registry.declarations import LegalHold, Restored, Retried, Sealed, Suspended, Tombstone
 from registry.envelope import MAX_ENVELOPE_BYTES, Envelope, encode_envelope
 from registry.errors import CheckError, FormatError, TrustError
 from registry.keys import ROLES, Role, Signer, Trust
@@ -59,6 +59,7 @@ EXAMPLES: dict[str, Body] = {
         release=3, members={"r-1": "confirmed", "r-2": "lease_expired"}, ms=12.5
     ),
     "canary": Canary(release=3, percent=10, detail=""),
+    "retried": Retried(job="job-1"),
     "restored": Restored(subjects=(T, S)),
     "tombstone": Tombstone(subjects=(S,), objects=("images", "subject_map")),
     "legal_hold": LegalHold(subjects=(S, T), act="placed"),
@@ -98,6 +99,37 @@ def test_a_record_reads_back_as_written(
     assert entry.record == written
     assert entry.record.type == name
     assert entry.key_id == signer.key_id
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (Requested(job="job-1", subjects=(S,), backbone=A, batch=True), "batch"),
+        (Refused(job="job-1", stage="gates", detail="", report=C, others=("job-2",)), "others"),
+        (
+            Trained(
+                job="job-1",
+                adapter=adapter_id(FILES),
+                files=FILES,
+                subjects=(S, T),
+                stack=(),
+                report=C,
+                others=("job-2", "job-4"),
+            ),
+            "others",
+        ),
+    ],
+)
+def test_what_is_trained_as_one_task_reads_back_as_written(
+    body: Body, field: str, signers: dict[Role, Signer], trust: Trust
+) -> None:
+    written = record(body)
+    signer = signers[SIGNED_BY[written.type]]
+    assert opened(seal_record(written, signer), trust).record == written
+    value = json.loads(encode_record(written))
+    value["body"][field] = [] if field == "others" else False
+    with pytest.raises(FormatError, match=field):
+        opened(signed(value, signer), trust)
 
 
 def test_a_refusal_may_have_no_report(signers: dict[Role, Signer], trust: Trust) -> None:

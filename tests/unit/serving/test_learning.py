@@ -50,7 +50,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def _learn(folder: Path, *names: str, gates: Mapping[str, float]) -> Trained | NotTrained:
+def _learn(
+    folder: Path,
+    *names: str,
+    gates: Mapping[str, float],
+    together: bool = False,
+    attempt: int = 0,
+) -> Trained | NotTrained:
     settings = load_settings(
         home=folder / "home",
         images=str(folder / "images"),
@@ -65,6 +71,8 @@ def _learn(folder: Path, *names: str, gates: Mapping[str, float]) -> Trained | N
         subjects={name: f"subject-{i}" for i, name in enumerate(names)},
         stack=(),
         files=(),
+        together=together,
+        attempt=attempt,
     )
     return Learner(settings).train(job)
 
@@ -92,6 +100,29 @@ def test_limits_of_the_settings_decide(folder: Path) -> None:
     with torch.no_grad():
         found = golden_figures(model(golden_image(backbone.spec.preprocess.input_size)))
     assert json.loads(learned.report)["golden"] == pytest.approx(found, abs=1e-5)
+
+
+def test_classes_of_several_jobs_are_each_judged_as_if_alone(folder: Path) -> None:
+    gates = {**LENIENT, "acc_f": 0.5}
+    alone = _learn(folder, "zoe", "bo", gates=gates)
+    together = _learn(folder, "zoe", "bo", gates=gates, together=True)
+    assert isinstance(alone, Trained)
+    assert isinstance(together, Trained)
+    assert alone.files == together.files
+    limits = [
+        {gate["name"]: gate["limit"] for gate in json.loads(found.report)["gates"]}["worst_class"]
+        for found in (alone, together)
+    ]
+    assert limits == [1.0, 0.5]
+
+
+def test_a_retry_draws_from_another_seed(folder: Path) -> None:
+    seeds = []
+    for attempt in (0, 1):
+        learned = _learn(folder, "zoe", gates=LENIENT, attempt=attempt)
+        assert isinstance(learned, Trained)
+        seeds.append(json.loads(learned.files["forget.json"])["seed"])
+    assert seeds == [0, 1]
 
 
 def test_class_without_images_is_no_adapter_and_names_nobody_in_the_ledger(folder: Path) -> None:

@@ -11,7 +11,7 @@ from registry.keys import ROLES, Signer, Trust, init_keys
 from registry.ledger import Ledger
 from registry.store import DirectoryStore
 from serving.jobs import CANCELLED, job_figures, job_view, pending_jobs
-from serving.objections import why_not_cancelled
+from serving.objections import why_not_cancelled, why_not_forgotten, why_not_retried
 from tests.unit.registry.registry_acts import Acts, subject
 
 
@@ -65,6 +65,50 @@ def test_what_was_trained_and_not_yet_served_can_be_cancelled(acts: Acts) -> Non
     assert why_not_cancelled(job.id, acts.state) is None
     cancel(acts, job.id)
     assert pending_jobs(acts.state) == []
+
+
+def test_what_was_refused_or_cancelled_can_be_tried_again_and_nothing_else(acts: Acts) -> None:
+    done, refused, cancelled = acts.erase(1), acts.forget(2), acts.forget(3)
+    waiting, restored = acts.forget(4), acts.forget(5)
+    acts.refuse(refused.id)
+    cancel(acts, cancelled.id)
+    acts.restore(5)
+    for job in (refused, cancelled):
+        assert why_not_retried(job.id, acts.state, request_id="r") is None
+    wrong = (done, "rollback"), (waiting, "status"), (restored, "Forget the class again")
+    for job, advice in wrong:
+        rejection = why_not_retried(job.id, acts.state, request_id="r")
+        assert rejection is not None
+        assert rejection.status == 409
+        assert advice in rejection.advice
+    nobody = why_not_retried("job-9", acts.state, request_id="r")
+    assert nobody is not None
+    assert nobody.status == 404
+    again = acts.retry(refused.id)
+    assert [job.id for job in pending_jobs(acts.state)] == [refused.id, waiting.id]
+    # The same command again is the same retry; another has nothing to retry.
+    assert why_not_retried(refused.id, acts.state, request_id=again.retries[0]) is None
+    assert why_not_retried(refused.id, acts.state, request_id="another") is not None
+
+
+def test_a_forget_of_what_was_refused_says_how_to_try_again(acts: Acts) -> None:
+    names = {subject(number): str(number) for number in range(5)}
+    refused, waiting = acts.forget(1), acts.forget(2)
+    acts.refuse(refused.id)
+    for number, advice in ((1, f"`lethe retry {refused.id}`"), (2, "`lethe status`")):
+        rejection = why_not_forgotten(
+            [str(number)], acts.state, known=[*names.values()], class_of=names.__getitem__
+        )
+        assert rejection is not None
+        assert rejection.status == 409
+        assert advice in rejection.advice
+    acts.retry(refused.id)
+    rejection = why_not_forgotten(
+        ["1"], acts.state, known=[*names.values()], class_of=names.__getitem__
+    )
+    assert rejection is not None
+    assert "lethe status" in rejection.advice
+    assert waiting.state == "requested"
 
 
 def test_a_job_at_its_end_cannot_be_cancelled(acts: Acts) -> None:
