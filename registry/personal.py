@@ -42,9 +42,17 @@ def keep_image(store: Store, subject: str, data: bytes) -> str:
     Raises: StoreError.
     """
     key = f"{PREFIX}{subject}/images/{hashlib.sha256(data).hexdigest()}"
-    with suppress(AlreadyExistsError):
-        store.create(key, data)
-    return key
+    while True:
+        try:
+            store.create(key, data)
+        except AlreadyExistsError:
+            # Made young, then looked at: `upkeep.collect` takes old ones whose request never came.
+            with suppress(NotFoundError):
+                store.touch(key)
+                store.read(key)
+                return key
+        else:
+            return key
 
 
 def images_of(store: Store, subject: str) -> list[bytes]:

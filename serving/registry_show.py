@@ -106,10 +106,14 @@ def litter(console: Console, found: Verification, leftovers: Sequence[str]) -> N
 
 
 def collection(console: Console, found: Collection, *, dry_run: bool) -> None:
-    for name in (*found.blobs, *found.leftovers):
+    for name in (*found.blobs, *found.uploads, *found.leftovers):
         _line(console, name)
     verb = "would go" if dry_run else "deleted"
-    _line(console, f"{len(found.blobs)} blobs, {len(found.leftovers)} temporary files {verb}")
+    _line(
+        console,
+        f"{len(found.blobs)} blobs, {len(found.uploads)} images without a request, "
+        f"{len(found.leftovers)} temporary files {verb}",
+    )
 
 
 def text(console: Console, page: str) -> None:

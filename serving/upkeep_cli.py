@@ -99,7 +99,8 @@ def gc(
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Delete what crashes left: blobs that no record names, and temporary files."""
+    """Delete what crashes left: blobs that no record names, images whose request never came to be,
+    and temporary files."""
     with plain_errors():
         store, trusted = opened(config, registry, trust, read_only=dry_run)
         found = collect(

@@ -9,10 +9,12 @@ import pytest
 from registry.errors import CheckError
 from registry.keys import Trust
 from registry.ledger import Ledger, blob_key, log_key, utc_now
+from registry.personal import keep_image
 from registry.store import DirectoryStore
+from registry.subjects import SubjectMap
 from registry.upkeep import GRACE, collect
 from registry.verification import verify
-from tests.unit.registry.registry_acts import Acts
+from tests.unit.registry.registry_acts import Acts, subject
 
 DAY = timedelta(days=1)
 
@@ -116,6 +118,23 @@ def test_nothing_is_taken_from_a_registry_that_can_not_be_read_whole(
         with pytest.raises(CheckError, match=log_key(5)):
             collect(store, ledger, now=now)
     assert orphan in store.list("")
+
+
+def test_images_whose_request_was_never_recorded_go_and_all_others_stay(
+    acts: Acts, store: DirectoryStore, orphan: str, now: datetime
+) -> None:
+    subjects = SubjectMap(store)
+    nobody = subjects.assign("seven")
+    lost, again = (keep_image(store, nobody, data) for data in (b"one", b"two"))
+    kept = keep_image(store, subject(1), b"one")
+    age_all(store)
+    assert keep_image(store, nobody, b"two") == again  # by a request that is under way
+    before = store.list("")
+    assert collect(store, acts.ledger, now=now, dry_run=True).uploads == (lost,)
+    assert store.list("") == before
+    assert collect(store, acts.ledger, now=now).uploads == (lost,)
+    assert {again, kept} < set(store.list("")) == set(before) - {lost, orphan}
+    assert subjects.class_of(nobody) == "seven"
 
 
 def test_files_of_others_are_left_alone(
