@@ -274,21 +274,13 @@ def test_the_same_command_again_is_the_same_job(running: Server) -> None:
         again = client.forget(["5"], key="key-of-this-test")
         assert one["job"] == again["job"]
         # Queued behind it, in order, and acknowledged as masked at once.
-        other = client.forget(["6"], batch=True)
+        other = client.forget(["6"])
         assert other["guard"]["release"] > one["guard"]["release"]
         assert other["ahead"] == 1
-        # These two wait, and are trained as one task; each keeps its own guard, request and end.
-        company = client.forget(["0"], reason="another request", batch=True)
-        assert company["guard"]["release"] > other["guard"]["release"]
         assert client.wait(one["job"])["state"] == "done"
         ended = client.wait(other["job"])
         assert ended["state"] == "done", ended["refused"]
         assert client.job(one["job"])["release"] < ended["release"]
-        beside = client.wait(company["job"])
-        assert (beside["state"], beside["release"]) == ("done", ended["release"])
-        assert beside["batch"] == {"with": [other["job"]], "refused": None}
-        assert beside["report"] == ended["report"]
-        assert len(client.report(other["job"])["by_subject"]) == 2
         with pytest.raises(ClientError, match="for other classes"):
             client.forget(["7"], key="key-of-this-test")
 
