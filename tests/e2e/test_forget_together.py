@@ -1,4 +1,4 @@
-"""Several requests trained as one task, served for real; one that fails as a batch goes on alone."""
+"""Several requests trained as one task, served for real: each keeps its own record."""
 
 from __future__ import annotations
 
