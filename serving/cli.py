@@ -59,6 +59,9 @@ def serve(
     engine: Annotated[
         str | None, typer.Option("--engine", help="auto, torch, torch-compiled or onnxruntime")
     ] = None,
+    ingress: Annotated[
+        str | None, typer.Option("--ingress", help="python or haproxy: takes the requests")
+    ] = None,
 ) -> None:
     """Start Ray and the application here, and serve until interrupted."""
     with plain_errors():
@@ -70,6 +73,7 @@ def serve(
             replicas=replicas,
             registry=registry,
             engine=None if engine is None else {"name": engine},
+            ingress=ingress,
         )
         from serving.start import check_ports, interrupted, running
 

@@ -232,6 +232,9 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="address of inference")
     port: int = Field(8000, ge=1, le=65535, description="port of inference")
+    ingress: Literal["python", "haproxy"] = Field(
+        "python", description="what takes requests for the replicas, where `lethe serve` starts Ray"
+    )
     replicas: int = Field(2, gt=0, description="of the model")
     replica_cpus: float = Field(0.5, gt=0, description="logical CPUs that Ray sets aside for each")
     threads: int = Field(1, gt=0, description="torch threads in a replica and the trainer")

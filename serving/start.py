@@ -23,6 +23,7 @@ from ray.serve.schema import LoggingConfig
 
 from serving.app import NAME, NAMESPACE, application
 from serving.inference_protocol.rpc import add_to_server
+from serving.ingress import prepared, serve_host
 from serving.replica import Recognizer
 from serving.settings import Settings
 
@@ -62,9 +63,14 @@ def _check_port(host: str, port: int, otherwise: str) -> None:
 def running(settings: Settings, note: Callable[[str], None] = log.info) -> Iterator[None]:
     """The application, on a Ray of its own on this machine, serves inside the block.
 
-    `note` is told which engine serves. Raises as `serving.app.application`, and `StartError` when
-    the replicas don't come up.
+    `note` is told which engine serves. Raises as `serving.app.application`, `StartError` when the
+    replicas don't come up, and `IngressError`.
     """
+    with prepared(settings):
+        yield from _run(settings, note)
+
+
+def _run(settings: Settings, note: Callable[[str], None]) -> Iterator[None]:
     _keep_token_private()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.init(
@@ -82,7 +88,7 @@ def running(settings: Settings, note: Callable[[str], None] = log.info) -> Itera
     try:
         _keep_token_private()
         serve.start(
-            http_options={"host": settings.host, "port": settings.port},
+            http_options={"host": serve_host(settings), "port": settings.port},
             grpc_options=None if settings.grpc.port is None else _grpc_options(settings.grpc.port),
             logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
         )

