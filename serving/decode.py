@@ -21,8 +21,15 @@ class DecodeError(Exception):
 
 
 def decode_image(data: bytes, *, max_pixels: int) -> Image.Image:
-    """Decode `data` whole. Raises `DecodeError`: 400 empty, 413 too many pixels, 422 not an image,
-    a damaged one or a strip."""
+    """Decode `data` whole. Raises as `open_image` and `load_image`."""
+    image = open_image(data, max_pixels=max_pixels)
+    load_image(image)
+    return image
+
+
+def open_image(data: bytes, *, max_pixels: int) -> Image.Image:
+    """Read the header, no pixel yet. Raises `DecodeError`: 400 empty, 413 too many pixels, 422 not
+    an image or a strip."""
     if not data:
         raise DecodeError(400, "The body is empty; send the bytes of one image.")
     try:
@@ -44,11 +51,15 @@ def decode_image(data: bytes, *, max_pixels: int) -> Image.Image:
     if max(width, height) > MAX_ASPECT * min(width, height):
         # Scaling the short side to the model's size would blow the long one up.
         raise DecodeError(422, f"The image is {width} x {height}; at most {MAX_ASPECT}:1 is taken.")
+    return image
+
+
+def load_image(image: Image.Image) -> None:
+    """Decode the pixels. Raises `DecodeError`: 422 damaged."""
     try:
         image.load()
     except Exception as error:  # likewise
         raise DecodeError(422, f"The image is damaged or cut off: {error}.") from None
-    return image
 
 
 def _too_many(max_pixels: int) -> str:

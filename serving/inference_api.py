@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving.routes import answering, batch, inference, inference_protocol, probes, problems
 from serving.routes.answering import recognizer
 from serving.routes.body_limit import BodyLimit
+from serving.routes.direct import Direct
 
 FORM_BYTES = 64 * 1024
 """What a form or JSON may weigh beside its image."""
@@ -64,6 +65,7 @@ def build_inference_api(*, max_body_bytes: int) -> FastAPI:
     inference_protocol.install(api)
     for router in (inference.router, batch.router, inference_protocol.router, probes.router):
         api.include_router(router)
+    api.add_middleware(Direct, handlers=api.exception_handlers)  # the innermost comes first
     api.add_middleware(BodyLimit, limit=max_body_bytes)
     api.add_middleware(Measured)
     return api

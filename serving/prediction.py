@@ -18,10 +18,11 @@ class Guess:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one image was taken for. `before_mask`: what the weights alone say, best first."""
+    """What one image was taken for. `before_mask`: what the weights alone say, best first, where an
+    auditor asks."""
 
     guesses: tuple[Guess, ...]
-    before_mask: tuple[Guess, ...]
+    before_mask: tuple[Guess, ...] | None
     release: int
     parent: int
     request_id: str
@@ -44,6 +45,8 @@ class Scored:
     @property
     def masked(self) -> Tensor:
         """(B, K), minus infinity where the guard is."""
+        if not self.ready.guard:
+            return self.logits
         masked = self.logits.clone()
         masked[:, list(self.ready.guard)] = float("-inf")
         return masked

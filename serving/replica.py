@@ -20,6 +20,7 @@ from typing import Any
 
 import ray
 import torch
+from PIL import Image
 from prometheus_client.metrics_core import Metric as Family
 from ray import serve
 from ray.exceptions import RayError
@@ -30,7 +31,7 @@ from forgetting.golden import golden_image
 from registry.errors import NotFoundError, RegistryError
 from serving.admission import Admission, AskedError, Call, DeadlineError, OtherReleaseError
 from serving.backbones import open_backbone
-from serving.decode import decode_image
+from serving.decode import load_image, open_image
 from serving.engines import Forward
 from serving.engines.choice import make_engine, tolerance_of
 from serving.home import home_of, open_subjects, token, wait_for_ledger
@@ -56,6 +57,9 @@ LARGEST_TARGET = 0.99
 SWITCH_S = 0.0005
 """A thread that computes hands Python's lock on after so long. By default ten times as long, which
 every step of a request that waits for I/O could have to wait while a swap reads the ledger."""
+AT_ONCE_BYTES, AT_ONCE_PIXELS = 16 * 1024, 64 * 64
+"""A file that is no longer, of an image that is no larger, for a model that takes no larger ones,
+is decoded in the event loop: that is shorter than handing it to a thread."""
 SWAP_OUTCOMES = ("ok", "rejected", "failed")
 
 
@@ -91,6 +95,7 @@ class Recognizer:
         self.input_size = backbone.spec.preprocess.input_size
         self.admission = Admission(settings.limits.in_flight)
         self._transform = transform(backbone.spec.preprocess)
+        self._takes_small = self.input_size[1] * self.input_size[2] <= AT_ONCE_PIXELS
         # Two decoders, and one thread for every forward pass and nothing else.
         self._decoders = concurrent.futures.ThreadPoolExecutor(2, "decode")
         self._forwarder = concurrent.futures.ThreadPoolExecutor(
@@ -143,7 +148,7 @@ class Recognizer:
         scored = await self.score(image.unsqueeze(0), call)
         return Prediction(
             guesses=self._top(scored.masked[0], top_k),
-            before_mask=self._top(scored.logits[0], top_k),
+            before_mask=self._top(scored.logits[0], top_k) if call.auditing else None,
             release=scored.ready.number,
             parent=scored.ready.parent,
             request_id=call.request_id,
@@ -158,7 +163,14 @@ class Recognizer:
             self.metrics.count("lethe_images_skipped_total")
             raise DeadlineError
         started = time.perf_counter()
-        tensor = await loop.run_in_executor(self._decoders, self._decode, data)
+        if len(data) <= AT_ONCE_BYTES and self._takes_small:
+            image = open_image(data, max_pixels=self.settings.limits.pixels)
+            if image.width * image.height <= AT_ONCE_PIXELS:
+                tensor = self._read(image)
+            else:
+                tensor = await loop.run_in_executor(self._decoders, self._read, image)
+        else:
+            tensor = await loop.run_in_executor(self._decoders, self._decode, data)
         self.metrics.observe(
             "lethe_stage_duration_seconds", time.perf_counter() - started, "decode"
         )
@@ -206,11 +218,13 @@ class Recognizer:
     def _watch(self, images: Tensor, scored: Scored, request_id: str) -> None:
         """Count what the weights give away, and offer the sample to the shadow."""
         sample = sampled(request_id, self._sampled_of(scored.ready))
-        for image, named in zip(images, scored.logits.argmax(-1).tolist(), strict=True):
+        if not sample and not scored.ready.erased:
+            return
+        for index, named in enumerate(scored.logits.argmax(-1).tolist()):
             if named in scored.ready.erased:
                 self.metrics.count("lethe_emissions_total")
             if sample:
-                self.shadow.offer(image, named, scored.ready)
+                self.shadow.offer(images[index], named, scored.ready)
 
     def _sampled_of(self, ready: ReadyRelease) -> float:
         """The share of the requests answered by `ready` that are shadowed."""
@@ -228,7 +242,10 @@ class Recognizer:
             await asyncio.sleep(LEASE_POLL_S)
 
     def _decode(self, data: bytes) -> Tensor:
-        image = decode_image(data, max_pixels=self.settings.limits.pixels)
+        return self._read(open_image(data, max_pixels=self.settings.limits.pixels))
+
+    def _read(self, image: Image.Image) -> Tensor:
+        load_image(image)
         return self._transform(image)
 
     @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.003)

@@ -19,6 +19,5 @@ class Classifier:
 
     @bentoml.api(route="/predict")
     def predict(self, image: Image, /) -> dict[str, Any]:
-        image.load()
         pixels = self._model.transform(image)
         return self._model.answer(self._model.forward(torch.stack([pixels]))[0])

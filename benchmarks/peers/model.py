@@ -1,5 +1,5 @@
-"""What every server of the comparison does to an image: the same decoding, pre-processing and
-forward pass, without anything that is ours around it."""
+"""What every server of the comparison does to an image: Pillow's decoding, timm's pre-processing,
+the engine's forward pass, and nothing that is ours around it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import io
 import os
 from pathlib import Path
 
+import timm.data
 import torch
 from PIL import Image
 from torch import Tensor
 
-from forgetting.backbone import load_backbone, transform
+from forgetting.backbone import load_backbone
 from forgetting.stack import EffectiveState
 from serving.engines import Forward
 from serving.engines.onnx_runtime import OnnxEngine
@@ -27,8 +28,11 @@ class Model:
         torch.set_num_threads(1)
         backbone = load_backbone(folder)
         self.classes = backbone.spec.classes
-        self.transform = transform(backbone.spec.preprocess)
-        self.size = backbone.spec.preprocess.input_size
+        wanted = backbone.spec.preprocess
+        self.size = wanted.input_size
+        self.transform = timm.data.create_transform(
+            input_size=wanted.input_size, mean=wanted.mean, std=wanted.std, crop_pct=wanted.crop_pct
+        )
         self.forward: Forward = (
             OnnxEngine(backbone) if engine == "onnxruntime" else TorchEngine(backbone.model)
         ).build(EffectiveState())
@@ -40,8 +44,8 @@ class Model:
 
     def read(self, data: bytes) -> Tensor:
         image = Image.open(io.BytesIO(data))
-        image.load()
-        return self.transform(image)
+        pixels: Tensor = self.transform(image)
+        return pixels
 
     def answer(self, logits: Tensor) -> dict[str, object]:
         """Of one image (K,)."""

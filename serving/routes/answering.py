@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Header, Request
@@ -37,7 +38,12 @@ def recognizer() -> Recognizer:
     return replica
 
 
-Replica = Annotated[Recognizer, Depends(recognizer)]
+async def replica_of_route() -> Recognizer:
+    """Async, or FastAPI would call it in a thread."""
+    return recognizer()
+
+
+Replica = Annotated[Recognizer, Depends(replica_of_route)]
 
 
 async def begin(
@@ -64,7 +70,27 @@ async def begin(
                 "It stands in LETHE_HOME/tokens/auditor on the machine that serves.",
             )
         )
-    milliseconds = x_lethe_deadline_ms or replica.settings.limits.deadline_ms
+    with begun(
+        replica,
+        deadline_ms=x_lethe_deadline_ms,
+        min_release=x_lethe_min_release,
+        release=x_lethe_release,
+        auditing=auditing,
+    ) as call:
+        yield call
+
+
+@contextlib.contextmanager
+def begun(
+    replica: Recognizer,
+    *,
+    deadline_ms: int | None = None,
+    min_release: int | None = None,
+    release: int | None = None,
+    auditing: bool = False,
+) -> Iterator[Call]:
+    """A call that is let in, until its response was sent. Raises `StoppingError`."""
+    milliseconds = deadline_ms or replica.settings.limits.deadline_ms
     ticket = Ticket(replica.slot)
     with replica.admission.request():
         try:
@@ -72,8 +98,8 @@ async def begin(
                 uuid.uuid4().hex,
                 ticket,
                 deadline=asyncio.get_running_loop().time() + milliseconds / 1000,
-                min_release=x_lethe_min_release,
-                release=x_lethe_release,
+                min_release=min_release,
+                release=release,
                 auditing=auditing,
             )
         finally:

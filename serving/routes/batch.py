@@ -18,9 +18,8 @@ from serving.decode import DecodeError
 from serving.jobs import Rejection
 from serving.prediction import Prediction
 from serving.replica import Recognizer
-from serving.routes.access import Authorization, shows
 from serving.routes.answering import REFUSALS, Begun, Replica, rejection_of
-from serving.routes.inference import TopK, answer_of
+from serving.routes.inference import TOP_K, TopK, answer_of
 from serving.routes.problems import ProblemError, problem_body
 from serving.slot import Ticket
 
@@ -76,8 +75,7 @@ async def predict_batch(
     replica: Replica,
     call: Begun,
     held: Annotated[contextlib.ExitStack, Depends(hold)],
-    top_k: TopK = 5,
-    authorization: Authorization = None,
+    top_k: TopK = TOP_K,
 ) -> StreamingResponse:
     """Name what each image of a form shows. Each line tells which release answered it."""
     files = await _read_files(request, replica)
@@ -91,18 +89,15 @@ async def predict_batch(
     failed = images[0].answer.exception()
     if failed is not None and not isinstance(failed, DecodeError):
         raise failed  # the first tells of the replica, so let the status say it
-    before_mask = shows(authorization, replica.auditor_token)
-    return StreamingResponse(_lines(replica, images, before_mask), media_type=NDJSON)
+    return StreamingResponse(_lines(replica, images), media_type=NDJSON)
 
 
-async def _lines(
-    replica: Recognizer, images: Sequence[_Image], before_mask: bool
-) -> AsyncIterator[bytes]:
+async def _lines(replica: Recognizer, images: Sequence[_Image]) -> AsyncIterator[bytes]:
     for index, image in enumerate(images):
         try:
             prediction = await image.answer
             replica.member.check()  # it may have waited for the lines before it
-            line = {"index": index, **answer_of(prediction, before_mask=before_mask)}
+            line = {"index": index, **answer_of(prediction)}
         except REFUSALS as error:
             why = rejection_of(error)
             line = {"index": index, "problem": problem_body(why.status, why.detail, why.advice)}

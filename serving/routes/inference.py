@@ -16,15 +16,16 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict
 from starlette.datastructures import UploadFile
 
+from serving.admission import Call
 from serving.jobs import Rejection
 from serving.prediction import Guess, Prediction
 from serving.replica import Recognizer
-from serving.routes.access import Authorization, shows
 from serving.routes.answering import Begun, Replica
 from serving.routes.problems import ProblemError
 
 router = APIRouter(tags=["inference"])
 
+TOP_K = 5
 TopK = Annotated[int, Query(ge=1, le=1000, description="labels to return")]
 
 _IMAGE = {"schema": {"type": "string", "format": "binary"}}
@@ -84,8 +85,7 @@ async def predict(
     request: Request,
     replica: Replica,
     call: Begun,
-    top_k: TopK = 5,
-    authorization: Authorization = None,
+    top_k: TopK = TOP_K,
     x_lethe_probe: Annotated[
         bool, Header(description="the auditor's alone: keep this out of the shadow's sample")
     ] = False,
@@ -93,12 +93,19 @@ async def predict(
     """Name what an image shows. Send the image as the raw body, as multipart or as JSON base64."""
     started = time.perf_counter()
     data = await read_image(request, limit=replica.settings.limits.body_bytes)
-    auditing = shows(authorization, replica.auditor_token)
-    own = replace(call, probe=auditing and x_lethe_probe)
+    own = replace(call, probe=call.auditing and x_lethe_probe)
+    return await answer(replica, data, own, started=started, top_k=top_k)
+
+
+async def answer(
+    replica: Recognizer, data: bytes, call: Call, *, started: float, top_k: int = TOP_K
+) -> Response:
+    """The response to one image, which came at `started` (perf_counter). Raises as
+    `Recognizer.predict`, and `BusyError`."""
     with replica.admission.images(1):
-        prediction = await replica.predict(data, own, top_k=top_k)
+        prediction = await replica.predict(data, call, top_k=top_k)
     return JSONResponse(
-        answer_of(prediction, before_mask=auditing),
+        answer_of(prediction),
         headers=release_headers(
             replica,
             prediction.release,
@@ -130,13 +137,13 @@ def release_headers(
     }
 
 
-def answer_of(prediction: Prediction, *, before_mask: bool) -> dict[str, Any]:
+def answer_of(prediction: Prediction) -> dict[str, Any]:
     body: dict[str, Any] = {
         "predictions": _labels(prediction.guesses),
         "release": prediction.release,
         "request_id": prediction.request_id,
     }
-    if before_mask:
+    if prediction.before_mask is not None:
         body["before_mask"] = _labels(prediction.before_mask)
     return body
 

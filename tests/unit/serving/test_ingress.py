@@ -70,7 +70,11 @@ def test_haproxy_listens_on_the_host_alone_and_haproxy_takes_it(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("listen stats", "listen figures"), ("bind 127.0.0.1:8123", "bind 127.0.0.1"), ("frontend prometheus", "x")],
+    [
+        ("listen stats", "listen figures"),
+        ("bind 127.0.0.1:8123", "bind 127.0.0.1"),
+        ("frontend prometheus", "x"),
+    ],
 )
 def test_a_configuration_of_another_ray_is_not_run(tmp_path: Path, old: str, new: str) -> None:
     written = of_ray(tmp_path)
