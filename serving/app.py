@@ -124,7 +124,8 @@ def application(settings: Settings, note: Callable[[str], None] = log.info) -> s
     watching = _actor(Monitor, monitor.ACTOR, 8).remote(
         home_of(settings).evidence, ray_metrics=settings.monitor.ray_metrics
     )
-    training = _actor(Trainer, trainer.ACTOR, 2).remote(settings)
+    # One trains; one may wait for it after a restart of control, which others mustn't.
+    training = _actor(Trainer, trainer.ACTOR, 4).remote(settings)
     commanding = _actor(Control, control.ACTOR, 32).remote(
         settings,
         coordinator=leading,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
@@ -40,8 +41,11 @@ KINDS: tuple[tuple[type[ForgettingError], str], ...] = (
 )
 
 
+_CANCELLED = NotTrained("the job was cancelled", "the job was cancelled")
+
+
 class CancelledError(Exception):
-    """An operator cancelled the job."""
+    """An operator cancelled the job, or nobody waits for it any more."""
 
 
 class Learner:
@@ -55,9 +59,22 @@ class Learner:
         self._progress: dict[str, Any] = {}
         self._training: str | None = None
         self._cancelled: str | None = None
+        self._asked = 0
+        self._asking = threading.Lock()
+        self._turn = threading.Lock()
 
     def train(self, job: TrainJob) -> Trained | NotTrained:
-        """Learn and measure one adapter."""
+        """Learn and measure one adapter. A training that still runs is given up at its next step:
+        one worker asks, and it asks again only after it was restarted."""
+        with self._asking:
+            self._asked += 1
+            turn = self._asked
+        with self._turn:
+            if turn != self._asked:
+                return _CANCELLED
+            return self._train(job, turn)
+
+    def _train(self, job: TrainJob, turn: int) -> Trained | NotTrained:
         chosen = self._settings.forget
         gates = GateConfig(**chosen.gates)
         self._training, self._cancelled = job.job, None
@@ -67,7 +84,11 @@ class Learner:
             run: Callable[..., TaskResult] = (
                 run_closed_form
                 if job.closed_form
-                else partial(run_task, config=TrainConfig(**chosen.train), progress=self._note)
+                else partial(
+                    run_task,
+                    config=TrainConfig(**chosen.train),
+                    progress=partial(self._note, turn),
+                )
             )
             result = run(
                 self._backbone,
@@ -90,7 +111,7 @@ class Learner:
                 seconds=result.report.seconds,
             )
         except CancelledError:
-            return NotTrained("the job was cancelled", "the job was cancelled")
+            return _CANCELLED
         except Exception as error:
             return NotTrained(kind_of(error), f"{type(error).__name__}: {error}")
         finally:
@@ -111,7 +132,9 @@ class Learner:
         if self._training == job:
             self._cancelled = job
 
-    def _note(self, progress: Progress) -> None:
+    def _note(self, turn: int, progress: Progress) -> None:
+        if turn != self._asked:
+            raise CancelledError
         if self._cancelled is not None and self._cancelled == self._training:
             self._cancelled = None
             raise CancelledError

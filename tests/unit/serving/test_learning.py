@@ -175,6 +175,34 @@ def test_a_cancelled_training_ends_at_its_next_step(folder: Path) -> None:
     assert learner.progress() == {}
 
 
+def test_a_training_that_nobody_waits_for_is_given_up_for_the_next(folder: Path) -> None:
+    """Control was killed while it trained: the task runs on in the trainer, and is asked again."""
+    settings = load_settings(
+        home=folder / "home",
+        images=str(folder / "images"),
+        backbone={"directory": folder / "backbone"},
+        forget={"train": {**IDLE, "select_steps": 10_000}},
+    )
+    learner = Learner(settings)
+    job = TrainJob("job-1", ("zoe",), (), (), {"zoe": "subject-0"}, (), ())
+    ended: list[Trained | NotTrained] = []
+    first = threading.Thread(target=lambda: ended.append(learner.train(job)), daemon=True)
+    first.start()
+    while not learner.progress():
+        time.sleep(0.01)
+    second = threading.Thread(target=lambda: ended.append(learner.train(job)), daemon=True)
+    second.start()
+    first.join(10)
+    assert not first.is_alive()
+    assert second.is_alive()
+    while not learner.progress():
+        time.sleep(0.01)
+    learner.cancel("job-1")
+    second.join(10)
+    assert not second.is_alive()
+    assert [type(outcome) for outcome in ended] == [NotTrained, NotTrained]
+
+
 def _cancel_soon(learner: Learner) -> None:
     while not learner.progress():
         time.sleep(0.01)
