@@ -26,6 +26,7 @@ from registry.state import AdapterEntry, State
 from serving import registry_show
 from serving.compaction import releases_of
 from serving.home import home_of, open_current_ledger, signer
+from serving.jobs import pending_jobs
 from serving.settings import Settings, load_settings
 from serving.terminal import Config, Json, err, out, plain_errors, print_json
 
@@ -63,7 +64,7 @@ def compact(
         settings = load_settings(config)
         home = home_of(settings)
         ledger = open_current_ledger(home)
-        _check_foldable(ledger.state)
+        check_foldable(ledger.state)
         folded = fold_active_stack(
             ledger, signer(home, "publisher"), settings, actor=actor, reason=reason
         )
@@ -88,7 +89,7 @@ def compact(
             )
 
 
-def _check_foldable(state: State) -> None:
+def check_foldable(state: State) -> None:
     """Raises `ConflictError` with what to do instead."""
     stack = state.active_release.adapters
     if len(stack) < 2:
@@ -97,6 +98,12 @@ def _check_foldable(state: State) -> None:
         )
     if state.seal is not None:
         raise ConflictError("this registry is sealed; nothing of it is served any more")
+    top = state.adapters[stack[-1]]
+    if top.provisional and any(job.id == top.job for job in pending_jobs(state)):
+        raise ConflictError(
+            f"the top adapter is a closed form, until {top.job} is trained and takes it out: wait "
+            "for that, a compaction would keep it"
+        )
     for entry in state.adapters.values():
         served = [n for n in releases_of(state, entry.id) if state.releases[n].activated_at]
         if entry.folds == stack and served:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
 from registry.bodies import Activated
 from registry.declarations import Sealed
-from serving.compact_cli import carried_figures
+from registry.errors import ConflictError
+from serving.compact_cli import carried_figures, check_foldable
 from serving.compaction import ATTEMPTS, compaction_to_serve, releases_of
 from tests.unit.registry.histories import A1, A2, S1, S2, UNKNOWN_ADAPTER, rolled_back, then
 from tests.unit.registry.test_fold_compaction import (
@@ -15,6 +20,7 @@ from tests.unit.registry.test_fold_compaction import (
     compacted,
     compaction,
 )
+from tests.unit.serving.test_restoration import acts_in
 
 
 def test_a_recorded_compaction_of_the_active_stack_is_to_be_served_until_it_is() -> None:
@@ -46,6 +52,19 @@ def test_one_that_could_not_be_built_again_and_again_gives_way_to_another() -> N
     assert compaction_to_serve(state) is None
     another = compacted(A1, A2, content=2)
     assert compaction_to_serve(then(state, another)) == another.adapter
+
+
+def test_a_closed_form_is_not_folded_before_its_job_is_trained(tmp_path: Path) -> None:
+    """The trained adapter is to take its place, which it can't in a compaction."""
+    acts = acts_in(tmp_path)
+    acts.erase(1)
+    job = acts.forget(2)
+    acts.train(job.id, provisional=True)
+    acts.serve(acts.publish("adapter", job.id).number)
+    with pytest.raises(ConflictError, match=f"until {job.id} is trained"):
+        check_foldable(acts.state)
+    acts.refuse(job.id)  # then the closed form stays
+    check_foldable(acts.state)
 
 
 def test_a_sealed_registry_serves_none() -> None:
