@@ -48,6 +48,10 @@ def requested(state: State, record: Record, body: Requested) -> State:
         backbone=body.backbone,
         erasing=state.erasing.union(body.subjects),
         subjects=state.subjects.union(body.subjects),
+        # Images may come with this request, and have to be deletable again.
+        deleted=state.deleted.with_entries(
+            {subject: frozenset() for subject in body.subjects if subject in state.deleted}
+        ),
         jobs=state.jobs.with_entry(job.id, job),
         requests=state.requests.with_entry(record.request_id, job.id),
         unguarded=(*state.unguarded, job.id),

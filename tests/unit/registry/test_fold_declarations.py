@@ -107,6 +107,13 @@ def test_a_tombstone_says_what_is_gone_of_whom() -> None:
     assert state.deleted == {S1: {"images", "prototypes"}}
 
 
+def test_what_comes_with_a_new_request_can_be_deleted_too() -> None:
+    first = then(DONE, Tombstone((S1,), ("images",)), Restored((S1,)))
+    again = then(first, requested("job-2", S1))
+    assert again.deleted == {S1: frozenset()}
+    assert then(again, Tombstone((S1,), ("images",))).deleted == {S1: {"images"}}
+
+
 def test_the_map_may_go_when_no_replica_needs_it() -> None:
     assert EXPOSED.subjects_in_use == frozenset()
     assert then(EXPOSED, Tombstone((S1,), ("subject_map",))).deleted == {S1: {"subject_map"}}

@@ -277,6 +277,7 @@ class Model:
         match body:
             case Requested():
                 self.jobs[body.job] = ModelJob(set(body.subjects), shareable=body.batch)
+                self.gone |= {name: set() for name in body.subjects if name in self.gone}
             case Trained():
                 self.adapters[body.adapter] = self._made(body)
                 for name in (body.job, *body.others):
