@@ -271,6 +271,7 @@ class Member:
                 ready = self._reader.ready(trial.release, self._slot)
             except Exception as error:
                 log.exception("release %d can't be tried out", trial.release)
+                self._slot.end_canary()  # of a trial that has ended meanwhile, if there is one
                 self._report_failure(trial.release, error)
             else:
                 self._slot.try_out(ready, trial.percent / 100)
