@@ -26,7 +26,7 @@ from registry.state import State
 from registry.subjects import SubjectMap
 from serving.acknowledgement import Ack, Author, Refusal
 from serving.activation import Activation, rollback_of
-from serving.home import home_of, open_private_store, signer, wait_for_ledger
+from serving.home import home_of, signer, wait_for_ledger, wait_for_private_store
 from serving.jobs import (
     CANCELLED,
     Rejection,
@@ -78,7 +78,7 @@ class Control:
         self._classes = classes
         home = home_of(settings)
         self._ledger = wait_for_ledger(home)
-        self._private = open_private_store(home)
+        self._private = wait_for_private_store(home)
         self._subjects = SubjectMap(self._private)
         self._operator = signer(home, "operator")
         self._publisher = signer(home, "publisher")

@@ -18,9 +18,10 @@ import os
 import secrets
 import stat
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from registry import checkpoint
 from registry.errors import IntegrityError, StoreError
@@ -34,6 +35,7 @@ from serving.settings import Settings
 Caller = Literal["operator", "auditor"]
 CALLERS: tuple[Caller, ...] = ("operator", "auditor")
 
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -174,11 +176,20 @@ def wait_for_ledger(home: Home, *, read_only: bool = False) -> Ledger:
     For the constructors of actors: Ray restarts a process that dies, but gives an actor up for
     good whose constructor raises. A ledger that fails its checks does raise: it must not be served.
     """
+    return _waited_for(lambda: open_current_ledger(home, read_only=read_only))
+
+
+def wait_for_private_store(home: Home, *, read_only: bool = False) -> Store:
+    """`open_private_store`, as `wait_for_ledger`: a bucket is asked when it is opened."""
+    return _waited_for(lambda: open_private_store(home, read_only=read_only))
+
+
+def _waited_for(opened: Callable[[], T]) -> T:
     while True:
         try:
-            return open_current_ledger(home, read_only=read_only)
+            return opened()
         except StoreError as error:
-            log.error("the ledger can't be read, trying again: %s", error)
+            log.error("the registry can't be opened, trying again: %s", error)
             time.sleep(STORE_RETRY_S)
 
 

@@ -29,12 +29,13 @@ from torch import Tensor
 from forgetting.backbone import transform
 from forgetting.golden import golden_image
 from registry.errors import NotFoundError, RegistryError
+from registry.subjects import SubjectMap
 from serving.admission import Admission, AskedError, Call, DeadlineError, OtherReleaseError
 from serving.backbones import open_backbone
 from serving.decode import load_image, open_image
 from serving.engines import Forward
 from serving.engines.choice import make_engine, tolerance_of
-from serving.home import home_of, open_subjects, token, wait_for_ledger
+from serving.home import home_of, token, wait_for_ledger, wait_for_private_store
 from serving.member import Member
 from serving.membership import Terms, boot_clock
 from serving.metrics import Metrics
@@ -112,7 +113,7 @@ class Recognizer:
         self.slot = Slot(engine, probe)
         self.reader = ReleaseReader(
             wait_for_ledger(home, read_only=True),
-            open_subjects(home, read_only=True),
+            SubjectMap(wait_for_private_store(home, read_only=True)),
             backbone,
             tolerance=tolerance_of(settings.engine),
         )

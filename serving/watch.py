@@ -17,7 +17,8 @@ from typing import Any
 import httpx
 import ray
 
-from serving.home import home_of, open_subjects, token, wait_for_ledger
+from registry.subjects import SubjectMap
+from serving.home import home_of, token, wait_for_ledger, wait_for_private_store
 from serving.jobs import Rejection
 from serving.membership import boot_clock
 from serving.metrics import Metrics
@@ -72,7 +73,7 @@ class Watch:
             self._prober = Prober(
                 read_canaries(settings.probes),
                 ledger=wait_for_ledger(home, read_only=True),
-                subjects=open_subjects(home, read_only=True),
+                subjects=SubjectMap(wait_for_private_store(home, read_only=True)),
                 metrics=self._metrics,
                 http=httpx.Client(
                     base_url=settings.url,

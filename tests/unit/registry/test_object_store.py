@@ -28,9 +28,10 @@ from registry.errors import AlreadyExistsError, NotFoundError, StoreError
 from registry.keys import Role, Signer, Trust
 from registry.ledger import Ledger, blob_key, utc_now
 from registry.object_store import ObjectStore
-from registry.store import open_store
+from registry.store import Store, open_store
 from registry.upkeep import collect
 from registry.verification import verify
+from serving.home import Home, open_private_store, wait_for_private_store
 
 DAY = timedelta(days=1)
 KEYS = [f"log/{number:04d}" for number in range(12)]
@@ -393,3 +394,25 @@ def test_of_racing_processes_exactly_one_creates_each_object_of_a_bucket(
     assert sorted(key for keys in won.values() for key in keys) == KEYS
     for name, keys in won.items():
         assert all(store.read(key) == name.encode() * 1000 for key in keys)
+
+
+def test_an_actor_waits_for_a_bucket_that_can_not_be_opened(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its constructor must not raise for that: Ray would never start it again."""
+    for name, value in server.config().items():
+        monkeypatch.setenv(f"AWS_{name.upper()}", value)
+    home = Home(tmp_path, "s3://later/registry")
+    with pytest.raises(StoreError, match="no such bucket"):
+        open_private_store(home)
+    stores: list[Store] = []
+    waiting = threading.Thread(
+        target=lambda: stores.append(wait_for_private_store(home)), daemon=True
+    )
+    waiting.start()
+    waiting.join(0.3)
+    assert waiting.is_alive()
+    later = f"http://127.0.0.1:{server.port}/later"
+    urllib.request.urlopen(urllib.request.Request(later, method="PUT", data=b"")).close()
+    waiting.join(30)
+    assert len(stores) == 1
