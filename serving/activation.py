@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 0.5
 BACK_S = 60.0
-"""The coordinator is waited for this long."""
+"""The coordinator is waited for this long once it is away."""
 
 
 class Activation:
@@ -138,11 +138,13 @@ class Activation:
 
     def _patiently(self, ask: Callable[[], Any]) -> Any:
         """`ask` until there is a coordinator to answer; a `Refusal` when none comes back."""
-        deadline = time.monotonic() + BACK_S
+        deadline: float | None = None
         while True:
             try:
                 return ask()
             except RayActorError as error:
+                # From when it was first away: it may have worked on the answer for longer.
+                deadline = deadline or time.monotonic() + BACK_S
                 log.warning("the coordinator is away (%s); trying again", type(error).__name__)
                 if time.monotonic() > deadline:
                     return Refusal("coordinator", "the coordinator does not come back")
