@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 Stage = Literal["fetched", "verified", "built", "checked", "resident", "active"]
-STAGES: tuple[Stage, ...] = ("fetched", "verified", "built", "checked", "resident", "active")
 
 
 @dataclass(frozen=True)
