@@ -76,9 +76,9 @@ class Learner:
 
     def _train(self, job: TrainJob, turn: int) -> Trained | NotTrained:
         chosen = self._settings.forget
-        gates = GateConfig(**chosen.gates)
         self._training, self._cancelled = job.job, None
         try:
+            gates = GateConfig(**chosen.gates)
             stack = [from_files(files, self._backbone) for files in job.files]
             images = with_uploads(self._images, job.uploads)
             run: Callable[..., TaskResult] = (
