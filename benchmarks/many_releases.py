@@ -1,13 +1,13 @@
 """How much longer a replica takes to start when its registry holds 1,000 releases instead of one.
 
-    python benchmarks/many_releases.py [--releases 1000] [--turns 5] [--serve 2] [--json]
+    python benchmarks/many_releases.py [--releases 1000] [--turns 15] [--serve 1] [--json]
 
 Both registries are written by the registry's own acts and end in the same release: one adapter for
 one class. The long one came there by forgetting and restoring classes, each time with an adapter of
-its own: real files of real low-rank pairs, which nobody trained. What a replica does at its start
-is done in a new process: import, load the backbone, make the engine, read the ledger, build the
-active release. By turns, once from the checkpoint that an earlier start left and once without it.
-`--serve N` times N whole starts of `lethe serve` on each, with two replicas.
+its own: real files of real low-rank pairs, which nobody trained. What a replica does at its start,
+but for the imports and the process, is done by turns in one process: load the backbone, make the
+engine, read the ledger, build the active release; from the checkpoint that an earlier start left,
+and without it. `--serve N` times N whole starts of `lethe serve` on each, with two replicas.
 """
 
 from __future__ import annotations
@@ -28,37 +28,26 @@ import torch
 
 from forgetting.adapter import Adapter, AdapterFacts, to_files
 from forgetting.backbone import Backbone
+from forgetting.golden import golden_image
 from registry import publish
 from registry.state import State
 from serving.backbones import open_backbone, prepare_backbone
-from serving.home import Home, home_of, open_ledger, open_subjects, prepare_home, signer
+from serving.engines.choice import make_engine
+from serving.home import (
+    Home,
+    home_of,
+    open_ledger,
+    open_subjects,
+    prepare_home,
+    signer,
+    wait_for_ledger,
+)
+from serving.release import ReleaseReader
 from serving.settings import load_settings
+from serving.slot import Slot
 
 RANK = 4
 START_S = 180.0
-PROGRAM = """
-import sys, time
-began = time.perf_counter()
-from forgetting.golden import golden_image
-from serving.backbones import open_backbone
-from serving.engines.choice import make_engine
-from serving.home import home_of, open_subjects, wait_for_ledger
-from serving.release import ReleaseReader
-from serving.replica import Recognizer
-from serving.settings import load_settings
-from serving.slot import Slot
-settings = load_settings(home=sys.argv[1], engine={"name": "onnxruntime"})
-home, backbone = home_of(settings), open_backbone(settings)
-engine = make_engine(settings.engine, backbone, threads=1, graphs=home.engines)
-slot = Slot(engine, golden_image(backbone.spec.preprocess.input_size))
-loaded = time.perf_counter()
-ledger = wait_for_ledger(home, read_only=True)
-read = time.perf_counter()
-reader = ReleaseReader(ledger, open_subjects(home, read_only=True), backbone)
-slot.flip(reader.ready(reader.active(), slot))
-built = time.perf_counter()
-print(built - began, read - loaded, built - read, ledger.state.last_release, ledger.state.seq)
-"""
 
 
 class Past:
@@ -168,17 +157,27 @@ def written(home: Home, backbone: Backbone, *, releases: int) -> float:
     return time.perf_counter() - began
 
 
-def replica_start(home: Path) -> dict[str, float]:
-    """Seconds from the first import to a release in service, in a new process."""
-    output = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(home)],
-        check=True,
-        capture_output=True,
-        text=True,
-        env=_environment(home),
-    ).stdout
-    whole, read, build, releases, records = map(float, output.split())
-    return {"s": whole, "read": read, "build": build, "releases": releases, "records": records}
+def replica_start(folder: Path) -> dict[str, float]:
+    """Seconds of what `Recognizer` does until a release is in service, whole and in part."""
+    began, cpu = time.perf_counter(), time.process_time()
+    settings = load_settings(home=folder, engine={"name": "onnxruntime"})
+    home, backbone = home_of(settings), open_backbone(settings)
+    engine = make_engine(settings.engine, backbone, threads=1, graphs=home.engines)
+    slot = Slot(engine, golden_image(backbone.spec.preprocess.input_size))
+    loaded = time.perf_counter()
+    ledger = wait_for_ledger(home, read_only=True)
+    read = time.perf_counter()
+    reader = ReleaseReader(ledger, open_subjects(home, read_only=True), backbone)
+    slot.flip(reader.ready(reader.active(), slot))
+    built = time.perf_counter()
+    return {
+        "s": built - began,
+        "cpu": time.process_time() - cpu,
+        "read": read - loaded,
+        "build": built - read,
+        "releases": ledger.state.last_release,
+        "records": ledger.state.seq,
+    }
 
 
 def server_start(home: Path, *, port: int) -> float:
@@ -222,6 +221,7 @@ def measure(top: Path, *, releases: int, turns: int, serves: int) -> dict[str, f
         wanted = 1 if name == "one" else releases
         home = home_of(load_settings(home=folder))
         figures[f"{name}_written_s"] = written(home, backbone, releases=wanted)
+    torch.set_num_threads(1)
     samples: dict[str, list[dict[str, float]]] = {}
     for turn in range(turns + 1):
         for kept in (False, True):
@@ -232,16 +232,18 @@ def measure(top: Path, *, releases: int, turns: int, serves: int) -> dict[str, f
                 if turn:  # the first one wrote the engine's graph
                     samples.setdefault(f"{name}{'_checkpointed' * kept}", []).append(found)
     for name, found in samples.items():
-        for key in ("s", "read", "build"):
+        for key in ("s", "cpu", "read", "build"):
             figures[f"{name}_{key}_ms"] = 1e3 * statistics.median(row[key] for row in found)
     for name in homes:
         figures[f"{name}_releases"] = samples[name][0]["releases"]
         figures[f"{name}_records"] = samples[name][0]["records"]
-    for suffix in ("", "_checkpointed"):
-        figures[f"start_ratio{suffix}"] = statistics.median(
-            many["s"] / one["s"]
-            for many, one in zip(samples[f"many{suffix}"], samples[f"one{suffix}"], strict=True)
+        figures[f"{name}_registry_files"] = sum(
+            path.is_file() for path in (homes[name] / "registry").rglob("*")
         )
+    for suffix in ("", "_checkpointed"):
+        pairs = list(zip(samples[f"many{suffix}"], samples[f"one{suffix}"], strict=True))
+        for key, label in (("s", "start_ratio"), ("cpu", "start_cpu_ratio")):
+            figures[f"{label}{suffix}"] = statistics.median(m[key] / o[key] for m, o in pairs)
     starts: dict[str, list[float]] = {name: [] for name in homes}
     for turn in range(serves):
         for name, folder in homes.items():
@@ -259,8 +261,8 @@ def measure(top: Path, *, releases: int, turns: int, serves: int) -> dict[str, f
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--releases", type=int, default=1000)
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--serve", type=int, default=2, help="whole starts of each, 0 for none")
+    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--serve", type=int, default=1, help="whole starts of each, 0 for none")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as top:
