@@ -11,8 +11,10 @@ Runs as a script, without this package: `haproxy_start.py HAPROXY HOST [HAProxy'
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +32,9 @@ Connection: close\r
 {"type": "about:blank", "title": "Service Unavailable", "status": 503, \
 "detail": "No replica answered.", "advice": "Ask again in a moment."}
 """
+
+
+_PR_SET_PDEATHSIG = 1
 
 
 class UnfitError(Exception):
@@ -72,6 +77,16 @@ def _place(ray_s: str, section: str, host: str, folder: Path) -> str:
     return f"{host}:{port[1]}"
 
 
+def end_with_parent() -> None:
+    """Have this process, and what it becomes, end when the one that started it does: Ray's manager
+    that is killed would leave HAProxy on the port."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it ended before that
+            sys.exit("HAProxy is not started: nobody is left who asked for it")
+
+
 def main(arguments: Sequence[str]) -> None:
     binary, host, *rest = arguments
     config = Path(rest[rest.index("-f") + 1])
@@ -81,6 +96,7 @@ def main(arguments: Sequence[str]) -> None:
     except UnfitError as error:
         sys.exit(f"HAProxy is not started: {error}")
     config.write_text(text)
+    end_with_parent()
     os.execv(binary, [binary, *rest])
 
 

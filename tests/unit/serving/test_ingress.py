@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,31 @@ def test_the_start_refuses_before_haproxy_runs(tmp_path: Path) -> None:
     of_ray(tmp_path)
     assert subprocess.run(start, capture_output=True, check=False).returncode == 0
     assert "unix@" in config.read_text()
+
+
+def test_haproxy_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    values = ingress.environment(load_settings(), binary=Path("/bin/sleep"), folder=tmp_path)
+    of_ray(tmp_path)
+    program = tmp_path / "sleep"
+    program.write_text('#!/bin/sh\necho "$$"\nexec sleep 60\n')
+    program.chmod(0o700)
+    start = tmp_path / "haproxy"
+    start.write_text(start.read_text().replace("/bin/sleep", str(program)))
+    manager = subprocess.Popen(
+        [sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:])"]
+        + [values["RAY_SERVE_HAPROXY_BINARY_PATH"], "-f", str(tmp_path / "haproxy.cfg")],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with manager:
+        assert manager.stdout is not None
+        child = Path(f"/proc/{manager.stdout.readline().strip()}")
+        assert child.exists()
+        manager.kill()
+    deadline = time.monotonic() + 10
+    while child.exists() and "\nState:\tZ" not in (child / "status").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_the_environment_is_ours_only_inside(monkeypatch: pytest.MonkeyPatch) -> None:
