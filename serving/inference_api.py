@@ -7,6 +7,7 @@ import time
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.metrics import outcome_of
 from serving.routes import answering, batch, inference, inference_protocol, probes, problems
 from serving.routes.answering import recognizer
 from serving.routes.body_limit import BodyLimit
@@ -69,14 +70,3 @@ def build_inference_api(*, max_body_bytes: int) -> FastAPI:
     api.add_middleware(BodyLimit, limit=max_body_bytes)
     api.add_middleware(Measured)
     return api
-
-
-def outcome_of(status: int) -> str:
-    """The metrics' word for an HTTP status."""
-    if status < 400:
-        return "ok"
-    if status == 503:
-        return "not_current"
-    if status == 504:
-        return "late"
-    return "client_error" if status < 500 else "error"

@@ -29,6 +29,10 @@ class Metric:
     buckets: tuple[float, ...] = ()
 
 
+OUTCOMES = ("ok", "client_error", "not_current", "late", "error")
+"""What a request came to."""
+FAILED = ("not_current", "late", "error")
+"""Those of them that are the server's doing."""
 _REQUEST_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 _STAGE_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
 _SWAP_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
@@ -39,7 +43,7 @@ TABLE: tuple[Metric, ...] = (
     Metric(
         "lethe_requests_total",
         "counter",
-        "Requests answered, by outcome (ok, client_error, not_current, late, error).",
+        f"Requests answered, by outcome ({', '.join(OUTCOMES)}).",
         "replica",
         ("route", "outcome"),
     ),
@@ -294,6 +298,17 @@ TABLE: tuple[Metric, ...] = (
 )
 
 ROWS = {metric.name: metric for metric in TABLE}
+
+
+def outcome_of(status: int) -> str:
+    """The metrics' word for an HTTP status."""
+    if status < 400:
+        return "ok"
+    if status == 503:
+        return "not_current"
+    if status == 504:
+        return "late"
+    return "client_error" if status < 500 else "error"
 
 
 class Mirror(Protocol):

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from serving.client import Client, ClientError
 from serving.jobs import ENDED
+from serving.metrics import FAILED
 from serving.tally import SOURCES
 
 PROOF = 3.0
@@ -133,13 +134,11 @@ def _traffic(now: Look, before: Look | None) -> Text:
         return max(now.total(name, **labels) - before.total(name, **labels), 0.0) / seconds
 
     predicted = rate(name, route="/v1/predict")
-    refused = sum(
-        rate(name, route="/v1/predict", outcome=outcome) for outcome in ("not_current", "error")
-    )
+    failed = sum(rate(name, route="/v1/predict", outcome=outcome) for outcome in FAILED)
     spent = rate("lethe_request_duration_seconds_sum", route="/v1/predict")
     mean = f", {1000 * spent / predicted:.1f} ms each" if predicted else ""
     return Text(
-        f"predictions: {predicted:.1f}/s{mean}, {refused:.1f}/s failed, {in_flight:.0f} in flight; "
+        f"predictions: {predicted:.1f}/s{mean}, {failed:.1f}/s failed, {in_flight:.0f} in flight; "
         f"shadowed {rate('lethe_shadow_samples_total'):.1f}/s, "
         f"dropped {rate('lethe_shadow_drops_total'):.1f}/s"
     )

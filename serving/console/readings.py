@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from serving.metrics import OUTCOMES
 from serving.tally import Counts, Source
 from serving.top import PROOF, SUSPICION, Look
 
 PREDICT = "/v1/predict"
-OUTCOMES = ("ok", "client_error", "not_current", "error")
 PROBE_OUTCOMES = ("quiet", "leak", "exposed", "waiting", "failed")
 _GAUGES = {
     "release": "lethe_release",

@@ -1,6 +1,8 @@
 // Rates out of counters: what happened between two looks at the server.
 
 const KEPT = 150;
+/** Outcomes that are the server's doing. */
+const FAILED = ["not_current", "late", "error"];
 /** Seconds over which rates and latencies are taken. */
 export const WINDOW_S = 30;
 
@@ -30,13 +32,15 @@ export class Traffic {
     that came brings its own: only what is in both looks is compared. */
 export function between(before, now) {
   const seconds = now.at - before.at;
-  const grown = { ok: 0, client_error: 0, not_current: 0, error: 0, samples: 0, dropped: 0 };
+  const grown = { predictions: 0, failed: 0, samples: 0, dropped: 0 };
   const buckets = new Map();
   for (const [name, replica] of Object.entries(now.replicas)) {
     const old = before.replicas[name];
     if (!old) continue;
     for (const outcome of Object.keys(replica.predictions)) {
-      grown[outcome] += Math.max(replica.predictions[outcome] - old.predictions[outcome], 0);
+      const more = Math.max(replica.predictions[outcome] - old.predictions[outcome], 0);
+      grown.predictions += more;
+      if (FAILED.includes(outcome)) grown.failed += more;
     }
     grown.samples += Math.max(replica.samples - old.samples, 0);
     grown.dropped += Math.max(replica.dropped - old.dropped, 0);
@@ -45,12 +49,11 @@ export function between(before, now) {
       buckets.set(edge, held + Math.max(total - (old.latency[place]?.[1] ?? 0), 0));
     });
   }
-  const predictions = grown.ok + grown.client_error + grown.not_current + grown.error;
   return {
     seconds,
-    predictions,
-    rate: seconds > 0 ? predictions / seconds : 0,
-    failed: seconds > 0 ? (grown.not_current + grown.error) / seconds : 0,
+    predictions: grown.predictions,
+    rate: seconds > 0 ? grown.predictions / seconds : 0,
+    failed: seconds > 0 ? grown.failed / seconds : 0,
     samples: grown.samples,
     dropped: grown.dropped,
     buckets: [...buckets],

@@ -27,6 +27,7 @@ def now(tmp_path: Path) -> Look:
         replica.set("lethe_release", 3)
     busy.count("lethe_requests_total", "/v1/predict", "ok", by=40)
     busy.count("lethe_requests_total", "/v1/predict", "error", by=2)
+    busy.count("lethe_requests_total", "/v1/predict", "late", by=3)
     busy.count("lethe_requests_total", "/v1/live", "ok", by=1000)
     for seconds in (0.004, 0.04, 9.0):
         busy.observe("lethe_request_duration_seconds", seconds, "/v1/predict")
@@ -46,7 +47,8 @@ def _snapshot(metrics: Metrics, counts: dict[str, Counts]) -> Snapshot:
 
 def test_predictions_are_counted_apart_from_the_consoles_own_requests(now: Look) -> None:
     found = replicas_view(now)
-    assert found["a"]["predictions"] == {"ok": 40, "client_error": 0, "not_current": 0, "error": 2}
+    answered = {"ok": 40, "client_error": 0, "not_current": 0, "late": 3, "error": 2}
+    assert found["a"]["predictions"] == answered
     assert found["a"]["images"] == 42
     assert found["a"]["latency"][-1] == (None, 3)
     assert dict(found["a"]["latency"])[0.05] == 2

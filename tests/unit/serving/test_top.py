@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from serving.metrics import Metrics
+from serving.metrics import FAILED, OUTCOMES, Metrics, outcome_of
 from serving.monitor import Monitor, ProbeSnapshot, Snapshot
 from serving.posture import Posture
 from serving.tally import Counts, Targets
@@ -26,10 +26,10 @@ STATUS: dict[str, Any] = {
 }
 
 
-def page(tmp_path: Path, requests: int, counts: Counts) -> str:
+def page(tmp_path: Path, requests: int, counts: Counts, *, outcome: str = "ok") -> str:
     replica = Metrics("replica")
     replica.set("lethe_lease_remaining_seconds", 6.5)
-    replica.count("lethe_requests_total", "/v1/predict", "ok", by=requests)
+    replica.count("lethe_requests_total", "/v1/predict", outcome, by=requests)
     replica.observe("lethe_request_duration_seconds", 0.01, "/v1/predict")
     monitor = Monitor(tmp_path.with_suffix(".json"))
     targets = Targets(leak=0.02, drift=0.05)
@@ -49,6 +49,17 @@ def test_rates_are_those_between_two_looks(tmp_path: Path) -> None:
     now = look(page(tmp_path, 150, Counts()), at=12.0)
     assert "predictions: 25.0/s" in drawn(now, before)
     assert "requests: 100 so far" in drawn(before)
+
+
+@pytest.mark.parametrize(("outcome", "failed"), [(o, o in FAILED) for o in OUTCOMES])
+def test_only_what_the_server_failed_at_counts_as_failed(
+    tmp_path: Path, outcome: str, failed: bool
+) -> None:
+    before = look(page(tmp_path, 100, Counts(), outcome=outcome), at=10.0)
+    now = look(page(tmp_path, 150, Counts(), outcome=outcome), at=12.0)
+    assert f"{25.0 if failed else 0.0}/s failed" in drawn(now, before)
+    assert all(outcome_of(status) == "ok" for status in (200, 202, 304))
+    assert {outcome_of(s) for s in (200, 404, 429, 503, 504, 500)} == set(OUTCOMES)
 
 
 def test_a_proven_leak_is_an_alert_and_quiet_traffic_is_not(tmp_path: Path) -> None:
