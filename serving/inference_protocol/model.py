@@ -66,6 +66,9 @@ def request_of(
             f"input {given.name!r} is {given.datatype} {list(given.shape)}; it must be "
             f"{takes[0]} {takes[1]}"
         )
+    asked = [each.name for each in outputs]
+    if len(set(asked)) < len(asked):
+        raise ProtocolError(f"the outputs are {', '.join(asked[:4])}; name each of them once")
     wanted = tuple(outputs) or tuple(Wanted(name) for name in DEFAULT_OUTPUTS)
     return InferRequest(id, given.data, wanted)
 

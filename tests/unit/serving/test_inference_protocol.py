@@ -125,6 +125,12 @@ def test_a_body_that_is_no_request_is_refused(body: bytes, length: int | None) -
         read_request(body, length, most=4)
 
 
+def test_an_output_is_given_once_however_often_it_is_asked_for() -> None:
+    """Or a small request could have any number of large answers made."""
+    with pytest.raises(ProtocolError, match="once"):
+        read(image_input(b"a"), outputs=[{"name": "logits"}] * 3)
+
+
 def test_bytes_that_nothing_names_are_refused() -> None:
     with pytest.raises(ProtocolError, match="follow the last input"):
         read(IMAGE, raw=b"more")
