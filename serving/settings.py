@@ -16,6 +16,7 @@ from pydantic_settings import (
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
+from pydantic_settings.exceptions import SettingsError as SourceError
 
 DIGITS = "digits"
 """The data source of the embedded default: scikit-learn's bundled scans."""
@@ -309,6 +310,8 @@ def load_settings(config: Path | None = None, **flags: Any) -> Settings:
         loaded = _load(path, flags)
     except ValidationError as error:
         raise SettingsError("; ".join(_lines(error))) from None
+    except SourceError as error:
+        raise SettingsError(f"the environment: {error}") from None
     except ValueError as error:  # tomllib's
         raise SettingsError(f"{path} is not valid TOML: {error}") from None
     except OSError as error:

@@ -44,6 +44,14 @@ def test_a_mistake_is_named_with_its_place(tmp_path: Path, toml: str, words: str
         load_settings(file)
 
 
+def test_a_variable_that_cannot_be_read_is_not_blamed_on_the_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LETHE_BACKBONE", "no json")
+    with pytest.raises(SettingsError, match="^the environment: .*backbone"):
+        load_settings()
+
+
 def test_a_settings_file_that_is_named_must_exist(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="does not exist"):
         load_settings(tmp_path / "absent.toml")
