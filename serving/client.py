@@ -31,8 +31,16 @@ class _Connection:
     """One listener of a server, and how it is asked."""
 
     def __init__(self, url: str, token: str | None = None, *, timeout: float = 60.0) -> None:
+        """Raises `ClientError` for what is no URL."""
+        if not url.startswith(("http://", "https://")):
+            raise ClientError(f"{url!r} is no URL of a server; expected http://HOST:PORT")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout, trust_env=False)
+        try:
+            self._http = httpx.Client(
+                base_url=url, headers=headers, timeout=timeout, trust_env=False
+            )
+        except httpx.InvalidURL as error:
+            raise ClientError(f"{url!r} is no URL of a server: {error}") from None
 
     def __enter__(self) -> Self:
         return self
@@ -63,9 +71,7 @@ class _Connection:
             try:
                 response = self._http.request(method, path, **request)
             except httpx.ConnectError:
-                raise ClientError(
-                    f"nothing answers at {self._http.base_url}: is `lethe serve` running?"
-                ) from None
+                raise self._absent() from None
             except httpx.HTTPError as error:
                 if not left:
                     raise ClientError(f"{method} {path} got no answer: {error!r}") from None
@@ -76,6 +82,22 @@ class _Connection:
         if response.is_error:
             raise ClientError(_sentence(response))
         return response
+
+    def _lines(self, method: str, path: str, **request: Any) -> Iterator[str]:
+        """The answer's lines, as they come."""
+        try:
+            with self._http.stream(method, path, **request) as response:
+                if response.is_error:
+                    response.read()
+                    raise ClientError(_sentence(response))
+                yield from response.iter_lines()
+        except httpx.ConnectError:
+            raise self._absent() from None
+        except httpx.HTTPError as error:
+            raise ClientError(f"the answer to {method} {path} broke off: {error!r}") from None
+
+    def _absent(self) -> ClientError:
+        return ClientError(f"nothing answers at {self._http.base_url}: is `lethe serve` running?")
 
 
 class InferenceClient(_Connection):
@@ -103,13 +125,8 @@ class InferenceClient(_Connection):
         """What /v1/predict answers for each image, in order, as it comes; for an image that could
         not be answered, `problem`."""
         files = [("images", (str(index), image)) for index, image in enumerate(images)]
-        request = {"files": files, "params": {"top_k": top_k}}
-        with self._http.stream("POST", "/v1/predict/batch", **request) as response:  # type: ignore[arg-type]
-            if response.is_error:
-                response.read()
-                raise ClientError(_sentence(response))
-            for line in response.iter_lines():
-                yield json.loads(line)
+        for line in self._lines("POST", "/v1/predict/batch", files=files, params={"top_k": top_k}):
+            yield json.loads(line)
 
     def ready(self) -> bool:
         try:
@@ -211,13 +228,9 @@ class Client(_Connection):
 
     def events(self, job: str) -> Iterator[dict[str, Any]]:
         """The job as it goes on, until it has ended, as the server pushes it."""
-        with self._http.stream("GET", f"/v1/jobs/{job}/events", timeout=None) as response:
-            if response.is_error:
-                response.read()
-                raise ClientError(_sentence(response))
-            for line in response.iter_lines():
-                if line.startswith("data: "):
-                    yield json.loads(line.removeprefix("data: "))
+        for line in self._lines("GET", f"/v1/jobs/{job}/events", timeout=None):
+            if line.startswith("data: "):
+                yield json.loads(line.removeprefix("data: "))
 
     def wait(
         self, job: str, note: Callable[[dict[str, Any]], None] = lambda _: None
