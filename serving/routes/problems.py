@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from registry.errors import StoreError
@@ -81,6 +82,11 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _http(_: Request, error: HTTPException) -> Response:
         return problem(error.status_code, str(error.detail))
+
+    @app.exception_handler(ClientDisconnect)
+    async def _gone(_: Request, error: ClientDisconnect) -> Response:
+        # For the metrics alone: whoever asked doesn't read it.
+        return problem(400, "The connection ended before the body did.")
 
     @app.exception_handler(RayTaskError)
     async def _failed(_: Request, error: RayTaskError) -> Response:
