@@ -32,6 +32,8 @@ OTHER_VARIABLES = (
     "LETHE_URL",
 )
 """Variables that are no settings: of tests, of Grafana's, and of commands."""
+AT_LEAST_ONE = ("select_steps", "refit_steps", "forget_batch", "retain_batch", "check_every")
+"""Of `[forget.train]`: without any of these nothing could be learned."""
 PATHS = {
     "images": "folder",
     "probes.images": "folder",
@@ -95,6 +97,8 @@ def _forget_mistakes(given: Mapping[str, Any]) -> list[str]:
             if not fits or isinstance(value, bool) or value < 0:
                 like = "a whole number" if default is None else f"something like {default!r}"
                 mistakes.append(f"{section}.{name} is {value!r}; expected {like}")
+            elif name in AT_LEAST_ONE and value == 0:
+                mistakes.append(f"{section}.{name} is 0; expected 1 or more")
     return mistakes
 
 

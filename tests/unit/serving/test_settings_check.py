@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from serving.cli import app
 from serving.settings import Settings, SettingsError, load_settings
-from serving.settings_check import check_forget, explain
+from serving.settings_check import AT_LEAST_ONE, check_forget, explain
 
 RUNNER = CliRunner()
 
@@ -99,4 +99,12 @@ def test_a_start_refuses_what_training_does_not_know(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text("[forget.gates]\nleek = 1\n")
     with pytest.raises(SettingsError, match="no leek"):
+        check_forget(load_settings(file))
+
+
+@pytest.mark.parametrize("name", AT_LEAST_ONE)
+def test_a_start_refuses_a_training_that_could_learn_nothing(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(f"[forget.train]\n{name} = 0\ncopies = 0\n")
+    with pytest.raises(SettingsError, match=f"^forget.train.{name} is 0; expected 1 or more$"):
         check_forget(load_settings(file))
