@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from forgetting.errors import DataError
+from forgetting.preprocess import eight_bits
 
 SPLITS = ("train", "val", "test")
 # Sets below this many decoded bytes are decoded once, when they are opened.
@@ -110,8 +111,8 @@ def decoded(content: bytes, where: str) -> Pixels:
     """
     try:
         with Image.open(io.BytesIO(content)) as picture:
-            grey = picture.mode in ("1", "L", "I;16", "I", "F")
-            return np.asarray(picture.convert("L" if grey else "RGB"))
+            whole = eight_bits(picture)
+            return np.asarray(whole.convert("L" if whole.mode in ("1", "L", "I", "F") else "RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{where} can't be decoded: {error}") from error
 

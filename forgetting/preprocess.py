@@ -36,6 +36,14 @@ class Preprocess:
     crop_mode: str = "center"
 
 
+def eight_bits(image: Image.Image) -> Image.Image:
+    """A grey image of 16 bits with the upper 8 of them; any other as it is."""
+    if not image.mode.startswith("I;16"):
+        return image
+    # Pillow's own conversion would cut all values off at 255: nearly everything white.
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+
+
 def transform(preprocess: Preprocess) -> Callable[[Image.Image], Tensor]:
     """The one way an image becomes an input, for training, measuring and serving alike: timm's, to
     the last bit, with its last two steps (to a tensor, normalized) in fewer.
@@ -63,6 +71,7 @@ def transform(preprocess: Preprocess) -> Callable[[Image.Image], Tensor]:
     std = np.array(preprocess.std, np.float32)[:, None, None]
 
     def apply(image: Image.Image) -> Tensor:
+        image = eight_bits(image)
         # Through RGBA, or a palette image's transparency would become a colour.
         if image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")

@@ -87,6 +87,20 @@ def test_faulty_index_line_is_named(write_folder: Write, line: str, message: str
         image_folder(folder)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"path,class,split\na/0.png,\xff,train\n", "can't be read as a table in UTF-8"),
+        (b"split,class,path\ntrain,a\n", "line 2: it has fewer columns"),
+    ],
+)
+def test_index_that_is_no_table_is_named(write_folder: Write, content: bytes, message: str) -> None:
+    folder = write_folder({"a": 3, "b": 3})
+    (folder / "index.csv").write_bytes(content)
+    with pytest.raises(DataError, match=f"index.csv.*{message}"):
+        image_folder(folder)
+
+
 def test_index_that_names_a_missing_file_is_refused(write_folder: Write) -> None:
     folder = write_folder({"a": 2, "b": 2})
     rows = [f"{n}/0{i}.png,0,{n},{s}" for n in "ab" for i, s in ((0, "train"), (9, "test"))]
@@ -129,6 +143,17 @@ def test_digest_changes_with_one_byte_of_one_image(write_folder: Write) -> None:
     before = image_folder(folder).manifest_digest
     Image.fromarray(np.zeros((10, 12, 3), dtype=np.uint8)).save(folder / "a" / "00.png")
     assert image_folder(folder).manifest_digest != before
+
+
+def test_an_image_of_16_bits_is_the_one_of_its_upper_8(write_folder: Write) -> None:
+    folder = write_folder({"a": 3, "b": 3})
+    shades = np.arange(64, dtype=np.uint16).reshape(8, 8)
+    deep, plain = Image.fromarray(shades * 1000), Image.fromarray((shades * 1000 >> 8).astype("u1"))
+    assert torch.equal(transform(GREY)(deep), transform(GREY)(plain))
+    deep.save(folder / "a" / "deep.png")
+    images = image_folder(folder)
+    found = [image(images, i) for i in range(len(images))]
+    assert sum(picture.tobytes() == plain.tobytes() for picture in found) == 1
 
 
 def test_tensors_are_what_serving_makes_of_the_png(digit_images: ImageSet) -> None:
