@@ -240,14 +240,19 @@ def _scan(root: Path) -> list[tuple[str, str, str]]:
 
 
 def _read_index(path: Path) -> list[tuple[str, str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = {"path", "class", "split"} - set(reader.fieldnames or ())
-        if missing:
-            raise DataError(f"{path}: columns missing: {', '.join(sorted(missing))}")
-        table = list(reader)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            missing = {"path", "class", "split"} - set(reader.fieldnames or ())
+            if missing:
+                raise DataError(f"{path}: columns missing: {', '.join(sorted(missing))}")
+            table = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} can't be read as a table in UTF-8: {error}") from error
     rows = []
     for number, row in enumerate(table, start=2):
+        if None in (row["path"], row["class"]):
+            raise DataError(f"{path}, line {number}: it has fewer columns than the first line")
         if row["split"] not in SPLITS:
             raise DataError(f"{path}, line {number}: split {row['split']!r} is none of {SPLITS}")
         if Path(row["path"]).is_absolute() or ".." in Path(row["path"]).parts:
