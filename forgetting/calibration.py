@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -29,14 +28,6 @@ def ece(logits: Tensor, y: Tensor, *, bins: int = 15) -> float:
     place = (confidence * bins).ceil().long().clamp(1, bins) - 1  # bins are (low, high]
     gap = (answer == y).double() - confidence
     return float(gap.new_zeros(bins).index_add_(0, place, gap).abs().sum() / len(y))
-
-
-def brier(logits: Tensor, y: Tensor) -> float:
-    """mean_i sum_k (p_ik - 1[k = y_i])^2, in 0..2; 0 where there are no samples."""
-    if len(y) == 0:
-        return 0.0
-    p = logits.double().softmax(dim=1)
-    return float((p - F.one_hot(y, p.shape[1])).square().sum(dim=1).mean())
 
 
 def jensen_shannon(first: Tensor, second: Tensor) -> float:

@@ -1,13 +1,10 @@
-"""Intervals of a mean: Student's t over seeds, and a bootstrap over classes, then samples."""
+"""Intervals of a mean: Student's t over seeds."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
-
-import torch
-from torch import Tensor
 
 
 class Interval(NamedTuple):
@@ -59,44 +56,3 @@ def _t_cdf(t: float, freedom: int) -> float:
         total = total if freedom > 1 else 0.0
         return 0.5 + (angle + sine * total) / math.pi
     return 0.5 + sine * total / 2
-
-
-def class_bootstrap(
-    values: Tensor,
-    classes: Tensor,
-    *,
-    generator: torch.Generator,
-    draws: int = 1000,
-    level: float = 0.95,
-) -> Interval:
-    """Percentile bootstrap of the mean over classes of each class's mean.
-
-    Classes are drawn with replacement, then each drawn class's samples: what was measured on a few
-    identities is a statement about identities, not only about their images.
-
-    Args:
-        values: One figure per sample (n,), such as 1 for right and 0 for wrong.
-        classes: The label of each (n,).
-        generator: Of the draws.
-        draws: Their number.
-        level: Of the interval.
-
-    Raises:
-        ValueError: No values.
-    """
-    if len(values) == 0:
-        raise ValueError("expected at least one value, found none")
-    own = [values[classes == label].double() for label in sorted(set(classes.tolist()))]
-    mean = float(torch.stack([v.mean() for v in own]).mean())
-    count = len(own)
-    # drawn[b, j] is one resample's mean for the class in place j of draw b.
-    chosen = torch.randint(count, (draws, count), generator=generator)
-    drawn = torch.empty(draws, count, dtype=torch.float64)
-    for c, v in enumerate(own):
-        places = chosen == c
-        times = int(places.sum())
-        picks = torch.randint(len(v), (times, len(v)), generator=generator)
-        drawn[places] = v[picks].mean(dim=1)
-    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    low, high = drawn.mean(dim=1).quantile(ends).tolist()
-    return Interval(mean, low, high)

@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 Outcome = Literal["quiet", "leak", "exposed", "waiting", "failed"]
 OUTCOMES: tuple[Outcome, ...] = ("quiet", "leak", "exposed", "waiting", "failed")
 PATH = "/v1/predict"
-ANSWER_S = 10.0
 STACKS = 16
 """Stacks whose counts are reported: the latest that were asked."""
 
