@@ -16,7 +16,7 @@ from torch.func import functional_call
 from forgetting.stack import EffectiveState
 from serving.engines import EngineError
 from serving.engines.tensors import changed_tensors, editable_copy
-from serving.engines.torch_eager import open_device
+from serving.engines.torch_eager import on_device, open_device
 
 _WARM_BATCHES = (1, 2, 3)
 """What Inductor tells apart: one image, the next size that it sees, and any size after that."""
@@ -67,7 +67,7 @@ class CompiledEngine:
         """
         self._device = open_device(device)
         self._bfloat16 = bfloat16
-        skeleton = editable_copy(model).to(self._device)
+        skeleton = editable_copy(on_device(model, self._device))
         tensors = (*skeleton.named_parameters(), *skeleton.named_buffers())
         self._tensors = {name: tensor.detach() for name, tensor in tensors}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +45,7 @@ class TorchEngine:
         """
         self._device = open_device(device)
         self._bfloat16 = bfloat16
-        self._model = shared_copy(model).to(self._device) if self._device.type != "cpu" else model
+        self._model = on_device(model, self._device)
 
     def build(self, state: EffectiveState) -> TorchForward:
         """See `Engine.build`. Costs the memory of `state` and an empty module skeleton."""
@@ -61,3 +62,9 @@ def open_device(name: str) -> torch.device:
             "replicas a GPU (engine.gpus)"
         )
     return torch.device(name)
+
+
+def on_device(model: nn.Module, device: torch.device) -> nn.Module:
+    """`model` itself on the CPU, where it is; for another device a copy."""
+    # Not `shared_copy`: `to` moves parameters in place, and so those of `model` too.
+    return model if device.type == "cpu" else copy.deepcopy(model).to(device)

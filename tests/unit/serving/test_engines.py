@@ -354,4 +354,5 @@ def test_a_gpu_that_isnt_there_is_named() -> None:
 def test_a_gpu_gives_the_references_logits(backbone: Backbone) -> None:
     state = effective_state(backbone.model, STACKS["all of it"](backbone))
     found = TorchEngine(backbone.model, device="cuda").build(state)(images(3))
+    assert {tensor.device.type for tensor in backbone.model.parameters()} == {"cpu"}
     close(found, reference(backbone, state, images(3)))
