@@ -1,6 +1,6 @@
 """The equations of a forget task, one function each.
 
-    L = L_r + beta L_f + sigma L_s + delta L_d + alpha L_a
+    L = L_r + beta L_f + sigma L_s + kappa L_k + delta L_d + alpha L_a
     and, after each optimizer step, the proximal step of  lambda sum_l |B_l|
 
 GS-LoRA (Zhao et al., CVPR 2024) bounds the batch's mean cross-entropy by a constant in units of

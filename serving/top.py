@@ -1,6 +1,6 @@
 """`lethe top`: what the server's metrics page and status say, drawn again and again.
 
-Reads what everybody may read; computes nothing but rates between two looks.
+Asks with the operator's token; computes nothing but rates between two looks.
 """
 
 from __future__ import annotations
