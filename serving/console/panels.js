@@ -105,7 +105,7 @@ function runningJob(job) {
   const facts = [
     job.guard_release === null ? "not masked everywhere yet" : `masked since release ${job.guard_release}`,
     job.ahead ? `${several(job.ahead, "command")} ahead` : null,
-    progress ? `validation: forgotten ${percent(progress.val_acc_f, 0)}, retained ${percent(progress.val_acc_r, 0)} right` : null,
+    progress?.val_acc_f !== undefined ? `validation: forgotten ${percent(progress.val_acc_f, 0)}, retained ${percent(progress.val_acc_r, 0)} right` : null,
   ];
   return el(
     "div",
