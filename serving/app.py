@@ -17,6 +17,7 @@ import ray
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 from ray import serve
+from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import LoggingConfig
 
 from forgetting.backbone import Backbone
@@ -42,6 +43,8 @@ from serving.watch import Watch
 NAME = "lethe"
 NAMESPACE = "lethe"
 LISTEN_S = 10.0
+SCALE_LOOK_S = 1.0
+"""Between two looks at how much the replicas have to do."""
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +153,8 @@ def application(settings: Settings, note: Callable[[str], None] = log.info) -> s
     served = Recognizer if settings.grpc.port is None else GrpcRecognizer
     deployment = serve.deployment(
         name="Recognizer",
-        num_replicas=settings.replicas,
+        num_replicas=settings.replicas if settings.autoscale.most is None else None,
+        autoscaling_config=_scaling_of(settings),
         max_ongoing_requests=settings.limits.in_flight,
         max_queued_requests=settings.limits.in_flight * 4,
         backpressure_config={"status_code": 429, "retry_after_s": 1},
@@ -166,6 +170,21 @@ def application(settings: Settings, note: Callable[[str], None] = log.info) -> s
         logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
     )(serve.ingress(_api_of(settings))(served))
     return deployment.bind(settings, leading, watching, commanding)
+
+
+def _scaling_of(settings: Settings) -> AutoscalingConfig | None:
+    chosen = settings.autoscale
+    if chosen.most is None:
+        return None
+    return AutoscalingConfig(
+        min_replicas=settings.replicas,
+        max_replicas=chosen.most,
+        target_ongoing_requests=chosen.in_flight,
+        metrics_interval_s=SCALE_LOOK_S,
+        look_back_period_s=2 * SCALE_LOOK_S,
+        upscale_delay_s=chosen.up_s,
+        downscale_delay_s=chosen.down_s,
+    )
 
 
 def _shared(settings: Settings) -> dict[str, Any]:

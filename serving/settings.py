@@ -103,6 +103,17 @@ class BatchSettings(_Section):
     wait_ms: float = Field(3.0, ge=0, description="wait for a batch to fill")
 
 
+class AutoscaleSettings(_Section):
+    """More replicas while there is more to do; off unless `most` is set. `replicas`: the least."""
+
+    most: int | None = Field(None, gt=0, description="largest number of replicas; none: no scaling")
+    in_flight: float = Field(
+        8.0, gt=0, description="requests at work for each replica, on average, that are aimed at"
+    )
+    up_s: float = Field(5.0, ge=0, description="more are started after so long above that")
+    down_s: float = Field(120.0, ge=0, description="some are stopped after so long below that")
+
+
 class MonitorSettings(_Section):
     posture: Literal["shadow", "canary", "off"] = Field(
         "shadow", description="what watches: shadowing and probes, probes alone, or nothing"
@@ -236,7 +247,7 @@ class Settings(BaseSettings):
     ingress: Literal["python", "haproxy"] = Field(
         "python", description="what takes requests for the replicas, where `lethe serve` starts Ray"
     )
-    replicas: int = Field(2, gt=0, description="of the model")
+    replicas: int = Field(2, gt=0, description="of the model; with autoscale.most the least")
     replica_cpus: float = Field(0.5, gt=0, description="logical CPUs that Ray sets aside for each")
     threads: int = Field(1, gt=0, description="torch threads in a replica and the trainer")
     images: str = Field(DIGITS, description="'digits', or a folder with one sub-folder per class")
@@ -246,6 +257,7 @@ class Settings(BaseSettings):
     lease: LeaseSettings = LeaseSettings()
     limits: LimitSettings = LimitSettings()
     batch: BatchSettings = BatchSettings()
+    autoscale: AutoscaleSettings = AutoscaleSettings()
     monitor: MonitorSettings = MonitorSettings()
     probes: ProbeSettings = ProbeSettings()
     reactions: ReactionSettings = ReactionSettings()
@@ -257,6 +269,14 @@ class Settings(BaseSettings):
     def _images_go_with_backbone(self) -> Settings:
         if not self.backbone.embedded and self.images == DIGITS and self.backbone.directory is None:
             raise ValueError("backbone.model needs `images`: the folder its classes come from")
+        return self
+
+    @model_validator(mode="after")
+    def _most_is_not_less(self) -> Settings:
+        if self.autoscale.most is not None and self.autoscale.most < self.replicas:
+            raise ValueError(
+                f"autoscale.most is {self.autoscale.most}, less than replicas ({self.replicas})"
+            )
         return self
 
     @model_validator(mode="after")
@@ -279,6 +299,10 @@ class Settings(BaseSettings):
         if is_url(self.registry):
             return str(self.registry)
         return Path(self.registry).expanduser().absolute()
+
+    @property
+    def most_replicas(self) -> int:
+        return self.autoscale.most or self.replicas
 
     @property
     def url(self) -> str:

@@ -75,7 +75,7 @@ def _run(settings: Settings, note: Callable[[str], None]) -> Iterator[None]:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.init(
         "local",  # never somebody else's cluster that happens to run here
-        num_cpus=(os.cpu_count() or 1) + math.ceil(settings.replicas * settings.replica_cpus),
+        num_cpus=(os.cpu_count() or 1) + math.ceil(settings.most_replicas * settings.replica_cpus),
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
         log_to_driver=False,

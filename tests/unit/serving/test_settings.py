@@ -90,3 +90,13 @@ def test_a_registry_is_a_folder_or_a_bucket(tmp_path: Path) -> None:
     assert load_settings(file).registry_location == "s3://bucket/folder"
     assert load_settings(registry="gs://b/f").registry_location == "gs://b/f"
     assert load_settings(registry=tmp_path / "there").registry_location == tmp_path / "there"
+
+
+def test_the_most_replicas_are_not_fewer_than_the_least(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_settings(replicas=3).most_replicas == 3
+    assert load_settings(replicas=3, autoscale={"most": 5}).most_replicas == 5
+    with pytest.raises(SettingsError, match=r"autoscale\.most is 2, less than replicas \(3\)"):
+        load_settings(replicas=3, autoscale={"most": 2})
