@@ -320,12 +320,17 @@ class Coordinator:
             self._changed.notify_all()
 
     async def _prepare(self, release: int) -> dict[str, str]:
-        """Have every member under a lease build `release`; what went wrong, by member."""
+        """Have every member under a lease build `release`; what went wrong, by member.
+
+        Ends early when a newer one is activated meanwhile: then `release` can't be any more.
+        """
         deadline = time.monotonic() + PREPARE_S
         async with self._prepared_one_by_one, self._changed:
             self._preparing = release
             self._changed.notify_all()
             while self._membership.unprepared(release) or not self._membership.settled:
+                if self._membership.committed > release:
+                    return {}
                 if self._membership.problems(release):
                     break
                 if time.monotonic() > deadline:
