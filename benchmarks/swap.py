@@ -26,7 +26,8 @@ from serving.client import Client
 from serving.home import Home, token
 from serving.settings import Settings, load_settings
 from serving.start import running
-from serving.traffic import Answer, Traffic, stale
+from serving.traffic import Traffic, stale
+from serving.traffic_sender import Answer
 
 RATE = 40.0
 NEAR_S = 0.25

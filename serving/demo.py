@@ -31,7 +31,8 @@ from serving.client import Client
 from serving.home import home_of, token
 from serving.settings import Settings
 from serving.start import interrupted, running
-from serving.traffic import Answer, Traffic, audit, held_out, stale
+from serving.traffic import Traffic, audit, held_out, stale
+from serving.traffic_sender import Answer
 
 RATE = 40.0
 WINDOW_S = 4.0

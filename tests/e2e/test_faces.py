@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from forgetting.data import open_image_set
-from serving.traffic import Answer, audit, held_out
+from serving.traffic import audit, held_out
+from serving.traffic_sender import Answer
 from tests.e2e.conftest import LETHE, Server
 
 

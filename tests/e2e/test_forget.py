@@ -11,7 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from forgetting.data import open_image_set
 from serving.client import Client, ClientError
-from serving.traffic import Answer, Traffic, audit, held_out, stale
+from serving.traffic import Traffic, audit, held_out, stale
+from serving.traffic_sender import Answer
 from tests.e2e.conftest import Server
 
 RATE = 25.0
