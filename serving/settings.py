@@ -196,7 +196,7 @@ class EngineSettings(_Section):
     """What runs the forward pass on every replica."""
 
     name: EngineName = Field(
-        "torch", description="auto: the faster of torch and onnxruntime, measured once on this CPU"
+        "auto", description="auto: the faster of torch and onnxruntime, measured once on this CPU"
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="cuda: for the torch engines")
     precision: Literal["float32", "bfloat16"] = Field(

@@ -17,7 +17,7 @@ from tests.e2e.conftest import Server
 
 RATE = 25.0
 # Every request is shadowed, so that a short test has samples.
-SHADOWED = "[monitor]\nshare = 1.0\n[canary]\nsamples = 40\nseconds = 30\n[engine]\nname = 'auto'\n"
+SHADOWED = "[monitor]\nshare = 1.0\n[canary]\nsamples = 40\nseconds = 30\n"
 
 
 @pytest.fixture(scope="module")

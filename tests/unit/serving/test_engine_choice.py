@@ -19,7 +19,7 @@ from serving.engines.onnx_runtime import OnnxEngine
 from serving.engines.torch_eager import TorchEngine
 from serving.settings import EngineSettings, SettingsError, load_settings
 
-AUTO = EngineSettings(name="auto")
+AUTO = EngineSettings()
 
 
 @pytest.fixture
@@ -47,6 +47,12 @@ class _Resized(nn.Module):
         resized = nn.functional.interpolate(x, size=(8, 8), mode="bicubic", antialias=True)
         embedded: Tensor = self.embed(resized)
         return embedded
+
+
+def test_the_default_is_the_fast_one(backbone: Backbone, tmp_path: Path) -> None:
+    assert load_settings(home=tmp_path).engine == AUTO == EngineSettings(name="auto")
+    choice = choose(AUTO, backbone, threads=1, graphs=tmp_path)
+    assert choice.ms[choice.name] == min(choice.ms.values())
 
 
 def test_auto_takes_the_fastest_and_says_how_fast_each_was(
@@ -139,7 +145,7 @@ def test_settings_name_the_engine_and_refuse_what_cant_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert load_settings().engine.name == "torch"
+    assert load_settings().engine.name == "auto"
     assert load_settings(engine={"name": "torch"}).engine.name == "torch"
     monkeypatch.setenv("LETHE_ENGINE__NAME", "onnxruntime")
     assert load_settings().engine.name == "onnxruntime"
