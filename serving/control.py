@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from registry import publish
-from registry.declarations import Restored
 from registry.errors import ConflictError, FormatError
 from registry.personal import keep_image
 from registry.state import State
@@ -45,14 +44,17 @@ from serving.objections import (
     why_not_again,
     why_not_cancelled,
     why_not_forgotten,
+    why_not_restored,
     why_not_retried,
     why_not_with,
 )
 from serving.ray_export import RayMirror
-from serving.restoration import job_about, to_bring_back
 from serving.settings import Settings
 from serving.trial import TrialTerms
 from serving.worker import ForgetWorker
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 ACTOR = "lethe-control"
 RECENT = 20
@@ -134,25 +136,22 @@ class Control:
             if rejection is not None:
                 return rejection
             subjects = {name: self._subjects.assign(name) for name in classes}
-            for name in images if known is None else ():
-                for data in images[name]:
-                    keep_image(self._private, subjects[name], data)
-            try:
-                job = publish.request_forget(
-                    self._ledger,
-                    self._operator,
-                    subjects=list(subjects.values()),
-                    backbone=self._backbone,
-                    actor=actor,
-                    reason=reason,
-                    request_id=request_id,
-                    canary=canary,
-                    batch=batch,
-                )
-            except ConflictError as error:
-                return Rejection(409, str(error))
-            except FormatError as error:
-                return Rejection(422, str(error))
+            if known is None:
+                self._keep(images, subjects)
+            job = _recorded(
+                publish.request_forget,
+                self._ledger,
+                self._operator,
+                subjects=list(subjects.values()),
+                backbone=self._backbone,
+                actor=actor,
+                reason=reason,
+                request_id=request_id,
+                canary=canary,
+                batch=batch,
+            )
+        if isinstance(job, Rejection):
+            return job
         self._worker.wake()
         outcome = self._activation.guard(job)
         if isinstance(outcome, Refusal):
@@ -207,24 +206,22 @@ class Control:
         with self._accepting:
             state = self._ledger.refresh()
             subject = subject or self._subjects.find(class_name or "")
-            rejection = self._why_not_restored(subject, request_id, state)
+            rejection = why_not_restored(subject, request_id, self._ledger)
             if rejection is not None or subject is None:
                 return rejection or Rejection(404, "There is no such subject.")
             pending = {job.id for job in pending_jobs(state)}
             if subject in state.erasing:
-                try:
-                    publish.restore(
-                        self._ledger,
-                        self._operator,
-                        subjects=[subject],
-                        actor=actor,
-                        reason=reason,
-                        request_id=request_id,
-                    )
-                except ConflictError as error:
-                    return Rejection(409, str(error))
-                except FormatError as error:
-                    return Rejection(422, str(error))
+                ended = _recorded(
+                    publish.restore,
+                    self._ledger,
+                    self._operator,
+                    subjects=[subject],
+                    actor=actor,
+                    reason=reason,
+                    request_id=request_id,
+                )
+                if isinstance(ended, Rejection):
+                    return ended
         outcome = self._activation.bring_back(Author(actor, reason, request_id))
         self._worker.wake()
         if isinstance(outcome, Refusal):
@@ -260,22 +257,20 @@ class Control:
                 if problem is not None:
                     return Rejection(503, f"The trial goes on: {problem.detail}.", "Send it again.")
             if not is_cancelled(state.jobs[job_id]):
-                try:
-                    publish.refuse(
-                        self._ledger,
-                        self._publisher,
-                        job=job_id,
-                        stage=CANCELLED,
-                        detail=reason,
-                        report=None,
-                        actor=actor,
-                        reason=reason,
-                        request_id=request_id,
-                    )
-                except ConflictError as error:
-                    return Rejection(409, str(error))
-                except FormatError as error:
-                    return Rejection(422, str(error))
+                refused = _recorded(
+                    publish.refuse,
+                    self._ledger,
+                    self._publisher,
+                    job=job_id,
+                    stage=CANCELLED,
+                    detail=reason,
+                    report=None,
+                    actor=actor,
+                    reason=reason,
+                    request_id=request_id,
+                )
+                if isinstance(refused, Rejection):
+                    return refused
         self._worker.cancel(job_id)
         return self.job(job_id)
 
@@ -299,24 +294,21 @@ class Control:
             rejection = why_not_with(images, list(subjects))
             if rejection is not None:
                 return rejection
-            for name in images if request_id not in job.retries else ():
-                for data in images[name]:
-                    keep_image(self._private, subjects[name], data)
+            if request_id not in job.retries:
+                self._keep(images, subjects)
             # Before the worker can see the job: what it is told of an earlier try is void.
             self._worker.forgive(job_id)
-            try:
-                publish.retry(
-                    self._ledger,
-                    self._operator,
-                    job=job_id,
-                    actor=actor,
-                    reason=reason,
-                    request_id=request_id,
-                )
-            except ConflictError as error:
-                return Rejection(409, str(error))
-            except FormatError as error:
-                return Rejection(422, str(error))
+            retried = _recorded(
+                publish.retry,
+                self._ledger,
+                self._operator,
+                job=job_id,
+                actor=actor,
+                reason=reason,
+                request_id=request_id,
+            )
+        if isinstance(retried, Rejection):
+            return retried
         self._worker.wake()
         return self.job(job_id)
 
@@ -423,29 +415,21 @@ class Control:
         families = self._worker.metrics.families()
         return {**job_figures(self._ledger.refresh()), "read_at": time.time(), "families": families}
 
-    # -- accepting
+    def _keep(self, images: Mapping[str, Sequence[bytes]], subjects: Mapping[str, str]) -> None:
+        """Store images, by class, under the subjects of their classes."""
+        for name, several in images.items():
+            for data in several:
+                keep_image(self._private, subjects[name], data)
 
-    def _why_not_restored(
-        self, subject: str | None, request_id: str, state: State
-    ) -> Rejection | None:
-        if subject is None or subject not in state.subjects:
-            return Rejection(
-                404,
-                "No erasure was ever requested of that.",
-                "`lethe status` lists what is under erasure.",
-            )
-        if state.suspended:
-            return Rejection(
-                409, "Serving is suspended, so nothing can be served again.", "Resume it first."
-            )
-        if subject in state.erasing or subject in to_bring_back(state):
-            return None
-        if any(
-            entry.record.request_id == request_id and isinstance(entry.record.body, Restored)
-            for entry in self._ledger.records(job_about(state, frozenset({subject})).seq)
-        ):
-            return None
-        return Rejection(409, "That is not under erasure any more: it was restored before.")
+
+def _recorded(act: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T | Rejection:
+    """What an act of `registry.publish` returns, or why the ledger doesn't take it."""
+    try:
+        return act(*arguments, **keywords)
+    except ConflictError as error:
+        return Rejection(409, str(error))
+    except FormatError as error:
+        return Rejection(422, str(error))
 
 
 def _ack_view(ack: Ack) -> dict[str, Any]:

@@ -1,11 +1,14 @@
-"""Why a command can't be carried out as things stand: functions of the ledger's state."""
+"""Why a command can't be carried out as things stand: functions of the ledger."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from registry.declarations import Restored
+from registry.ledger import Ledger
 from registry.state import Job, State
 from serving.jobs import ClassOf, Rejection, adopted_release, is_cancelled, named, trial_of
+from serving.restoration import job_about, to_bring_back
 
 
 def why_not_forgotten(
@@ -119,3 +122,26 @@ def why_not_cancelled(job_id: str, state: State) -> Rejection | None:
             "`lethe rollback` takes the adapter out again, `lethe restore` ends the erasure.",
         )
     return Rejection(409, f"{job_id} is at its end already: {job.state}.")
+
+
+def why_not_restored(subject: str | None, request_id: str, ledger: Ledger) -> Rejection | None:
+    """Why a subject's erasure can't be ended; nothing when this very request has done so."""
+    state = ledger.state
+    if subject is None or subject not in state.subjects:
+        return Rejection(
+            404,
+            "No erasure was ever requested of that.",
+            "`lethe status` lists what is under erasure.",
+        )
+    if state.suspended:
+        return Rejection(
+            409, "Serving is suspended, so nothing can be served again.", "Resume it first."
+        )
+    if subject in state.erasing or subject in to_bring_back(state):
+        return None
+    if any(
+        entry.record.request_id == request_id and isinstance(entry.record.body, Restored)
+        for entry in ledger.records(job_about(state, frozenset({subject})).seq)
+    ):
+        return None
+    return Rejection(409, "That is not under erasure any more: it was restored before.")

@@ -23,7 +23,7 @@ from forgetting.golden import golden_figures, golden_image
 from forgetting.pretrain import PretrainConfig, pretrain
 from forgetting.task import adapted_model
 from serving.learning import Learner, kind_of
-from serving.settings import load_settings
+from serving.settings import Settings, load_settings
 from serving.train_job import NotTrained, Trained, TrainJob
 
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -50,6 +50,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def _settings(
+    folder: Path, train: Mapping[str, object], gates: Mapping[str, float] | None = None
+) -> Settings:
+    return load_settings(
+        home=folder / "home",
+        images=str(folder / "images"),
+        backbone={"directory": folder / "backbone"},
+        forget={"train": train, "gates": gates or {}},
+    )
+
+
 def _learn(
     folder: Path,
     *names: str,
@@ -57,12 +68,6 @@ def _learn(
     together: bool = False,
     attempt: int = 0,
 ) -> Trained | NotTrained:
-    settings = load_settings(
-        home=folder / "home",
-        images=str(folder / "images"),
-        backbone={"directory": folder / "backbone"},
-        forget={"train": IDLE, "gates": gates},
-    )
     job = TrainJob(
         job="job-1",
         forget=names,
@@ -74,7 +79,7 @@ def _learn(
         together=together,
         attempt=attempt,
     )
-    return Learner(settings).train(job)
+    return Learner(_settings(folder, IDLE, gates)).train(job)
 
 
 def test_refusal_names_gate_value_limit_and_advice(folder: Path) -> None:
@@ -159,13 +164,7 @@ def test_kinds_of_failure_are_told_apart() -> None:
 
 
 def test_a_cancelled_training_ends_at_its_next_step(folder: Path) -> None:
-    settings = load_settings(
-        home=folder / "home",
-        images=str(folder / "images"),
-        backbone={"directory": folder / "backbone"},
-        forget={"train": {**IDLE, "select_steps": 10_000}},
-    )
-    learner = Learner(settings)
+    learner = Learner(_settings(folder, {**IDLE, "select_steps": 10_000}))
     job = TrainJob("job-1", ("zoe",), (), (), {"zoe": "subject-0"}, (), ())
     threading.Thread(target=_cancel_soon, args=(learner,), daemon=True).start()
     outcome = learner.train(job)
@@ -177,13 +176,7 @@ def test_a_cancelled_training_ends_at_its_next_step(folder: Path) -> None:
 
 def test_a_training_that_nobody_waits_for_is_given_up_for_the_next(folder: Path) -> None:
     """Control was killed while it trained: the task runs on in the trainer, and is asked again."""
-    settings = load_settings(
-        home=folder / "home",
-        images=str(folder / "images"),
-        backbone={"directory": folder / "backbone"},
-        forget={"train": {**IDLE, "select_steps": 10_000}},
-    )
-    learner = Learner(settings)
+    learner = Learner(_settings(folder, {**IDLE, "select_steps": 10_000}))
     job = TrainJob("job-1", ("zoe",), (), (), {"zoe": "subject-0"}, (), ())
     ended: list[Trained | NotTrained] = []
     first = threading.Thread(target=lambda: ended.append(learner.train(job)), daemon=True)
