@@ -321,11 +321,12 @@ os.register_at_fork(after_in_child=_new_pool)  # threads don't live on in a fork
 
 def _each(act: Callable[[T], None], items: Collection[T]) -> None:
     """`act` on each item, side by side: the time goes by in fsync. Ends when all have."""
-    here, others = list(items)[:1], list(items)[1:]
+    if not items:
+        return
+    first, *others = items
     pending = [_pool.submit(act, item) for item in others]
     try:
-        for item in here:
-            act(item)
+        act(first)
     finally:
         wait(pending)
     for done in pending:

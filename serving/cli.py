@@ -34,7 +34,6 @@ InferenceUrl = Annotated[
     str | None, typer.Option("--url", envvar="LETHE_URL", help="where predictions are answered")
 ]
 Reason = Annotated[str, typer.Option("--reason", help="stands in the ledger; name nobody")]
-NeededReason = Annotated[str, typer.Option("--reason", help="stands in the ledger; name nobody")]
 Key = Annotated[
     str | None, typer.Option("--key", help="idempotency key: the same again does nothing twice")
 ]
@@ -209,7 +208,7 @@ def rollback(
 @app.command()
 def restore(
     whom: Annotated[str, typer.Argument(metavar="CLASS|SUBJECT", help="whose erasure to end")],
-    reason: NeededReason,
+    reason: Reason,
     config: Config = None,
     url: Url = None,
     as_json: Json = False,
@@ -226,7 +225,7 @@ def restore(
 @app.command()
 def cancel(
     job: Annotated[str, typer.Argument(help="job to train no further, e.g. job-3")],
-    reason: NeededReason,
+    reason: Reason,
     config: Config = None,
     url: Url = None,
     as_json: Json = False,
@@ -240,7 +239,7 @@ def cancel(
 @app.command()
 def retry(
     job: Annotated[str, typer.Argument(help="refused or cancelled job, e.g. job-3")],
-    reason: NeededReason,
+    reason: Reason,
     wait: Annotated[bool, typer.Option("--wait", help="until the weights have forgotten")] = False,
     images: Annotated[
         Path | None, typer.Option("--images", help="folder of more images of the job's one class")
@@ -265,9 +264,7 @@ def retry(
 
 
 @app.command()
-def suspend(
-    reason: NeededReason, config: Config = None, url: Url = None, as_json: Json = False
-) -> None:
+def suspend(reason: Reason, config: Config = None, url: Url = None, as_json: Json = False) -> None:
     """Stop answering: no replica predicts anything when this ends, until `lethe resume`."""
     with plain_errors(), _client(config, url) as client:
         answer = client.suspend(reason=reason)
@@ -275,9 +272,7 @@ def suspend(
 
 
 @app.command()
-def resume(
-    reason: NeededReason, config: Config = None, url: Url = None, as_json: Json = False
-) -> None:
+def resume(reason: Reason, config: Config = None, url: Url = None, as_json: Json = False) -> None:
     """Answer predictions again."""
     with plain_errors(), _client(config, url) as client:
         answer = client.resume(reason=reason)

@@ -174,15 +174,30 @@ def _evidence(now: Look) -> Table:
         if source == "canary" and not now.gauge("lethe_canary_classes"):
             continue
         of = {"source": source}
+        seen = compared or source == "canary"
         whose = "leak" if source == "shadow" else "canary leak"
         bound = _share("leak rate at most", now.gauge("lethe_leak_upper_bound_ratio", **of))
         rows += [
-            (f"{whose}, evidence", now.gauge("lethe_leak_evidence_log10", **of), PROOF, bound),
-            (f"{whose}, detector", now.gauge("lethe_leak_detector_log10", **of), SUSPICION, target),
+            (
+                seen,
+                f"{whose}, evidence",
+                now.gauge("lethe_leak_evidence_log10", **of),
+                PROOF,
+                bound,
+            ),
+            (
+                seen,
+                f"{whose}, detector",
+                now.gauge("lethe_leak_detector_log10", **of),
+                SUSPICION,
+                target,
+            ),
         ]
-    rows.append(("drift, evidence", now.gauge("lethe_drift_evidence_log10"), PROOF, drift))
-    for title, value, limit, note in rows:
-        if not compared and not title.startswith("canary"):
+    rows.append(
+        (compared, "drift, evidence", now.gauge("lethe_drift_evidence_log10"), PROOF, drift)
+    )
+    for seen, title, value, limit, note in rows:
+        if not seen:
             table.add_row(title, "", "", "not compared", "")
             continue
         if value is None:
