@@ -8,20 +8,12 @@ from pathlib import Path
 import pytest
 
 from registry.errors import ConflictError
-from registry.keys import ROLES, Signer, Trust, init_keys
+from registry.keys import Trust
 from registry.ledger import Ledger
 from registry.state_json import state_from_json, state_to_json
 from registry.store import DirectoryStore
 from registry.verification import verify
 from tests.unit.registry.registry_acts import Acts, subject
-
-
-@pytest.fixture
-def acts(tmp_path: Path) -> Acts:
-    init_keys(tmp_path / "keys")
-    signers = {role: Signer.load(tmp_path / "keys" / f"{role}.pem") for role in ROLES}
-    trust = Trust.load(tmp_path / "keys" / "trust.json")
-    return Acts(Ledger(DirectoryStore(tmp_path / "registry"), trust), signers)
 
 
 def published(acts: Acts, number: int) -> int:

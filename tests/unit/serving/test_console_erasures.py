@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
-
 from registry.audit import audit
 from registry.errors import NotFoundError
-from registry.keys import ROLES, Signer, Trust, init_keys
-from registry.ledger import Ledger
-from registry.store import DirectoryStore
 from serving.console.erasures import erasures_view, standing
 from tests.unit.registry.registry_acts import Acts, subject
 
@@ -21,14 +14,6 @@ def class_of(known: str) -> str:
     if known not in NAMES:
         raise NotFoundError(f"no subject {known}")
     return NAMES[known]
-
-
-@pytest.fixture
-def acts(tmp_path: Path) -> Acts:
-    init_keys(tmp_path / "keys")
-    trust = Trust.load(tmp_path / "keys" / "trust.json")
-    signers = {role: Signer.load(tmp_path / "keys" / f"{role}.pem") for role in ROLES}
-    return Acts(Ledger(DirectoryStore(tmp_path / "registry"), trust), signers)
 
 
 def agrees_with_audits(acts: Acts) -> list[str]:

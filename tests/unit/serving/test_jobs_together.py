@@ -2,24 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
-
-from registry.keys import ROLES, Signer, Trust, init_keys
-from registry.ledger import Ledger
 from registry.state import State
-from registry.store import DirectoryStore
 from serving.jobs import is_trained, job_view, pending_jobs, trained_together
 from tests.unit.registry.registry_acts import Acts
-
-
-@pytest.fixture
-def acts(tmp_path: Path) -> Acts:
-    init_keys(tmp_path / "keys")
-    signers = {role: Signer.load(tmp_path / "keys" / f"{role}.pem") for role in ROLES}
-    trust = Trust.load(tmp_path / "keys" / "trust.json")
-    return Acts(Ledger(DirectoryStore(tmp_path / "registry"), trust), signers)
 
 
 def together(state: State) -> list[str]:

@@ -2,25 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
-
 from registry import publish
-from registry.keys import ROLES, Signer, Trust, init_keys
-from registry.ledger import Ledger
-from registry.store import DirectoryStore
 from serving.jobs import CANCELLED, job_figures, job_view, pending_jobs
 from serving.objections import why_not_cancelled, why_not_forgotten, why_not_retried
 from tests.unit.registry.registry_acts import Acts, subject
-
-
-@pytest.fixture
-def acts(tmp_path: Path) -> Acts:
-    init_keys(tmp_path / "keys")
-    signers = {role: Signer.load(tmp_path / "keys" / f"{role}.pem") for role in ROLES}
-    trust = Trust.load(tmp_path / "keys" / "trust.json")
-    return Acts(Ledger(DirectoryStore(tmp_path / "registry"), trust), signers)
 
 
 def cancel(acts: Acts, job: str) -> None:

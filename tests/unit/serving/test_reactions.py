@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-
-import pytest
 
 from registry import publish
-from registry.keys import ROLES, Signer, Trust, init_keys
-from registry.ledger import Ledger
-from registry.store import DirectoryStore
 from serving.monitor import Proof
 from serving.reactions import ACTOR, Rollback, due_remark, due_rollback, stack_before
 from serving.tally import Counts, Tally, Targets, entry, stack_name
@@ -23,14 +17,6 @@ LEAK = Counts(matches=6, leaks=6)
 NOTHING = Counts()
 LATER = datetime.now(UTC) + timedelta(days=3)
 HOLD_OFF_S = 24 * 3600.0
-
-
-@pytest.fixture
-def acts(tmp_path: Path) -> Acts:
-    init_keys(tmp_path / "keys")
-    trust = Trust.load(tmp_path / "keys" / "trust.json")
-    signers = {role: Signer.load(tmp_path / "keys" / f"{role}.pem") for role in ROLES}
-    return Acts(Ledger(DirectoryStore(tmp_path / "registry"), trust), signers)
 
 
 def proof(

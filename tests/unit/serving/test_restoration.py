@@ -6,7 +6,6 @@ import tempfile
 from datetime import timedelta
 from pathlib import Path
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,11 +30,6 @@ def acts_in(folder: Path) -> Acts:
     signers = {role: Signer.load(folder / "keys" / f"{role}.pem") for role in ROLES}
     trust = Trust.load(folder / "keys" / "trust.json")
     return Acts(Ledger(DirectoryStore(folder / "registry"), trust), signers)
-
-
-@pytest.fixture
-def acts(tmp_path: Path) -> Acts:
-    return acts_in(tmp_path)
 
 
 def stage_of(acts: Acts, job: str) -> str:
