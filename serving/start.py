@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import ray
 from ray import serve
 from ray.exceptions import RayError
@@ -33,6 +34,7 @@ DRAIN_NOTICE_S = 0.5
 """What was on its way to a replica when the stop was asked for is there by then."""
 FIND_S = 1.0
 OBJECT_STORE_BYTES = 200 * 2**20
+RAY_TRIES = 3
 
 
 class StartError(Exception):
@@ -73,18 +75,7 @@ def running(settings: Settings, note: Callable[[str], None] = log.info) -> Itera
 def _run(settings: Settings, note: Callable[[str], None]) -> Iterator[None]:
     _keep_token_private()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    ray.init(
-        "local",  # never somebody else's cluster that happens to run here
-        num_cpus=(os.cpu_count() or 1) + math.ceil(settings.most_replicas * settings.replica_cpus),
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        namespace=NAMESPACE,
-        _metrics_export_port=(
-            settings.monitor.ray_metrics_port if settings.monitor.ray_metrics else None
-        ),
-    )
+    _start_ray(settings)
     try:
         _keep_token_private()
         serve.start(
@@ -103,6 +94,41 @@ def _run(settings: Settings, note: Callable[[str], None]) -> Iterator[None]:
         with contextlib.redirect_stdout(io.StringIO()):
             serve.shutdown()
             ray.shutdown()
+
+
+def _start_ray(settings: Settings) -> None:
+    """Tried again on a busy machine: Ray ends itself when a process of its own takes over 15 s to
+    import, which no setting changes (ray-project/ray#65983). Raises `StartError`."""
+    own = psutil.Process()
+    before = own.children()
+    for _ in range(RAY_TRIES):
+        try:
+            ray.init(
+                "local",  # never somebody else's cluster that happens to run here
+                num_cpus=(os.cpu_count() or 1)
+                + math.ceil(settings.most_replicas * settings.replica_cpus),
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                namespace=NAMESPACE,
+                _metrics_export_port=(
+                    settings.monitor.ray_metrics_port if settings.monitor.ray_metrics else None
+                ),
+            )
+            return
+        except Exception as error:  # Ray has no narrower one for it
+            if "timed out during startup" not in str(error):
+                raise
+            log.warning("Ray did not start in time")
+            # Of a node that never was there Ray ends nothing until this process ends.
+            for child in own.children():
+                if child not in before:
+                    child.kill()
+    raise StartError(
+        f"Ray did not start in {RAY_TRIES} tries, see /tmp/ray/session_latest/logs/raylet.out: "
+        "start it again when the machine is less busy"
+    )
 
 
 def _grpc_options(port: int) -> gRPCOptions:

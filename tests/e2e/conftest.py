@@ -18,7 +18,7 @@ import pytest
 from serving.client import Client
 from serving.home import Home, token
 
-START_S = 180.0
+START_S = 300.0
 LETHE = [sys.executable, "-m", "serving.cli"]
 # A quarter of the training, for tests that don't judge how well a class is forgotten.
 QUICK = "[forget.train]\nselect_steps = 10\nrefit_steps = 20\ncopies = 1\n"

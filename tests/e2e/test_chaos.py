@@ -14,7 +14,7 @@ from serving.client import Client, ClientError
 from serving.traffic import Traffic, stale
 from tests.e2e.conftest import Server
 
-LEASE_S = 5.0
+LEASE_S = 10.0
 SHORT_LEASE = f"[lease]\nseconds = {LEASE_S}\nmargin = 0.5\nheartbeat = 0.3\n"
 
 
@@ -104,7 +104,7 @@ def test_a_frozen_replica_never_answers_from_the_old_release_when_it_thaws(
     # Requests that the frozen process held may be refused when it thaws, never answered stale.
     refused = [a for a in traffic.answers if not a.ok]
     assert all(a.status in (503, 0) for a in refused), refused
-    assert len(refused) <= 5, refused
+    assert len(refused) <= 10, refused
     late = [a for a in traffic.answers if a.ok and a.got > thawed and a.sent < acknowledged]
     assert all(a.release >= guard["release"] for a in late), late
 

@@ -387,7 +387,7 @@ def test_frozen_replicas_hold_up_no_question_and_a_killed_listener_comes_back(
         finally:
             for pid in replicas:
                 os.kill(pid, signal.SIGCONT)
-        assert took < 2
+        assert took < 5
         victim = server.process("ray::OperatorApi")
         os.kill(victim, signal.SIGKILL)
         deadline = time.monotonic() + 30

@@ -1,0 +1,77 @@
+"""A start on a machine that is too busy for Ray."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.e2e.conftest import LETHE, Server
+
+# Runs in every Python process; Ray ends itself when this one of its own takes over 15 s.
+SLOW_AGENT = """
+import pathlib, sys, time
+seen = pathlib.Path({seen!r})
+if any(name.endswith("dashboard/agent.py") for name in sys.orig_argv):
+    if sum(1 for _ in seen.iterdir()) < {times}:
+        (seen / str(time.time_ns())).touch()
+        time.sleep(25)
+"""
+
+
+class SlowRay(Server):
+    """One whose Ray does not come up the first `times` times."""
+
+    folder: Path
+
+    def slow(self, folder: Path, times: int) -> SlowRay:
+        self.folder = folder
+        (folder / "seen").mkdir()
+        hook = SLOW_AGENT.format(seen=str(folder / "seen"), times=times)
+        (folder / "sitecustomize.py").write_text(hook)
+        return self
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**super().environment, "PYTHONPATH": str(self.folder)}
+
+
+@pytest.mark.slow
+def test_a_start_that_ray_gives_up_is_tried_again(
+    make_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    made = make_server()
+    server = SlowRay(made.home).slow(tmp_path, times=1)
+    server.start()
+    try:
+        assert len(list((tmp_path / "seen").iterdir())) == 1
+        assert httpx.get(f"{server.url}/readyz").status_code == 200
+        # Nothing of the first try is left beside the second.
+        titles = [psutil.Process(pid).name() for pid in server.processes("")]
+        assert titles.count("gcs_server") == titles.count("raylet") == 1, titles
+    finally:
+        assert server.stop() == 0
+
+
+@pytest.mark.slow
+def test_a_ray_that_never_comes_up_is_one_plain_sentence(
+    make_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    made = make_server()
+    server = SlowRay(made.home).slow(tmp_path, times=3)
+    ended = subprocess.run(
+        [*LETHE, "serve", "--config", str(server.config)],
+        env=server.environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert "Ray did not start in 3 tries" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert server.processes("") == []
