@@ -304,11 +304,14 @@ class Ledger:
         try:
             data = self._store.read(FORMAT_KEY, at_most=1024)
         except NotFoundError:
-            if self._read_log(1) is not None:
+            if self._read_log(1) is None:
+                return
+            try:  # a first writer stores it before its record, both perhaps since that look
+                data = self._store.read(FORMAT_KEY, at_most=1024)
+            except NotFoundError:
                 raise IntegrityError(
                     "missing, though the log has records", check="format", where=FORMAT_KEY
                 ) from None
-            return
         read_format(data)
         self._format_seen = True
 

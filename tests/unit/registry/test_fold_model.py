@@ -302,8 +302,9 @@ class Model:
                 release = ModelRelease(list(body.adapters), set(body.guard), body.parent, kind=kind)
                 self.releases.append(release)
                 if isinstance(body, Published) and body.job and body.kind == "adapter":
-                    for name in (body.job, *self.adapters[body.adapters[-1]][4]):
-                        self.jobs[name].state = "published"
+                    name, *_, others = self.adapters[body.adapters[-1]]
+                    for each in (name, *others):
+                        self.jobs[each].state = "published"
             case Activated():
                 self.active = body.release
                 self.releases[body.release].activated = True

@@ -383,6 +383,23 @@ def test_a_log_without_its_format_is_refused(
     assert check_of(Ledger(store, trust).refresh) == ("format", FORMAT_KEY)
 
 
+def test_a_registry_that_begins_while_it_is_first_read_lacks_no_format(
+    acts: Acts, store: DirectoryStore, trust: Trust
+) -> None:
+    class BeginsNow(DirectoryStore):
+        """Another process writes its first record right after the first look for the format."""
+
+        def read(self, key: str, *, at_most: int | None = None) -> bytes:
+            try:
+                return super().read(key, at_most=at_most)
+            except NotFoundError:
+                if key == FORMAT_KEY:
+                    acts.note("the first")
+                raise
+
+    assert Ledger(BeginsNow(store.root), trust).refresh() == acts.state
+
+
 # blobs
 
 
