@@ -213,7 +213,9 @@ async def measure(replica: Recognizer, turns: int) -> list[str]:
 def main(turns: int) -> None:
     with tempfile.TemporaryDirectory(prefix="lethe-bench-") as registry:
         settings = load_settings(
-            registry=Path(registry) / "registry", forget={"train": RECIPE, "gates": LAX}
+            registry=Path(registry) / "registry",
+            engine={"name": "onnxruntime"},
+            forget={"train": RECIPE, "gates": LAX},
         )
         ray.init(
             "local",
