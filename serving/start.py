@@ -35,6 +35,7 @@ DRAIN_NOTICE_S = 0.5
 FIND_S = 1.0
 OBJECT_STORE_BYTES = 200 * 2**20
 RAY_TRIES = 3
+KILLED_S = 5.0
 
 
 class StartError(Exception):
@@ -65,8 +66,8 @@ def _check_port(host: str, port: int, otherwise: str) -> None:
 def running(settings: Settings, note: Callable[[str], None] = log.info) -> Iterator[None]:
     """The application, on a Ray of its own on this machine, serves inside the block.
 
-    `note` is told which engine serves. Raises as `serving.app.application`, `StartError` when the
-    replicas don't come up, and `IngressError`.
+    `note` is told which engine serves. Raises as `serving.app.application`, `StartError` when Ray
+    or the replicas don't come up, and `IngressError`.
     """
     with prepared(settings):
         yield from _run(settings, note)
@@ -119,12 +120,14 @@ def _start_ray(settings: Settings) -> None:
             return
         except Exception as error:  # Ray has no narrower one for it
             if "timed out during startup" not in str(error):
-                raise
+                raise StartError(f"Ray did not start: {error}") from error
             log.warning("Ray did not start in time")
             # Of a node that never was there Ray ends nothing until this process ends.
-            for child in own.children():
-                if child not in before:
+            left = [child for child in own.children() if child not in before]
+            for child in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
                     child.kill()
+            psutil.wait_procs(left, timeout=KILLED_S)
     raise StartError(
         f"Ray did not start in {RAY_TRIES} tries, see /tmp/ray/session_latest/logs/raylet.out: "
         "start it again when the machine is less busy"

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from registry.keys import ROLES, TRUST_FILE, Role, Signer, Trust, init_keys
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("unit", "integration", "e2e")
 # Taken before any test may hide it from the settings.
@@ -56,3 +58,20 @@ def data_root() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data sets at {folder}; set LETHE_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def keys_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("keys")
+    init_keys(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def signers(keys_directory: Path) -> dict[Role, Signer]:
+    return {role: Signer.load(keys_directory / f"{role}.pem") for role in ROLES}
+
+
+@pytest.fixture(scope="session")
+def trust(keys_directory: Path) -> Trust:
+    return Trust.load(keys_directory / TRUST_FILE)

@@ -24,16 +24,15 @@ if any(name.endswith("dashboard/agent.py") for name in sys.orig_argv):
 
 
 class SlowRay(Server):
-    """One whose Ray does not come up the first `times` times."""
+    """One whose Ray does not come up the first `times` times, by a hook in `folder`."""
 
-    folder: Path
-
-    def slow(self, folder: Path, times: int) -> SlowRay:
+    def __init__(self, home: Path, folder: Path, *, times: int) -> None:
+        super().__init__(home)
         self.folder = folder
-        (folder / "seen").mkdir()
-        hook = SLOW_AGENT.format(seen=str(folder / "seen"), times=times)
+        self.seen = folder / "seen"
+        self.seen.mkdir()
+        hook = SLOW_AGENT.format(seen=str(self.seen), times=times)
         (folder / "sitecustomize.py").write_text(hook)
-        return self
 
     @property
     def environment(self) -> dict[str, str]:
@@ -44,11 +43,10 @@ class SlowRay(Server):
 def test_a_start_that_ray_gives_up_is_tried_again(
     make_server: Callable[..., Server], tmp_path: Path
 ) -> None:
-    made = make_server()
-    server = SlowRay(made.home).slow(tmp_path, times=1)
+    server = SlowRay(make_server().home, tmp_path, times=1)
     server.start()
     try:
-        assert len(list((tmp_path / "seen").iterdir())) == 1
+        assert len(list(server.seen.iterdir())) == 1
         assert httpx.get(f"{server.url}/readyz").status_code == 200
         # Nothing of the first try is left beside the second.
         titles = [psutil.Process(pid).name() for pid in server.processes("")]
@@ -61,8 +59,7 @@ def test_a_start_that_ray_gives_up_is_tried_again(
 def test_a_ray_that_never_comes_up_is_one_plain_sentence(
     make_server: Callable[..., Server], tmp_path: Path
 ) -> None:
-    made = make_server()
-    server = SlowRay(made.home).slow(tmp_path, times=3)
+    server = SlowRay(make_server().home, tmp_path, times=3)
     ended = subprocess.run(
         [*LETHE, "serve", "--config", str(server.config)],
         env=server.environment,

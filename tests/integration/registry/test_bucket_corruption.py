@@ -5,14 +5,13 @@ folder; here one object of each kind meets each kind of damage, through a real S
 """
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from registry.bodies import Note
 from registry.errors import IntegrityError, RegistryError
-from registry.keys import ROLES, Role, Signer, Trust, init_keys
+from registry.keys import Role, Signer, Trust
 from registry.ledger import FORMAT_KEY, Ledger, blob_key, log_key
 from registry.record import seal_record
 from registry.subjects import SubjectMap
@@ -53,23 +52,6 @@ def server() -> Iterator[BucketServer]:
     server = BucketServer()
     yield server
     server.kill()
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("keys")
-    init_keys(directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def trust(keys: Path) -> Trust:
-    return Trust.load(keys / "trust.json")
-
-
-@pytest.fixture(scope="module")
-def signers(keys: Path) -> dict[Role, Signer]:
-    return {role: Signer.load(keys / f"{role}.pem") for role in ROLES}
 
 
 @pytest.fixture(scope="module")
