@@ -13,7 +13,7 @@ from forgetting.data import ImageSet, class_index, indices, replay, to_tensors
 from forgetting.errors import TargetError, TrainingError
 from forgetting.method import ForgetData, Progress, Samples
 from forgetting.targets import find_groups
-from forgetting.train import TrainConfig, TrainResult, affordable_rank, train
+from forgetting.train import TrainConfig, TrainResult, affordable_rank, refit_steps_for, train
 
 QUICK = TrainConfig(rank=4, select_steps=25, refit_steps=20, copies=0, replay_per_class=10)
 
@@ -178,3 +178,9 @@ def test_full_strength_still_leaves_one_group(backbone: Backbone, data: ForgetDa
 def test_model_without_known_ffns_is_refused(data: ForgetData) -> None:
     with pytest.raises(TargetError, match="no Transformer `blocks`"):
         train(torch.nn.Linear(4, 2), data, config=QUICK, generator=torch.Generator())
+
+
+def test_the_second_phase_is_as_long_as_there_are_classes_to_hold() -> None:
+    assert [refit_steps_for(classes) for classes in (2, 10, 40)] == [90, 90, 90]
+    assert refit_steps_for(100) == 225
+    assert refit_steps_for(1000) == 300
