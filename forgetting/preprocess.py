@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +68,8 @@ def transform(preprocess: Preprocess) -> Callable[[Image.Image], Tensor]:
             "timm's transform should end in MaybeToTensor and Normalize; it ends in "
             f"{to_tensor} and {normalize}"
         )
+    height, width = preprocess.input_size[1:]
+    cut = any(math.floor(side / preprocess.crop_pct) != side for side in (height, width))
     mean = np.array(preprocess.mean, np.float32)[:, None, None]
     std = np.array(preprocess.std, np.float32)[:, None, None]
 
@@ -76,8 +79,9 @@ def transform(preprocess: Preprocess) -> Callable[[Image.Image], Tensor]:
         if image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")
         image = image if image.mode == mode else image.convert(mode)
-        for step in sizing:
-            image = step(image)
+        if cut or image.size != (width, height):  # else they would only copy it
+            for step in sizing:
+                image = step(image)
         values = np.asarray(image).reshape(image.height, image.width, len(mean))
         pixels = np.empty((len(mean), image.height, image.width), np.float32)
         np.copyto(pixels, values.transpose(2, 0, 1))  # (h, w, c) -> (c, h, w)

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,6 @@ import ray
 import torch
 from PIL import Image
 from prometheus_client.metrics_core import Metric as Family
-from ray import serve
 from ray.exceptions import RayError
 from torch import Tensor
 
@@ -32,8 +32,8 @@ from registry.errors import NotFoundError, RegistryError
 from registry.subjects import SubjectMap
 from serving.admission import Admission, AskedError, Call, DeadlineError, OtherReleaseError
 from serving.backbones import open_backbone
+from serving.batching import Batcher
 from serving.decode import load_image, open_image
-from serving.engines import Forward
 from serving.engines.choice import make_engine, tolerance_of
 from serving.home import home_of, token, wait_for_ledger, wait_for_private_store
 from serving.member import Member
@@ -41,7 +41,7 @@ from serving.membership import Terms, boot_clock
 from serving.metrics import Metrics
 from serving.monitor import OnTrial, Snapshot
 from serving.posture import Stance
-from serving.prediction import Guess, Prediction, Scored
+from serving.prediction import Guess, Prediction, Scored, Scores, best_of, scores_of
 from serving.ray_export import RayMirror
 from serving.release import ReleaseReader
 from serving.settings import Settings
@@ -133,8 +133,9 @@ class Recognizer:
             on_swap=self._note_swap,
             on_failure=lambda stage: self.metrics.count("lethe_release_failures_total", stage),
         )
-        self._classify.set_max_batch_size(settings.batch.size)
-        self._classify.set_batch_wait_timeout_s(settings.batch.wait_ms / 1000)
+        self._batches = Batcher(
+            self._classify, size=settings.batch.size, wait_s=settings.batch.wait_ms / 1000
+        )
         # Serve routes to this replica once the constructor returns: be current before that.
         self.member.start(START_S + settings.lease.seconds)
         threading.Thread(target=self._push, name="push", daemon=True).start()
@@ -148,8 +149,10 @@ class Recognizer:
         decoded = time.perf_counter() - started
         scored = await self.score(image.unsqueeze(0), call)
         return Prediction(
-            guesses=self._top(scored.masked[0], top_k),
-            before_mask=self._top(scored.logits[0], top_k) if call.auditing else None,
+            guesses=self._guesses(scored.best(top_k)),
+            before_mask=self._guesses(best_of(scored.logits[:1], top_k)[0])
+            if call.auditing
+            else None,
             release=scored.ready.number,
             parent=scored.ready.parent,
             request_id=call.request_id,
@@ -199,7 +202,7 @@ class Recognizer:
         # Who names the release that serves is answered by that one, and by no canary.
         place = lot(call.request_id) if call.release is None else 1.0
         item = _Item(images, call, Wish(call.ticket, place, asked), time.perf_counter())
-        scored: Scored | None = await self._classify(item)
+        scored = await self._batches.ask(item)
         if scored is None:
             raise DeadlineError
         if asked is None:
@@ -221,7 +224,7 @@ class Recognizer:
         sample = sampled(request_id, self._sampled_of(scored.ready))
         if not sample and not scored.ready.erased:
             return
-        for index, named in enumerate(scored.logits.argmax(-1).tolist()):
+        for index, named in enumerate(scored.named):
             if named in scored.ready.erased:
                 self.metrics.count("lethe_emissions_total")
             if sample:
@@ -249,42 +252,44 @@ class Recognizer:
         load_image(image)
         return self._transform(image)
 
-    @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.003)
     async def _classify(self, items: list[_Item]) -> list[Scored | None]:
         """Every item by one release; None for one whose client is gone or whose time is up.
 
         All by the active one, but for a canary's share and what auditors ask for.
         """
         self.member.check()
-        now = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        now = loop.time()
         live = [i for i in items if not i.call.ticket.closed and now < i.call.deadline]
         skipped = sum(len(item.images) for item in items if item not in live)
-        self.metrics.count("lethe_images_skipped_total", by=skipped)
+        if skipped:
+            self.metrics.count("lethe_images_skipped_total", by=skipped)
         if not live:
             return [None] * len(items)
         chosen = self.slot.pin([item.wish for item in live])
         started = time.perf_counter()
         for item in live:
             self.metrics.observe("lethe_stage_duration_seconds", started - item.queued, "queue")
-        loop = asyncio.get_running_loop()
-        logits: dict[int, Tensor] = {}
-        for forward in {id(ready.forward): ready.forward for ready in chosen}.values():
-            own = [i for i, ready in enumerate(chosen) if ready.forward is forward]
+        placed: dict[int, tuple[Scores, int]] = {}
+        for ready in {id(each): each for each in chosen}.values():
+            own = [i for i, each in enumerate(chosen) if each is ready]
             images = [image for i in own for image in live[i].images]
-            found = await loop.run_in_executor(self._forwarder, self._forward, forward, images)
+            scores = await loop.run_in_executor(self._forwarder, self._forward, ready, images)
             self.metrics.count("lethe_images_total", by=len(images))
-            parts = torch.split(found, [len(live[i].images) for i in own])
-            logits |= dict(zip(own, parts, strict=True))
+            first = 0
+            for i in own:
+                placed[i] = scores, first
+                first += len(live[i].images)
         took = time.perf_counter() - started
         self.metrics.observe("lethe_stage_duration_seconds", took, "forward")
         scored = iter(
-            Scored(logits[i], ready, started - live[i].queued, took)
+            Scored(*placed[i], len(live[i].images), ready, started - live[i].queued, took)
             for i, ready in enumerate(chosen)
         )
         return [next(scored) if item in live else None for item in items]
 
-    def _forward(self, forward: Forward, images: list[Tensor]) -> Tensor:
-        """Logits (B, K) of B images (C, H, W), in forward passes of at most the batch's size."""
+    def _forward(self, ready: ReadyRelease, images: list[Tensor]) -> Scores:
+        """What `ready` says of images (C, H, W), in forward passes of at most the batch's size."""
         size = self.settings.batch.size
         logits = []
         self._forwarding.set()
@@ -292,10 +297,10 @@ class Recognizer:
             for first in range(0, len(images), size):
                 batch = torch.stack(images[first : first + size])  # b x (C, H, W) -> (b, C, H, W)
                 self.metrics.observe("lethe_batch_size", len(batch))
-                logits.append(forward(batch))
+                logits.append(ready.forward(batch))
+            return scores_of(torch.cat(logits), ready.guard)
         finally:
             self._forwarding.clear()
-        return torch.cat(logits)
 
     async def _release_asked(self, number: int) -> ReadyRelease:
         """Release `number`, built if it isn't resident. Raises `AskedError`."""
@@ -317,10 +322,8 @@ class Recognizer:
         """The server is to stop: finish what is in flight. See `Admission.drain`."""
         return await self.admission.drain(notice=notice, patience=patience)
 
-    def _top(self, logits: Tensor, top_k: int) -> tuple[Guess, ...]:
-        probabilities, indices = logits.softmax(-1).topk(min(top_k, len(logits)))
-        pairs = zip(probabilities.tolist(), indices.tolist(), strict=True)
-        return tuple(Guess(self.classes[i], round(p, 6)) for p, i in pairs if p > 0)
+    def _guesses(self, best: Sequence[tuple[int, float]]) -> tuple[Guess, ...]:
+        return tuple(Guess(self.classes[index], round(share, 6)) for index, share in best)
 
     # -- numbers
 

@@ -100,7 +100,9 @@ class LimitSettings(_Section):
 
 class BatchSettings(_Section):
     size: int = Field(16, gt=0, description="largest batch of one forward pass")
-    wait_ms: float = Field(3.0, ge=0, description="wait for a batch to fill")
+    wait_ms: float = Field(
+        0.0, ge=0, description="longest that the first of a batch waits for others"
+    )
 
 
 class AutoscaleSettings(_Section):

@@ -16,10 +16,10 @@ from starlette.datastructures import UploadFile
 from serving.admission import Call
 from serving.decode import DecodeError
 from serving.jobs import Rejection
-from serving.prediction import Prediction
+from serving.prediction import TOP_K, Prediction
 from serving.replica import Recognizer
 from serving.routes.answering import REFUSALS, Begun, Replica, rejection_of
-from serving.routes.inference import TOP_K, TopK, answer_of
+from serving.routes.inference import TopK, answer_of
 from serving.routes.problems import ProblemError, problem_body
 from serving.slot import Ticket
 

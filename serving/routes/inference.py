@@ -18,14 +18,13 @@ from starlette.datastructures import UploadFile
 
 from serving.admission import Call
 from serving.jobs import Rejection
-from serving.prediction import Guess, Prediction
+from serving.prediction import TOP_K, Guess, Prediction
 from serving.replica import Recognizer
 from serving.routes.answering import Begun, Replica
 from serving.routes.problems import ProblemError
 
 router = APIRouter(tags=["inference"])
 
-TOP_K = 5
 TopK = Annotated[int, Query(ge=1, le=1000, description="labels to return")]
 
 _IMAGE = {"schema": {"type": "string", "format": "binary"}}

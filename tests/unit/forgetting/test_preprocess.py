@@ -12,7 +12,7 @@ from forgetting.preprocess import Preprocess, transform
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "CMYK", "1"])
-@pytest.mark.parametrize("size", [(16, 16), (40, 30), (33, 90)])
+@pytest.mark.parametrize("size", [(16, 16), (40, 30), (33, 90), (32, 32), (32, 24)])
 @pytest.mark.parametrize(
     "preprocess",
     [
@@ -20,8 +20,10 @@ from forgetting.preprocess import Preprocess, transform
         Preprocess((3, 32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), crop_pct=0.9),
         Preprocess((3, 24, 32), (0.5,) * 3, (0.5,) * 3, "bilinear", 1.0, "squash"),
         Preprocess((3, 32, 32), (0.1, 0.2, 0.3), (1.0, 0.9, 0.8), "nearest", 0.8, "border"),
+        Preprocess((3, 32, 32), (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0, "border"),
+        Preprocess((3, 32, 32), (0.5,) * 3, (0.5,) * 3, "bicubic", 0.99, "center"),
     ],
-    ids=["grey", "imagenet", "squash", "border"],
+    ids=["grey", "imagenet", "squash", "border", "whole", "nearly whole"],
 )
 def test_an_image_becomes_what_timm_makes_of_it(
     mode: str, size: tuple[int, int], preprocess: Preprocess

@@ -48,6 +48,7 @@ def test_known_formats_are_decoded(kind: str) -> None:
         (encoded("JPEG", (300, 300))[:2000], 422, "damaged or cut off"),
         (encoded("GIF"), 422, "known format"),
         (png_claiming(2000, 2000), 413, "2000 x 2000"),
+        (png_claiming(10_000, 10_000), 413, "10000 x 10000"),
         (png_claiming(100_000, 100_000), 413, "pixels"),
         (png_claiming(900, 900), 422, "damaged or cut off"),
         (png_claiming(40_000, 2), 422, "at most 20:1"),
