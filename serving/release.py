@@ -81,7 +81,9 @@ class ReleaseReader:
         Raises `RegistryError` when a record or file fails its checks, `BuildError` when the
         release is for another backbone or its adapters don't fit.
         """
-        state = self._ledger.refresh()
+        state = self._ledger.state
+        if number not in state.releases:
+            state = self._ledger.refresh()
         if number not in state.releases:
             raise IntegrityError(
                 f"release {number} is not in the ledger", check="sequence", where="log"

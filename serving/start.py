@@ -113,6 +113,8 @@ def _start_ray(settings: Settings) -> None:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 namespace=NAMESPACE,
+                # Ray's default, 15, leaves answers and leases what everything else leaves.
+                _system_config={"worker_niceness": 0},
                 _metrics_export_port=(
                     settings.monitor.ray_metrics_port if settings.monitor.ray_metrics else None
                 ),
