@@ -43,17 +43,22 @@ class UnfitError(Exception):
 
 def narrowed(text: str, *, host: str, folder: Path) -> str:
     """Ray's configuration `text` with requests taken on `host`, statistics and metrics on sockets
-    in `folder`, no lines about requests, and our page where no replica answers.
+    in `folder`, no lines about requests, our page where no replica answers, and requests that are
+    sent on once they are there.
 
     Raises `UnfitError` for one that listens anywhere else.
     """
-    lines, section, bound = [], "", set()
+    lines, section, known = [], "", set()
     for line in text.splitlines():
         if line and not line[0].isspace():
             section = line.strip()
         words = line.split()
-        if words[:1] == ["bind"]:
-            bound.add(section)
+        if line == "defaults":
+            known.add(section)
+            # Only what it has whole can HAProxy send once more, when a replica dies.
+            line += "\n    option http-buffer-request"
+        elif words[:1] == ["bind"]:
+            known.add(section)
             line = (
                 f"    bind {_place(words[1], section, host, folder)} {' '.join(words[2:])}".rstrip()
             )
@@ -62,9 +67,9 @@ def narrowed(text: str, *, host: str, folder: Path) -> str:
         elif words[:1] == ["errorfile"]:
             line = f"    errorfile {words[1]} {folder / 'unavailable.http'}"
         lines.append(line)
-    missing = {*CLOSED, OPEN[0]} - bound
+    missing = {*CLOSED, OPEN[0], "defaults"} - known
     if missing:
-        raise UnfitError(f"no `bind` in {min(missing)!r}: is this another version of Ray?")
+        raise UnfitError(f"nothing known in {min(missing)!r}: is this another version of Ray?")
     return "\n".join(lines) + "\n"
 
 

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import http.server
 import os
+import re
+import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,11 +25,11 @@ from serving.haproxy_start import UNAVAILABLE, UnfitError, narrowed
 from serving.settings import load_settings
 
 
-def of_ray(folder: Path) -> str:
+def of_ray(folder: Path, port: int = 8123, replicas: Sequence[int] = (30000, 30001)) -> str:
     """What this version of Ray writes for two replicas."""
     api = HAProxyApi(
         HAProxyConfig(
-            http_options=HTTPOptions(host="127.0.0.1", port=8123),
+            http_options=HTTPOptions(host="127.0.0.1", port=port),
             grpc_options=gRPCOptions(port=8124, grpc_servicer_functions=["any.name"]),
             socket_path=str(folder / "admin.sock"),
             server_state_base=str(folder),
@@ -33,7 +41,7 @@ def of_ray(folder: Path) -> str:
                 name="lethe",
                 path_prefix="/",
                 app_name="lethe",
-                servers=[ServerConfig(f"replica{n}", "127.0.0.1", 30000 + n) for n in range(2)],
+                servers=[ServerConfig(f"replica{n}", "127.0.0.1", n) for n in replicas],
             )
         },
         config_file_path=str(folder / "haproxy.cfg"),
@@ -59,6 +67,7 @@ def test_haproxy_listens_on_the_host_alone_and_haproxy_takes_it(tmp_path: Path) 
     ]
     assert "514" not in text
     assert text.count("unavailable.http") == 3
+    assert "\ndefaults\n    option http-buffer-request\n" in text
     (tmp_path / "haproxy.cfg").write_text(text)
     found = subprocess.run(
         [ingress.haproxy_binary(), "-c", "-f", tmp_path / "haproxy.cfg"],
@@ -75,6 +84,7 @@ def test_haproxy_listens_on_the_host_alone_and_haproxy_takes_it(tmp_path: Path) 
         ("listen stats", "listen figures"),
         ("bind 127.0.0.1:8123", "bind 127.0.0.1"),
         ("frontend prometheus", "x"),
+        ("defaults", "defaults of_another"),
     ],
 )
 def test_a_configuration_of_another_ray_is_not_run(tmp_path: Path, old: str, new: str) -> None:
@@ -82,6 +92,83 @@ def test_a_configuration_of_another_ray_is_not_run(tmp_path: Path, old: str, new
     assert old in written
     with pytest.raises(UnfitError):
         narrowed(written.replace(old, new), host="127.0.0.1", folder=tmp_path)
+
+
+class Dying(http.server.BaseHTTPRequestHandler):
+    """A replica that takes a request and dies before it answers."""
+
+    protocol_version = "HTTP/1.1"
+    took = 0
+
+    def do_GET(self) -> None:  # the health check
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_POST(self) -> None:
+        type(self).took += 1
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True  # with a reset, as when its process is killed
+
+    def log_message(self, format: str, *arguments: object) -> None: ...
+
+
+class Living(Dying):
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def test_what_a_dying_replica_had_taken_is_asked_of_another(tmp_path: Path) -> None:
+    """Also on a connection that was used before, and when the body comes after the headers: then
+    HAProxy would end the client's connection without a word."""
+    with contextlib.ExitStack() as stack:
+        servers = [
+            stack.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind))
+            for kind in (Dying, Living)
+        ]
+        for server in servers:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            stack.callback(server.shutdown)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        values = ingress.environment(
+            load_settings(), binary=ingress.haproxy_binary(), folder=tmp_path
+        )
+        config = tmp_path / "haproxy.cfg"
+        ray_s = of_ray(tmp_path, port, [server.server_port for server in servers])
+        retried = f"retry-on {values['RAY_SERVE_HAPROXY_RETRY_ON']}"
+        config.write_text(re.sub("retry-on .*", retried, ray_s))
+        start = [values["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", str(config)]
+        process = stack.enter_context(subprocess.Popen(start, stderr=subprocess.DEVNULL))
+        stack.callback(process.terminate)
+        client = _connected(port)
+        stack.callback(client.close)
+        for number in range(8):
+            client.putrequest("POST", "/v1/predict")
+            client.putheader("Content-Length", "3")
+            client.endheaders()
+            time.sleep(0.05)
+            client.send(b"%03d" % number)
+            answer = client.getresponse()
+            assert (answer.status, answer.read()) == (200, b"%03d" % number)
+        assert Dying.took
+
+
+def _connected(port: int) -> http.client.HTTPConnection:
+    deadline = time.monotonic() + 20
+    while True:
+        client = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        try:
+            client.connect()
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        else:
+            return client
 
 
 def test_the_start_refuses_before_haproxy_runs(tmp_path: Path) -> None:
