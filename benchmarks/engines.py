@@ -9,9 +9,9 @@ build also wall time.
 
 from __future__ import annotations
 
+import argparse
 import gc
 import random
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -204,4 +204,9 @@ def main(models: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or list(SIZES))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("models", nargs="*", metavar="model", help=f"{', '.join(SIZES)}; or all")
+    chosen = parser.parse_args().models
+    if unknown := set(chosen) - set(SIZES):
+        parser.error(f"no model {min(unknown)!r}; there are {', '.join(SIZES)}")
+    main(chosen or list(SIZES))

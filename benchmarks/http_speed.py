@@ -56,6 +56,7 @@ MODELS: Mapping[str, tuple[str, int, dict[str, Any]]] = {
     "tiny": ("vit_tiny_patch16_224", 224, {}),
     "small": ("vit_small_patch16_224", 224, {}),
 }
+ROOT = Path(__file__).parents[1]
 PEER_S = 120.0
 ANSWER_S = 30
 
@@ -235,7 +236,7 @@ def peer(
             command,
             stdout=log,
             stderr=log,
-            env={**os.environ, **environment},
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
             start_new_session=True,
         )
         try:
