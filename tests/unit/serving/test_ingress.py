@@ -25,12 +25,16 @@ from serving.haproxy_start import UNAVAILABLE, UnfitError, narrowed
 from serving.settings import load_settings
 
 
-def of_ray(folder: Path, port: int = 8123, replicas: Sequence[int] = (30000, 30001)) -> str:
+def of_ray(
+    folder: Path,
+    ports: tuple[int, int] = (8123, 8124),
+    replicas: Sequence[int] = (30000, 30001),
+) -> str:
     """What this version of Ray writes for two replicas."""
     api = HAProxyApi(
         HAProxyConfig(
-            http_options=HTTPOptions(host="127.0.0.1", port=port),
-            grpc_options=gRPCOptions(port=8124, grpc_servicer_functions=["any.name"]),
+            http_options=HTTPOptions(host="127.0.0.1", port=ports[0]),
+            grpc_options=gRPCOptions(port=ports[1], grpc_servicer_functions=["any.name"]),
             socket_path=str(folder / "admin.sock"),
             server_state_base=str(folder),
             server_state_file=str(folder / "server-state"),
@@ -133,19 +137,22 @@ def test_what_a_dying_replica_had_taken_is_asked_of_another(tmp_path: Path) -> N
         for server in servers:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             stack.callback(server.shutdown)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        with (
+            socket.create_server(("127.0.0.1", 0)) as http_s,
+            socket.create_server(("127.0.0.1", 0)) as grpc_s,
+        ):
+            ports = http_s.getsockname()[1], grpc_s.getsockname()[1]
         values = ingress.environment(
             load_settings(), binary=ingress.haproxy_binary(), folder=tmp_path
         )
         config = tmp_path / "haproxy.cfg"
-        ray_s = of_ray(tmp_path, port, [server.server_port for server in servers])
+        ray_s = of_ray(tmp_path, ports, [server.server_port for server in servers])
         retried = f"retry-on {values['RAY_SERVE_HAPROXY_RETRY_ON']}"
         config.write_text(re.sub("retry-on .*", retried, ray_s))
         start = [values["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", str(config)]
         process = stack.enter_context(subprocess.Popen(start, stderr=subprocess.DEVNULL))
         stack.callback(process.terminate)
-        client = _connected(port)
+        client = _connected(ports[0])
         stack.callback(client.close)
         for number in range(8):
             client.putrequest("POST", "/v1/predict")
