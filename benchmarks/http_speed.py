@@ -4,9 +4,10 @@
 out of its engine's own forward pass at the batch size that the server reached. `noop`: a model that
 costs nearly nothing, so that what is compared is what surrounds it: ours, a bare Ray Serve
 deployment behind the same ingress and, with `--litserve-python`, LitServe and BentoML with the same
-model. All arms are up at once and take turns; ratios are taken within a round, the median of the
-rounds is given. The load comes from wrk (`apt install wrk`) on the same cores, and its own CPU time
-is given: the servers had that much less.
+model. All arms are up at once and take turns, the others' processes being stopped meanwhile: idle
+ones cost too, LitServe's without a wait more than a core. Ratios are taken within a round, the
+median of the rounds is given. The load comes from wrk (`apt install wrk`) on the same cores, and
+its own CPU time is given: the servers had that much less.
 """
 
 from __future__ import annotations
@@ -22,19 +23,21 @@ import random
 import re
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import httpx
+import psutil
 import torch
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
@@ -59,6 +62,7 @@ MODELS: Mapping[str, tuple[str, int, dict[str, Any]]] = {
 ROOT = Path(__file__).parents[1]
 PEER_S = 120.0
 ANSWER_S = 30
+AWAKE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ class Arm:
     url: str
     body: bytes
     kind: str
+    process: int | None = None
+    """What it runs under; None for our Ray."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,41 @@ def press(wrk: str, arm: Arm, *, connections: int, seconds: float) -> Load:
     if rate is None:
         raise RuntimeError(f"wrk said nothing of requests a second:\n{said}")
     return Load(float(rate[1]), failed, cpu / seconds)
+
+
+@contextlib.contextmanager
+def alone(arm: Arm, arms: Sequence[Arm]) -> Iterator[None]:
+    """Only the processes of `arm` run, of all that were started here."""
+    mine = psutil.Process().children(recursive=True)
+    peers = {a.process: _tree(a.process) for a in arms if a.process is not None}
+    theirs = {each for tree in peers.values() for each in tree}
+    own = set(peers[arm.process]) if arm.process is not None else set(mine) - theirs
+    stopped = [each for each in mine if each not in own]
+    for each in stopped:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for each in stopped:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.send_signal(signal.SIGCONT)
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    root = psutil.Process(pid)
+    return [root, *root.children(recursive=True)]
+
+
+def wake(arm: Arm) -> None:
+    """Return once it has answered every request for a while: our replicas, stopped for longer than
+    their lease, have to take another one first."""
+    well = time.monotonic()
+    with httpx.Client(trust_env=False, timeout=ANSWER_S) as client:
+        while time.monotonic() < well + AWAKE_S:
+            found = client.post(arm.url, content=arm.body, headers={"Content-Type": arm.kind})
+            if found.status_code != 200:
+                well = time.monotonic()
 
 
 def by_turns(
@@ -251,7 +292,7 @@ def peer(
                     log.seek(0)
                     raise RuntimeError(f"{command} does not answer:\n{log.read().decode()[-2000:]}")
                 time.sleep(0.5)
-            yield arm
+            yield replace(arm, process=process.pid)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, 15)
@@ -290,9 +331,9 @@ def run_noop(settings: Settings, options: argparse.Namespace, backbone: Path) ->
             encoded = json.dumps({"image": base64.b64encode(image).decode()}).encode()
             port = free_port()
             lit = Arm(f"http://127.0.0.1:{port}/predict", encoded, "application/json")
-            wait = str(settings.batch.wait_ms / 1000)
             command = [options.litserve_python, str(here / "peers" / "lit.py"), str(port)]
-            command += [str(workers), str(settings.batch.size), wait]
+            command += [str(workers), str(settings.batch.size)]
+            command += [str(options.litserve_wait_ms / 1000)]
             arms["LitServe"] = stack.enter_context(peer(command, lit.url, lit, tell))
             port = free_port()
             bento = Arm(f"http://127.0.0.1:{port}/predict", image, "image/jpeg")
@@ -307,9 +348,14 @@ def run_noop(settings: Settings, options: argparse.Namespace, backbone: Path) ->
         )
 
         def pressed(arm: Arm) -> Callable[[], Load]:
-            return lambda: press(
-                options.wrk, arm, connections=options.connections, seconds=options.seconds
-            )
+            def pressed_alone() -> Load:
+                with alone(arm, list(arms.values())):
+                    wake(arm)
+                    return press(
+                        options.wrk, arm, connections=options.connections, seconds=options.seconds
+                    )
+
+            return pressed_alone
 
         presses = {name: pressed(arm) for name, arm in arms.items()}
         by_turns(presses, rounds=1, show=False)
@@ -329,6 +375,12 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--wrk", default=shutil.which("wrk"), help="the load generator")
     parser.add_argument("--litserve-python", help="an interpreter with litserve and bentoml")
+    parser.add_argument(
+        "--litserve-wait-ms",
+        type=float,
+        default=0.0,
+        help="how long LitServe waits for a batch to fill; we don't wait",
+    )
     options = parser.parse_args()
     if options.wrk is None:
         sys.exit("there is no wrk: `apt install wrk`, or --wrk PATH")

@@ -63,6 +63,38 @@ def install(model: nn.Module, state: EffectiveState) -> None:
         install_edit(model, state.edit)
 
 
+def overlaid(model: nn.Module, state: EffectiveState) -> nn.Module:
+    """A model with `state` in force that shares with `model` all but what leads to a change.
+
+    Of a small backbone, module objects take as much memory as a release's weights; here only the
+    changed linears and the modules around them are objects of its own. Hooks are shared too, and
+    so is the mode: both models are for inference.
+
+    Raises:
+        TargetError: The model has no place for an edit of its features.
+    """
+    root = _own_children(model)
+    own = {"": root}
+    for path in state.weights:
+        names = path.split(".")
+        for depth in range(1, len(names) + 1):
+            inner = ".".join(names[:depth])
+            if inner not in own:
+                outer = own[".".join(names[: depth - 1])]
+                own[inner] = _own_children(outer.get_submodule(names[depth - 1]))
+                setattr(outer, names[depth - 1], own[inner])
+    install(root, state)
+    return root
+
+
+def _own_children(module: nn.Module) -> nn.Module:
+    """A shallow copy whose children and parameters can be replaced without changing `module`'s."""
+    twin = copy.copy(module)
+    for name in ("_modules", "_parameters", "_buffers"):
+        twin.__dict__[name] = module.__dict__[name].copy()
+    return twin
+
+
 def shared_copy(model: nn.Module) -> nn.Module:
     """A copy of the modules around the very same tensors: costs no memory to speak of."""
     # deepcopy takes what the memo holds as already copied.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from forgetting.stack import EffectiveState, install, shared_copy
+from forgetting.stack import EffectiveState, overlaid
 from serving.engines import EngineError
 
 
@@ -48,10 +48,8 @@ class TorchEngine:
         self._model = on_device(model, self._device)
 
     def build(self, state: EffectiveState) -> TorchForward:
-        """See `Engine.build`. Costs the memory of `state` and an empty module skeleton."""
-        model = shared_copy(self._model)
-        install(model, state)
-        return TorchForward(model, self._device, self._bfloat16)
+        """See `Engine.build`. Costs the memory of `state` and little more."""
+        return TorchForward(overlaid(self._model, state), self._device, self._bfloat16)
 
 
 def open_device(name: str) -> torch.device:
@@ -66,5 +64,5 @@ def open_device(name: str) -> torch.device:
 
 def on_device(model: nn.Module, device: torch.device) -> nn.Module:
     """`model` itself on the CPU, where it is; for another device a copy."""
-    # Not `shared_copy`: `to` moves parameters in place, and so those of `model` too.
+    # A deep copy: `to` moves parameters in place, and so those of `model` too.
     return model if device.type == "cpu" else copy.deepcopy(model).to(device)

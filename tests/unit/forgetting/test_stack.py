@@ -19,7 +19,7 @@ from forgetting.feature_statistics import feature_statistics, without
 from forgetting.method import Samples
 from forgetting.project import project
 from forgetting.projection import Projection
-from forgetting.stack import EffectiveState, effective_state, install, shared_copy
+from forgetting.stack import EffectiveState, effective_state, install, overlaid, shared_copy
 from forgetting.targets import find_groups
 from forgetting.task import adapted_model
 
@@ -137,6 +137,24 @@ def test_shared_copy_owns_only_what_the_stack_changes(untrained: Make) -> None:
     fc1, fc2 = find_groups(backbone.model)[1].paths
     assert own == {f"{fc1}.weight", f"{fc2}.weight", "head_drop.matrix", "head_drop.offset"}
     assert fingerprint(backbone.model) == backbone.fingerprint
+
+
+def test_overlaid_model_computes_the_same_and_shares_all_but_the_way_to_a_change(
+    untrained: Make,
+) -> None:
+    backbone = untrained()
+    stack: list[AnyAdapter] = [_pairs(backbone), _projection(backbone)]
+    state = effective_state(backbone.model, stack)
+    model, bare = overlaid(backbone.model, state), _logits(backbone.model)
+    assert torch.equal(_logits(model), _logits(adapted_model(backbone, stack)))
+    theirs = set(backbone.model.modules())
+    own = {name for name, module in model.named_modules() if module not in theirs}
+    fc1, fc2 = find_groups(backbone.model)[1].paths
+    block = fc1.split(".mlp")[0]
+    assert own == {"", "blocks", block, f"{block}.mlp", fc1, fc2, "head_drop"}
+    assert torch.equal(_logits(backbone.model), bare)
+    assert fingerprint(backbone.model) == backbone.fingerprint
+    assert torch.equal(_logits(overlaid(model, EffectiveState())), _logits(model))
 
 
 def test_nothing_in_the_stack_changes_nothing(untrained: Make) -> None:
