@@ -121,7 +121,7 @@ TABLE: tuple[Metric, ...] = (
     Metric(
         "lethe_shadow_drops_total",
         "counter",
-        "Sampled requests that were not scored because the queue was full.",
+        "Sampled requests that were not scored: the queue was full, or scoring failed.",
         "replica",
     ),
     Metric(

@@ -21,6 +21,9 @@ from serving.tally import SOURCES, stack_name
 from serving.top import PROOF
 
 ACTOR = "monitor"
+RETRY_S = 60.0
+"""After a rollback that was not carried out; twice as long after each. Each defines a release, and
+releases are for good."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,10 @@ def due_rollback(
     own = [made for made in state.releases.values() if made.actor == ACTOR]
     key = f"monitor-drift-{release.number}"
     if any(made.request_id == key and made.activated_at for made in own):
+        return None
+    tries = [made.at for made in own if made.request_id == key and made.at]
+    pause = min(RETRY_S * 2.0 ** min(len(tries), 30), hold_off_s)
+    if tries and (now - max(tries)).total_seconds() < pause:
         return None
     last = max((made.activated_at for made in own if made.activated_at), default=None)
     if last is not None and (now - last).total_seconds() < hold_off_s:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import queue
 import sys
@@ -25,6 +26,8 @@ from serving.engines import Forward
 from serving.metrics import Metrics
 from serving.slot import ReadyRelease
 from serving.tally import Counts
+
+log = logging.getLogger(__name__)
 
 _LARGEST_BATCH = 16
 _GATHER_S = 1.0
@@ -101,13 +104,19 @@ class Shadow:
             while self._busy() and time.monotonic() < allowed:
                 time.sleep(_POLL_S)
             used = time.thread_time()
-            probabilities = self._bare(torch.stack([sample.image for sample in batch])).softmax(-1)
-            confidence, classes = probabilities.max(-1)  # (B, K) -> (B,), (B,)
-            for sample, sure, index in zip(
-                batch, confidence.tolist(), classes.tolist(), strict=True
-            ):
-                self._count(sample, int(index), sure >= self._confidence)
+            try:
+                self._score(batch)
+            except Exception as error:
+                # Whatever it is, the thread must outlive it: without it every leak goes unseen.
+                log.error("%d samples were not scored (%s)", len(batch), type(error).__name__)
+                self._metrics.count("lethe_shadow_drops_total", by=len(batch))
             allowed = time.monotonic() + (time.thread_time() - used) / _BUSY_SHARE
+
+    def _score(self, batch: list[_Sample]) -> None:
+        probabilities = self._bare(torch.stack([sample.image for sample in batch])).softmax(-1)
+        confidence, classes = probabilities.max(-1)  # (B, K) -> (B,), (B,)
+        for sample, sure, index in zip(batch, confidence.tolist(), classes.tolist(), strict=True):
+            self._count(sample, int(index), sure >= self._confidence)
 
     def _gather(self) -> list[_Sample]:
         """The next samples, once there is one."""

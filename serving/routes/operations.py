@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Base64Bytes, BaseModel, ConfigDict, Field, model_validator
 
 from serving.decode import decode_image
 from serving.jobs import Rejection
@@ -26,10 +26,19 @@ IdempotencyKey = Annotated[
 ]
 
 
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("the ledger takes printable characters on one line only")
+    return text
+
+
+Reason = Annotated[str, AfterValidator(_printable)]
+
+
 class _Command(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    reason: str = Field(
+    reason: Reason = Field(
         "",
         max_length=500,
         pattern=r"^[^\x00-\x1f\x7f]*$",
@@ -64,7 +73,7 @@ class RollbackCommand(_Command):
 
 
 class ReasonedCommand(_Command):
-    reason: str = Field(
+    reason: Reason = Field(
         min_length=1,
         max_length=500,
         pattern=r"^[^\x00-\x1f\x7f]*$",

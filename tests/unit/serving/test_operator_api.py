@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from serving.home import home_of, prepare_home
+from serving.home import home_of, prepare_home, token
 from serving.operator_api import OperatorApi
 from serving.routes import problems
 from serving.settings import Settings
@@ -41,6 +41,21 @@ def test_it_waits_for_its_port_and_says_what_keeps_it_from_listening(settings: S
         large = visitor.post("/v1/forget", content=b" " * 2000)
         assert large.status_code == 413
         assert visitor.post("/v1/predict", content=b"x").status_code == 404
+
+
+@pytest.mark.parametrize("reason", ["two\\u2028lines", "\\u00ad", "half \\ud800"])
+def test_a_reason_that_the_ledger_would_not_take_is_refused_at_once(
+    settings: Settings, reason: str
+) -> None:
+    listener = OperatorApi(settings, ("7",), control=None, monitor=None)
+    assert listener.problem(5) is None
+    headers = {"Authorization": f"Bearer {token(home_of(settings), 'operator')}"}
+    headers["Content-Type"] = "application/json"
+    with httpx.Client(base_url=settings.operator_url, trust_env=False, headers=headers) as operator:
+        for path, rest in (("rollback", ', "release": 0'), ("suspend", "")):
+            refused = operator.post(f"/v1/{path}", content=f'{{"reason": "{reason}"{rest}}}')
+            assert refused.status_code == 422, refused.text
+            assert "reason" in refused.json()["detail"]
 
 
 def test_problems_say_when_to_ask_again_and_speak_the_protocols_of_their_paths() -> None:

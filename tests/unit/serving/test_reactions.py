@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from registry import publish
 from serving.monitor import Proof
-from serving.reactions import ACTOR, Rollback, due_remark, due_rollback, stack_before
+from serving.reactions import ACTOR, RETRY_S, Rollback, due_remark, due_rollback, stack_before
 from serving.tally import Counts, Tally, Targets, entry, stack_name
 from tests.unit.registry.registry_acts import Acts
 
@@ -93,6 +93,19 @@ def test_two_rollbacks_are_a_hold_off_apart(acts: Acts) -> None:
     acts.erase(3)
     assert due(acts, BAD, now=datetime.now(UTC) + timedelta(hours=1)) is None
     assert due(acts, BAD, now=LATER) is not None
+
+
+def test_a_rollback_that_was_not_carried_out_is_tried_less_and_less_often(acts: Acts) -> None:
+    acts.erase(1)
+    acts.erase(2)
+    for tries in range(1, 4):
+        found = due(acts, BAD, now=LATER)
+        assert found is not None
+        said = {"actor": ACTOR, "reason": found.reason, "request_id": found.request_id}
+        publish.roll_back(acts.ledger, acts.signers["operator"], to=found.to, **said)
+        now = datetime.now(UTC)
+        assert due(acts, BAD, now=now + timedelta(seconds=RETRY_S * 2**tries - 5)) is None
+        assert due(acts, BAD, now=now + timedelta(seconds=RETRY_S * 2**tries + 5)) == found
 
 
 def test_a_mask_on_top_hides_no_harm(acts: Acts) -> None:

@@ -46,6 +46,25 @@ def settled(shadow: Shadow, trials: int) -> dict[str, Counts]:
     raise AssertionError(f"{trials} trials were not counted in time: {shadow.counts()}")
 
 
+def test_a_batch_that_can_not_be_scored_is_dropped_and_counted_and_ends_nothing() -> None:
+    metrics = Metrics("replica")
+    shadow = Shadow(torch.nn.Identity(), metrics, queue_size=64, confidence=0.5)
+    ready = release("s", erased={0}, guard={0})
+    shadow.offer(torch.zeros(5), 0, ready)
+    shadow.offer(torch.zeros(4), 0, ready)  # of another size: they don't stack
+    deadline = time.monotonic() + 20
+    while not (dropped := dropped_by(metrics)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert dropped == 2
+    shadow.offer(image_of(0), 0, ready)
+    assert settled(shadow, 1) == {"s": Counts(matches=1, leaks=1)}
+
+
+def dropped_by(metrics: Metrics) -> float:
+    (family,) = [f for f in metrics.families() if f.name == "lethe_shadow_drops"]
+    return sum(sample.value for sample in family.samples if sample.name.endswith("_total"))
+
+
 def test_matches_leaks_and_disagreements_are_told_apart(shadow: Shadow) -> None:
     ready = release("s", erased={0}, guard={0, 1})
     shadow.offer(image_of(0), 0, ready)  # still named: a leak
