@@ -47,7 +47,8 @@ from forgetting.pretrain import PretrainConfig, pretrain
 from forgetting.report_card import to_markdown
 from forgetting.targets import find_groups
 from forgetting.task import run_task
-from forgetting.train import TrainConfig, _Run, affordable_rank
+from forgetting.train import _Run
+from forgetting.train_config import TrainConfig, affordable_rank
 
 CLASSES = 100
 FORGET = 20

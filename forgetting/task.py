@@ -28,7 +28,8 @@ from forgetting.report import Report
 from forgetting.stack import effective_state, install
 from forgetting.task_data import TaskClasses, training_data
 from forgetting.task_report import Cost, Models, measure_task
-from forgetting.train import TrainConfig, train
+from forgetting.train import train
+from forgetting.train_config import TrainConfig
 
 METHOD = "lethe"
 REPLAY = 640

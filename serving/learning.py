@@ -26,7 +26,7 @@ from forgetting.golden import golden_figures, golden_image
 from forgetting.method import Progress
 from forgetting.report_card import dumps
 from forgetting.task import TaskResult, adapted_model, run_task
-from forgetting.train import TrainConfig
+from forgetting.train_config import TrainConfig
 from serving.backbones import open_backbone
 from serving.settings import Settings
 from serving.train_job import NotTrained, Trained, TrainJob

@@ -221,7 +221,9 @@ class EngineSettings(_Section):
 class ForgetSettings(_Section):
     """How a forget command learns its adapter; what is left out is forgetting's own default."""
 
-    train: dict[str, Any] = Field(default_factory=dict, description="forgetting.train.TrainConfig")
+    train: dict[str, Any] = Field(
+        default_factory=dict, description="forgetting.train_config.TrainConfig"
+    )
     gates: dict[str, Any] = Field(default_factory=dict, description="forgetting.gates.GateConfig")
     seed: int = Field(0, description="of every training")
     closed_form: bool = Field(

@@ -14,7 +14,7 @@ from pydantic_settings import EnvSettingsSource, TomlConfigSettingsSource
 from pydantic_settings.exceptions import SettingsError as SourceError
 
 from forgetting.gates import GateConfig
-from forgetting.train import TrainConfig
+from forgetting.train_config import TrainConfig
 from serving.settings import (
     DIGITS,
     Settings,

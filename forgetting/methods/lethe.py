@@ -13,7 +13,8 @@ from forgetting.feature_edit import composed, install_edit, installed_edit
 from forgetting.method import Budget, Learned, Task, Tell
 from forgetting.methods.merging import low_rank
 from forgetting.targets import find_groups
-from forgetting.train import TrainConfig, train
+from forgetting.train import train
+from forgetting.train_config import TrainConfig
 
 
 @dataclass(frozen=True)

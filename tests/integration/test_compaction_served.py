@@ -21,7 +21,7 @@ from forgetting.method import Samples
 from forgetting.pretrain import PretrainConfig, pretrain, small_vit
 from forgetting.project import project
 from forgetting.task import run_task
-from forgetting.train import TrainConfig
+from forgetting.train_config import TrainConfig
 from registry import publish, publish_compaction
 from registry.state import Release
 from serving.cli import app

@@ -24,7 +24,7 @@ from forgetting.pretrain import PretrainConfig, pretrain, small_vit
 from forgetting.project import project
 from forgetting.stack import effective_state, install, shared_copy
 from forgetting.task import adapted_model, run_task
-from forgetting.train import TrainConfig
+from forgetting.train_config import TrainConfig
 from registry import publish
 from registry.state import Release
 from serving.engines.torch_eager import TorchEngine

@@ -18,7 +18,7 @@ from forgetting.methods.lethe import Lethe
 from forgetting.report_card import dumps, to_markdown
 from forgetting.subset import without_classes
 from forgetting.task import TaskResult, adapted_model, run_task
-from forgetting.train import TrainConfig
+from forgetting.train_config import TrainConfig
 
 QUICK = TrainConfig(rank=4, select_steps=25, refit_steps=20, copies=0, replay_per_class=10)
 SUBJECTS = {"0": "subject-a", "1": "subject-b"}

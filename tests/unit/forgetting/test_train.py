@@ -13,7 +13,8 @@ from forgetting.data import ImageSet, class_index, indices, replay, to_tensors
 from forgetting.errors import TargetError, TrainingError
 from forgetting.method import ForgetData, Progress, Samples
 from forgetting.targets import find_groups
-from forgetting.train import TrainConfig, TrainResult, affordable_rank, refit_steps_for, train
+from forgetting.train import TrainResult, train
+from forgetting.train_config import TrainConfig, affordable_rank, refit_steps_for
 
 QUICK = TrainConfig(rank=4, select_steps=25, refit_steps=20, copies=0, replay_per_class=10)
 
