@@ -136,11 +136,13 @@ def refuse(
     reason: str,
     request_id: str,
     others: Sequence[str] = (),
+    still: Callable[[State], bool] = lambda _: True,
 ) -> Job:
     """Record that a job's adapter wasn't accepted; its subjects stay under erasure and masked.
 
     Needs the role publisher. The job may be trained again. With `others`, trained with it as one
-    task, nothing is refused but that: each is trained alone then.
+    task, nothing is refused but that: each is trained alone then. ConflictError too where `still`
+    says no of the state that the record would follow, which may be newer than the caller's.
     """
     blobs = {} if report is None else {digest_of(report): report}
     report_digest = next(iter(blobs), None)
@@ -148,6 +150,8 @@ def refuse(
     def make(state: State) -> Draft:
         for name in (job, *others):
             _job(state, name)
+        if not still(state):
+            raise ConflictError(f"{job} is {state.jobs[job].state} by now")
         body = Refused(job, stage, detail, report_digest, tuple(others))
         return Draft(body, actor, reason, request_id)
 

@@ -268,9 +268,11 @@ class Control:
                     actor=actor,
                     reason=reason,
                     request_id=request_id,
+                    # The coordinator may be about to put its adapter into service.
+                    still=lambda newest: why_not_cancelled(job_id, newest) is None,
                 )
                 if isinstance(refused, Rejection):
-                    return refused
+                    return why_not_cancelled(job_id, self._ledger.refresh()) or refused
         self._worker.cancel(job_id)
         return self.job(job_id)
 

@@ -5,8 +5,10 @@ import pytest
 from registry import publish
 from registry.bodies import Note
 from registry.errors import ConflictError, NotFoundError, TrustError
-from registry.keys import Role, Signer
-from registry.state import Job
+from registry.keys import Role, Signer, Trust
+from registry.ledger import Ledger
+from registry.state import Job, State
+from registry.store import Store
 from tests.unit.registry.registry_acts import BACKBONE, Acts, subject
 
 
@@ -51,6 +53,33 @@ def test_a_trained_adapter_has_its_files_and_report_in_store(acts: Acts) -> None
     for file in entry.files.values():
         assert len(acts.ledger.get_blob(file.digest)) == file.size
     assert acts.ledger.get_blob(entry.report) == b"report"
+
+
+def test_a_refusal_that_another_writer_overtook_is_judged_anew(
+    acts: Acts, store: Store, trust: Trust
+) -> None:
+    acts.forget(1)
+    acts.train("job-1")
+    behind = Acts(Ledger(store, trust), acts.signers, requests=100)
+    behind.ledger.refresh()
+    acts.publish("adapter", "job-1")
+
+    def unpublished(state: State) -> bool:
+        return state.jobs["job-1"].state != "published"
+
+    assert unpublished(behind.state)
+    with pytest.raises(ConflictError, match="job-1 is published by now"):
+        publish.refuse(
+            behind.ledger,
+            behind.signers["publisher"],
+            job="job-1",
+            stage="cancelled",
+            detail="a test",
+            report=None,
+            still=unpublished,
+            **behind.origin(),
+        )
+    assert acts.ledger.refresh().jobs["job-1"].state == "published"
 
 
 def test_a_refusal_keeps_its_report(acts: Acts) -> None:
