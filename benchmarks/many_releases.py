@@ -29,7 +29,7 @@ import torch
 from forgetting.adapter import Adapter, AdapterFacts, to_files
 from forgetting.backbone import Backbone
 from forgetting.golden import golden_image
-from registry import publish
+from registry import publish, publish_declarations
 from registry.state import State
 from serving.backbones import open_backbone, prepare_backbone
 from serving.engines.choice import make_engine
@@ -96,7 +96,9 @@ class Past:
     def restore(self, name: str) -> None:
         """One release, with the adapters of one that knows the class."""
         subjects = [self._subjects.assign(name)]
-        publish.restore(self._ledger, self._operator, subjects=subjects, **self._origin())
+        publish_declarations.restore(
+            self._ledger, self._operator, subjects=subjects, **self._origin()
+        )
         to = self.state.release_without(frozenset(subjects))
         publish.roll_back(self._ledger, self._operator, to=to, **self._origin())
         self._serve()

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import get_args
 
-from registry import publish
+from registry import publish_declarations
 from registry.declarations import Deletable
 from registry.errors import AlreadyExistsError, NotFoundError
 from registry.keys import Signer
@@ -83,7 +83,8 @@ def bury(
 
     While replicas need its class only its files can go. A call that was cut off is made again.
 
-    Raises: as `publish.record_deletion`; ConflictError too when nothing can be deleted.
+    Raises: as `publish_declarations.record_deletion`; ConflictError too when nothing can be
+    deleted.
     """
     state = ledger.refresh()
     files = files_of(store, subject)
@@ -100,7 +101,7 @@ def bury(
             with suppress(NotFoundError):
                 SubjectMap(store).delete(subject)
 
-    publish.record_deletion(
+    publish_declarations.record_deletion(
         ledger,
         signer,
         subjects=[subject],

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar
 
-from registry import publish
+from registry import publish, publish_declarations
 from registry.errors import ConflictError, FormatError
 from registry.personal import keep_image
 from registry.state import State
@@ -212,7 +212,7 @@ class Control:
             pending = {job.id for job in pending_jobs(state)}
             if subject in state.erasing:
                 ended = _recorded(
-                    publish.restore,
+                    publish_declarations.restore,
                     self._ledger,
                     self._operator,
                     subjects=[subject],
@@ -346,7 +346,7 @@ class Control:
 
     def remark(self, text: str, actor: str, request_id: str) -> None:
         """Write a remark into the ledger."""
-        publish.note(
+        publish_declarations.note(
             self._ledger, self._operator, text=text, actor=actor, reason="", request_id=request_id
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from typing import Literal
 
-from registry import publish, publish_compaction, publish_trials
+from registry import publish, publish_compaction, publish_declarations, publish_trials
 from registry.declarations import ServingState
 from registry.errors import ConflictError, RegistryError
 from registry.ledger import Ledger
@@ -116,7 +116,7 @@ class Recording:
         """Say that serving is suspended or resumed, unless the ledger says so already."""
         if self._ledger.refresh().suspended is (wanted == "suspended"):
             return
-        publish.suspend(
+        publish_declarations.suspend(
             self._ledger,
             self._operator,
             state=wanted,

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from registry import publish
+from registry import publish_declarations
 from registry.audit import audit as audit_subject
 from registry.audit import audit_to_json
 from registry.audit_page import audit_html, audit_text
@@ -162,7 +162,7 @@ def hold(
         ledger = Ledger(store, trusted)
         known = subject in ledger.refresh().subjects
         subject_id = subject if known else subject_of(subject, store)
-        publish.hold(
+        publish_declarations.hold(
             ledger,
             signer(home_of(load_settings(config)), "operator"),
             subjects=[subject_id],

@@ -1,9 +1,9 @@
 """The end of an erasure: what a restored subject still needs, read from the ledger's fold.
 
-`registry.publish.restore` ends an erasure and changes nothing that is served. A release *conceals*
-a subject when it masks it or when its weights erase it; a restored subject is brought back by a
-release that does neither. Adapters that were trained on top of one that goes, or that erase
-others too, go with it: their subjects stay masked and are trained again.
+`registry.publish_declarations.restore` ends an erasure and changes nothing that is served. A
+release *conceals* a subject when it masks it or when its weights erase it; a restored subject is
+brought back by a release that does neither. Adapters that were trained on top of one that goes, or
+that erase others too, go with it: their subjects stay masked and are trained again.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import torch
 
 from forgetting.adapter import from_files
 from forgetting.backbone import load_backbone, save_backbone
-from registry import publish
+from registry import publish_declarations
 from registry.adapters import adapter_files
 from registry.errors import ConflictError
 from registry.store import open_store
@@ -68,7 +68,7 @@ def seal_registry(settings: Settings, to: Path, *, actor: str, reason: str) -> S
         save_backbone(to, sealed)
         if load_backbone(to).fingerprint != sealed.fingerprint:
             raise SealError(f"{to} was not written as it should be")
-        after = publish.seal(
+        after = publish_declarations.seal(
             ledger,
             operator,
             release=release.number,

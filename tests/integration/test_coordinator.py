@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from registry import publish
+from registry import publish, publish_declarations
 from registry.errors import IntegrityError
 from registry.highwater import read_mark
 from registry.ledger import Ledger
@@ -309,7 +309,7 @@ def test_a_frozen_member_holds_a_suspension_up_until_its_lease_is_out(stage: Sta
 
 
 def test_a_new_coordinator_finds_serving_suspended(stage: Stage) -> None:
-    publish.suspend(
+    publish_declarations.suspend(
         stage.ledger,
         signer(stage.home, "operator"),
         state="suspended",
@@ -328,7 +328,7 @@ def test_a_new_coordinator_finds_serving_suspended(stage: Stage) -> None:
 
 def test_a_suspension_that_somebody_else_recorded_is_noticed(stage: Stage) -> None:
     async def act(coordinator: Coordinator) -> None:
-        publish.suspend(
+        publish_declarations.suspend(
             stage.ledger,
             signer(stage.home, "operator"),
             state="suspended",
@@ -344,7 +344,7 @@ def test_a_suspension_that_somebody_else_recorded_is_noticed(stage: Stage) -> No
 
 
 def restore(stage: Stage, job: Job) -> None:
-    publish.restore(
+    publish_declarations.restore(
         stage.ledger,
         signer(stage.home, "operator"),
         subjects=job.subjects,

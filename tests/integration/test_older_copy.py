@@ -10,7 +10,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from forgetting.backbone import BackboneSpec, Preprocess, build_model, freeze, save_backbone
-from registry import publish
+from registry import publish_declarations
 from serving.cli import app
 from serving.home import Home, note_seen, open_current_ledger, open_ledger, prepare_home, signer
 
@@ -40,7 +40,7 @@ def test_serve_refuses_an_older_copy_of_its_registry(tmp_path: Path) -> None:
     for text in ("one", "two"):
         if text == "two":
             shutil.copytree(home.registry, tmp_path / "older")
-        publish.note(
+        publish_declarations.note(
             open_ledger(home), operator, text=text, actor="ops", reason="", request_id=text
         )
     note_seen(home, open_current_ledger(home), operator)

@@ -7,7 +7,7 @@ one only after the ledger has said that it is durable. REGISTRY is a folder or t
 import sys
 from pathlib import Path
 
-from registry import publish
+from registry import publish_declarations
 from registry.keys import Signer, Trust
 from registry.ledger import Ledger
 from registry.store import open_store
@@ -19,7 +19,7 @@ def main(registry: str, keys: Path, name: str, count: int) -> None:
     number = 0
     while count == 0 or number < count:
         digest = ledger.put_blob(f"{name} {number}".encode() * 100)
-        record = publish.note(
+        record = publish_declarations.note(
             ledger,
             operator,
             text=digest,

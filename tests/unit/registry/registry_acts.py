@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from registry import publish, publish_compaction, publish_trials
+from registry import publish, publish_compaction, publish_declarations, publish_trials
 from registry.bodies import SIGNED_BY, TYPE_OF, Body, ReleaseKind
 from registry.declarations import Deletable, HoldAct, ServingState
 from registry.keys import Role, Signer
@@ -133,7 +133,9 @@ class Acts:
         )
 
     def note(self, text: str) -> Record:
-        return publish.note(self.ledger, self.signers["operator"], text=text, **self.origin())
+        return publish_declarations.note(
+            self.ledger, self.signers["operator"], text=text, **self.origin()
+        )
 
     def compact(self, *, folds: tuple[str, ...] | None = None) -> AdapterEntry:
         if folds is None:
@@ -153,7 +155,7 @@ class Acts:
         )
 
     def restore(self, *numbers: int) -> State:
-        return publish.restore(
+        return publish_declarations.restore(
             self.ledger,
             self.signers["operator"],
             subjects=[subject(number) for number in numbers],
@@ -163,7 +165,7 @@ class Acts:
     def bury(
         self, *numbers: int, objects: tuple[Deletable, ...], delete: Callable[[], None]
     ) -> State:
-        return publish.record_deletion(
+        return publish_declarations.record_deletion(
             self.ledger,
             self.signers["eraser"],
             subjects=[subject(number) for number in numbers],
@@ -173,7 +175,7 @@ class Acts:
         )
 
     def hold(self, *numbers: int, act: HoldAct = "placed") -> State:
-        return publish.hold(
+        return publish_declarations.hold(
             self.ledger,
             self.signers["operator"],
             subjects=[subject(number) for number in numbers],
@@ -182,10 +184,12 @@ class Acts:
         )
 
     def suspend(self, state: ServingState = "suspended") -> State:
-        return publish.suspend(self.ledger, self.signers["operator"], state=state, **self.origin())
+        return publish_declarations.suspend(
+            self.ledger, self.signers["operator"], state=state, **self.origin()
+        )
 
     def seal(self, release: int, backbone: str) -> State:
-        return publish.seal(
+        return publish_declarations.seal(
             self.ledger,
             self.signers["operator"],
             release=release,

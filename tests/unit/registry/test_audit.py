@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from registry import publish
+from registry import publish_declarations
 from registry.audit import Audit, audit, audit_to_json
 from registry.audit_page import audit_html, audit_text
 from registry.errors import NotFoundError
@@ -128,7 +128,9 @@ def test_texts_of_people_are_no_markup_on_the_page(acts: Acts) -> None:
     page = audit_html(audit(acts.ledger, subject(1)))
     assert "retained classes lost 3 points" in page
     origin = {"actor": "<b>ops", "request_id": "r-<i>", "reason": "<script>x</script>"}
-    publish.restore(acts.ledger, acts.signers["operator"], subjects=[subject(1)], **origin)
+    publish_declarations.restore(
+        acts.ledger, acts.signers["operator"], subjects=[subject(1)], **origin
+    )
     page = audit_html(audit(acts.ledger, subject(1)))
     assert "<script>" not in page
     assert "&lt;script&gt;" in page

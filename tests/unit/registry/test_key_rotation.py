@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from registry import publish
+from registry import publish_declarations
 from registry.errors import TrustError
 from registry.key_rotation import rotate_key
 from registry.keys import ROLES, TRUST_FILE, Role, Signer, Trust, create_private_key, init_keys
@@ -91,7 +91,7 @@ def test_a_running_reader_knows_the_new_key_without_a_restart(
     rotate_key(keys, "operator", now=NOON, overlap=DAY)
     writer = Ledger(store, trusted(keys))
     origin = {"actor": "ops", "reason": "", "request_id": "r"}
-    publish.note(writer, key_of(keys, "operator"), text="new key", **origin)
+    publish_declarations.note(writer, key_of(keys, "operator"), text="new key", **origin)
     assert reader.refresh().seq == 1
 
 
@@ -101,10 +101,10 @@ def test_a_running_writer_can_not_sign_with_a_key_retired_since(
     """Otherwise it would write a record that stops every reader of the newer trust file."""
     writer, old = Ledger(store, trusted(keys)), key_of(keys, "operator")
     origin = {"actor": "ops", "reason": "", "request_id": "r"}
-    publish.note(writer, old, text="before", **origin)
+    publish_declarations.note(writer, old, text="before", **origin)
     rotate_key(keys, "operator", now=NOON - 400 * DAY, overlap=DAY)
     with pytest.raises(TrustError, match="retired"):
-        publish.note(writer, old, text="after", **origin)
+        publish_declarations.note(writer, old, text="after", **origin)
     assert writer.state.seq == 1
 
 

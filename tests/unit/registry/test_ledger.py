@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from registry import publish
+from registry import publish_declarations
 from registry.bodies import Activated, Note, Published, RolledBack
 from registry.envelope import MAX_ENVELOPE_BYTES
 from registry.errors import (
@@ -451,7 +451,7 @@ def test_a_missing_blob_and_a_false_digest_are_told_apart(ledger: Ledger) -> Non
 def test_the_longest_allowed_texts_fit_into_a_record(
     ledger: Ledger, signers: dict[Role, Signer]
 ) -> None:
-    publish.note(
+    publish_declarations.note(
         ledger,
         signers["operator"],
         text="\u20ac" * 2000,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from registry import publish
+from registry import publish, publish_declarations
 from registry.errors import ConflictError, FormatError, NotFoundError, TrustError
 from registry.keys import Role, Signer, Trust
 from registry.ledger import Ledger
@@ -44,7 +44,7 @@ def test_a_mask_alone_is_taken_off_by_a_guard_release(acts: Acts) -> None:
 def test_a_restore_needs_a_reason(acts: Acts) -> None:
     acts.erase(1)
     with pytest.raises(FormatError, match="field reason: to end an erasure needs one"):
-        publish.restore(
+        publish_declarations.restore(
             acts.ledger,
             acts.signers["operator"],
             subjects=[subject(1)],
@@ -108,8 +108,8 @@ def test_after_the_map_entry_is_gone_the_chain_still_verifies(
     publish.request_forget(
         ledger, signers["operator"], subjects=[alice], backbone=BACKBONE, **origin
     )
-    publish.restore(ledger, signers["operator"], subjects=[alice], **origin)
-    publish.record_deletion(
+    publish_declarations.restore(ledger, signers["operator"], subjects=[alice], **origin)
+    publish_declarations.record_deletion(
         ledger,
         signers["eraser"],
         subjects=[alice],

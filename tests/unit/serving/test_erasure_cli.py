@@ -10,7 +10,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from registry import publish
+from registry import publish, publish_declarations
 from registry.store import open_store
 from serving.cli import app
 from serving.home import Home, open_ledger, open_subjects, prepare_home, signer
@@ -29,7 +29,7 @@ class Stage:
     def restore(self) -> None:
         ledger, operator = open_ledger(self.home), signer(self.home, "operator")
         said = {"actor": "ops", "reason": "withdrawn", "request_id": "restore"}
-        publish.restore(ledger, operator, subjects=[self.subject], **said)
+        publish_declarations.restore(ledger, operator, subjects=[self.subject], **said)
         made = publish.publish_release(
             ledger, signer(self.home, "publisher"), kind="guard", job="job-1", **said
         )

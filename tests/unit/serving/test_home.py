@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from registry import publish
+from registry import publish_declarations
 from registry.errors import IntegrityError, TrustError
 from serving.home import (
     Home,
@@ -39,7 +39,7 @@ def test_an_empty_token_is_refused(tmp_path: Path) -> None:
 
 
 def note(home: Home, text: str) -> None:
-    publish.note(
+    publish_declarations.note(
         open_ledger(home),
         signer(home, "operator"),
         text=text,

@@ -13,7 +13,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from registry import publish
+from registry import publish, publish_declarations
 from registry.keys import Signer
 from serving.cli import app
 from serving.home import Home, open_ledger, open_subjects, prepare_home
@@ -154,7 +154,9 @@ def test_verify_remembers_the_newest_record_and_notices_when_it_is_gone(tmp_path
     ledger = open_ledger(Home(home, home / "registry"))
     operator = Signer.load(home / "keys/operator.pem")
     for number in range(3):
-        publish.note(ledger, operator, text=f"{number}", actor="a", reason="", request_id="r")
+        publish_declarations.note(
+            ledger, operator, text=f"{number}", actor="a", reason="", request_id="r"
+        )
     assert lethe("verify").exit_code == 0
     (home / "registry/log/00000000000000000003.json").unlink()
     assert "record 3 was seen before" in refused(lethe("verify"))
