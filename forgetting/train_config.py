@@ -39,7 +39,8 @@ class TrainConfig:
         disperse: Weight of the dispersion of forget features; 0 leaves it out.
         relearn: Weight of the loss against a relearner; 0 leaves it out.
         erase: Most dimensions that one task's erasure takes from the feature, as a share of its
-            width; 0 leaves the erasure out. A model whose feature can't be edited goes without.
+            width; fewer where classes are many (`forgetting.erase.CLASS_SHARE`). 0 leaves the
+            erasure out. A model whose feature can't be edited goes without.
         erase_cost: Most validation accuracy that erasing again after training may cost, against
             the model before the task.
         sparsity: Strength of the proximal step, a share of the optimizer's step (0..1).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -119,6 +120,29 @@ def test_second_tasks_erasure_follows_the_first_ones(
     found, expected = installed_edit(model), composed([second], below=below)
     assert found is not None
     assert torch.equal(found.matrix, expected.matrix)
+
+
+@pytest.mark.parametrize(("count", "rank"), [(1, 1), (4, 2), (6, 3)])
+def test_a_task_takes_half_of_its_classes_part_of_the_feature_at_most(
+    untrained: Callable[..., Backbone], count: int, rank: int
+) -> None:
+    model = untrained(classes=12).model  # 12 features, 1 for each class
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(120) % 12
+    x = torch.randn(120, 1, 8, 8, generator=generator) + y[:, None, None, None] * 0.5
+    gone = y < count
+    forget, retain = Samples(x[gone], y[gone]), Samples(x[~gone], y[~gone])
+    data = ForgetData(
+        forget=forget,
+        retain=retain,
+        earlier=Samples(torch.zeros(0), torch.zeros(0, dtype=torch.int64)),
+        val_forget=forget,
+        val_retain=retain,
+        forgotten=torch.arange(count),
+    )
+    erasure = erase(model, make_pools(model, data, copies=0, generator=generator), data, share=1.0)
+    assert erasure is not None
+    assert erasure.rank == rank
 
 
 def _next_task(data: ForgetData) -> ForgetData:
