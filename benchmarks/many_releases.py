@@ -249,7 +249,7 @@ def measure(top: Path, *, releases: int, turns: int, serves: int) -> dict[str, f
     starts: dict[str, list[float]] = {name: [] for name in homes}
     for turn in range(serves):
         for name, folder in homes.items():
-            starts[name].append(server_start(folder, port=18000 + 2 * turn))
+            starts[name].append(server_start(folder, port=8100 + 2 * turn))
     for name, taken in starts.items():
         if taken:
             figures[f"{name}_server_start_s"] = statistics.median(taken)
