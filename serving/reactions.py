@@ -22,8 +22,8 @@ from serving.top import PROOF
 
 ACTOR = "monitor"
 RETRY_S = 60.0
-"""After a rollback that was not carried out; twice as long after each. Each defines a release, and
-releases are for good."""
+"""Doubled with each rollback that was not carried out, to wait before the next: each defines a
+release, and releases are for good."""
 
 
 @dataclass(frozen=True)
