@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,18 +16,12 @@ import pytest
 
 from serving.client import Client
 from serving.home import Home, token
+from tests.ports import free_port
 
 START_S = 300.0
 LETHE = [sys.executable, "-m", "serving.cli"]
 # A quarter of the training, for tests that don't judge how well a class is forgotten.
 QUICK = "[forget.train]\nselect_steps = 10\nrefit_steps = 20\ncopies = 1\n"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Server:

@@ -13,7 +13,8 @@ import pytest
 
 from forgetting.data import open_image_set
 from serving.traffic import audit, held_out
-from tests.e2e.conftest import Server, free_port
+from tests.e2e.conftest import Server
+from tests.ports import free_port
 
 pytest.importorskip("obstore", reason="the extra `s3` is not installed")
 pytest.importorskip("moto", reason="moto, the S3 server of these tests, is not installed")

@@ -22,7 +22,7 @@ from forgetting.data import open_image_set
 from serving.client import Client, ClientError, InferenceClient
 from serving.home import Home, token
 from serving.traffic import held_out
-from tests.e2e.conftest import free_port
+from tests.ports import free_port
 
 BIN = Path(sys.executable).parent
 START_S = 120.0

@@ -22,7 +22,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from forgetting.data import open_image_set
 from serving.traffic import held_out
-from tests.e2e.conftest import Server, free_port
+from tests.e2e.conftest import Server
+from tests.ports import free_port
 
 WAIT_S = 0.8
 PNG = {"Content-Type": "image/png"}

@@ -23,7 +23,8 @@ from serving.backbones import open_backbone
 from serving.home import home_of, open_ledger, open_subjects, signer
 from serving.settings import load_settings
 from serving.traffic import audit, held_out
-from tests.e2e.conftest import Server, free_port
+from tests.e2e.conftest import Server
+from tests.ports import free_port
 
 ALERT = "ForgottenClassRecognised"
 WAIT_S = 90.0

@@ -14,8 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from forgetting.data import open_image_set
 from serving.metrics import TABLE
 from serving.traffic import audit, held_out
-from tests.e2e.conftest import Server, free_port
+from tests.e2e.conftest import Server
 from tests.e2e.test_prometheus import Prometheus, prometheus_binary
+from tests.ports import free_port
 
 __all__ = ["prometheus_binary"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 from pathlib import Path
 
 from click.testing import Result
@@ -13,6 +12,7 @@ from forgetting.backbone import BackboneSpec, Preprocess, build_model, freeze, s
 from registry import publish_declarations
 from serving.cli import app
 from serving.home import Home, note_seen, open_current_ledger, open_ledger, prepare_home, signer
+from tests.ports import free_port
 
 
 def test_serve_refuses_an_older_copy_of_its_registry(tmp_path: Path) -> None:
@@ -24,12 +24,11 @@ def test_serve_refuses_an_older_copy_of_its_registry(tmp_path: Path) -> None:
     preprocess = Preprocess(input_size=(1, 8, 8), mean=(0.5,), std=(0.5,))
     spec = BackboneSpec("vit_tiny_patch16_224", arguments, ("ada", "bo"), preprocess)
     save_backbone(tmp_path / "vit", freeze(build_model(spec), spec))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port, operator_port = free_port(), free_port()
     config = tmp_path / "lethe.toml"
     config.write_text(
         f"home = '{home.path}'\nport = {port}\nimages = '{tmp_path / 'images'}'\n"
+        f"operator.port = {operator_port}\n"
         f"[backbone]\ndirectory = '{tmp_path / 'vit'}'\n"
     )
 

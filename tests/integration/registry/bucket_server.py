@@ -6,7 +6,6 @@ answered at a time.
 """
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +15,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from tests.ports import free_port
+
 ROOT = Path(__file__).parents[3]
 BUCKET = "bucket"
 
@@ -24,9 +25,7 @@ class BucketServer:
     """The program in a process of its own, with an empty bucket in it."""
 
     def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__, str(self.port)],
             cwd=ROOT,

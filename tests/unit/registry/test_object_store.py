@@ -5,7 +5,6 @@ import http.client
 import http.server
 import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.ports import free_port
 from tests.unit.registry.registry_acts import Acts
 
 pytest.importorskip("obstore", reason="the extra `s3` is not installed")
@@ -41,9 +41,7 @@ class Server:
     """moto's S3 in a process of its own; its objects live as long as the process."""
 
     def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         arguments = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
         self._process = subprocess.Popen(
             arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

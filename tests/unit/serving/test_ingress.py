@@ -23,6 +23,7 @@ from ray.serve.config import HTTPOptions, gRPCOptions
 from serving import ingress
 from serving.haproxy_start import UNAVAILABLE, UnfitError, narrowed
 from serving.settings import load_settings
+from tests.ports import free_port
 
 
 def of_ray(
@@ -137,11 +138,7 @@ def test_what_a_dying_replica_had_taken_is_asked_of_another(tmp_path: Path) -> N
         for server in servers:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             stack.callback(server.shutdown)
-        with (
-            socket.create_server(("127.0.0.1", 0)) as http_s,
-            socket.create_server(("127.0.0.1", 0)) as grpc_s,
-        ):
-            ports = http_s.getsockname()[1], grpc_s.getsockname()[1]
+        ports = free_port(), free_port()
         values = ingress.environment(
             load_settings(), binary=ingress.haproxy_binary(), folder=tmp_path
         )

@@ -14,13 +14,12 @@ from serving.home import home_of, prepare_home, token
 from serving.operator_api import OperatorApi
 from serving.routes import problems
 from serving.settings import Settings
+from tests.ports import free_port
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     chosen = Settings(home=tmp_path, operator={"port": port}, limits={"body_bytes": 1000})
     prepare_home(home_of(chosen))
     return chosen
