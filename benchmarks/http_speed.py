@@ -5,9 +5,9 @@ out of its engine's own forward pass at the batch size that the server reached. 
 costs nearly nothing, so that what is compared is what surrounds it: ours, a bare Ray Serve
 deployment behind the same ingress and, with `--litserve-python`, LitServe and BentoML with the same
 model. All arms are up at once and take turns, the others' processes being stopped meanwhile: idle
-ones cost too, LitServe's without a wait more than a core. Ratios are taken within a round, the
-median of the rounds is given. The load comes from wrk (`apt install wrk`) on the same cores, and
-its own CPU time is given: the servers had that much less.
+ones cost too, ours a tenth of a core, LitServe's without a wait more than one. Ratios are taken
+within a round, the median of the rounds is given. The load comes from wrk (`apt install wrk`) on
+the same cores, and its own CPU time is given: the servers had that much less.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -58,11 +58,31 @@ MODELS: Mapping[str, tuple[str, int, dict[str, Any]]] = {
     ),
     "tiny": ("vit_tiny_patch16_224", 224, {}),
     "small": ("vit_small_patch16_224", 224, {}),
+    "base": ("vit_base_patch16_224", 224, {}),
 }
+# wrk runs `setup` and `done` in one Lua state, `init` and `response` in that of its one thread.
+COUNT_AFTER = """
+local ffi = require("ffi")
+ffi.cdef("typedef struct { long s; long us; } clock_tv; int gettimeofday(clock_tv *, void *);")
+local function now()
+  local tv = ffi.new("clock_tv")
+  ffi.C.gettimeofday(tv, nil)
+  return tonumber(tv.s) + tonumber(tv.us) / 1e6
+end
+local thread
+function setup(its) thread = its end
+function init() counted, from = 0, now() + RUN_UP end
+function response() if now() >= from then counted = counted + 1 end end
+function done(summary)
+  local seconds = summary.duration / 1e6 - RUN_UP
+  io.write(string.format("After the run-up: %.3f\\n", thread:get("counted") / seconds))
+end
+"""
 ROOT = Path(__file__).parents[1]
 PEER_S = 120.0
 ANSWER_S = 30
 AWAKE_S = 1.0
+RUN_UP_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -104,29 +124,31 @@ def jpeg(side: int) -> bytes:
     return buffer.getvalue()
 
 
-def press(wrk: str, arm: Arm, *, connections: int, seconds: float) -> Load:
-    """Closed loop of `connections` that are kept alive."""
+def press(wrk: str, arm: Arm, *, connections: int, seconds: float, run_up: float = 0.0) -> Load:
+    """Closed loop of `connections` that are kept alive. With `run_up`, only what is answered after
+    so many seconds is counted: then as much is under way at the beginning as at the end."""
     with tempfile.TemporaryDirectory() as folder:
         body, script = Path(folder) / "body", Path(folder) / "post.lua"
         body.write_bytes(arm.body)
         script.write_text(
             f'wrk.method = "POST"\nwrk.headers["Content-Type"] = "{arm.kind}"\n'
             f'local file = io.open("{body}", "rb")\nwrk.body = file:read("*a")\n'
+            + (COUNT_AFTER.replace("RUN_UP", str(run_up)) if run_up else "")
         )
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         # Patience, or on a slow machine wrk counts answers that only waited as failures.
-        command = [wrk, "-t1", f"-c{connections}", f"-d{seconds:g}s", f"--timeout={ANSWER_S}s"]
-        command += ["-s", str(script), arm.url]
+        command = [wrk, "-t1", f"-c{connections}", f"-d{run_up + seconds:g}s"]
+        command += [f"--timeout={ANSWER_S}s", "-s", str(script), arm.url]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     bad = re.search(r"Non-2xx or 3xx responses: (\d+)", said)
     cut = re.search(r"connect (\d+), read (\d+), write (\d+), timeout (\d+)", said)
     failed = (int(bad[1]) if bad else 0) + (sum(map(int, cut.groups())) if cut else 0)
-    rate = re.search(r"Requests/sec:\s+([\d.]+)", said)
+    rate = re.search(r"After the run-up: ([\d.]+)" if run_up else r"Requests/sec:\s+([\d.]+)", said)
     if rate is None:
         raise RuntimeError(f"wrk said nothing of requests a second:\n{said}")
-    return Load(float(rate[1]), failed, cpu / seconds)
+    return Load(float(rate[1]), failed, cpu / (run_up + seconds))
 
 
 @contextlib.contextmanager
@@ -135,8 +157,14 @@ def alone(arm: Arm, arms: Sequence[Arm]) -> Iterator[None]:
     mine = psutil.Process().children(recursive=True)
     peers = {a.process: _tree(a.process) for a in arms if a.process is not None}
     theirs = {each for tree in peers.values() for each in tree}
-    own = set(peers[arm.process]) if arm.process is not None else set(mine) - theirs
-    stopped = [each for each in mine if each not in own]
+    with only(set(peers[arm.process]) if arm.process is not None else set(mine) - theirs):
+        yield
+
+
+@contextlib.contextmanager
+def only(own: Container[psutil.Process]) -> Iterator[None]:
+    """Of the processes that were started here no others run."""
+    stopped = [each for each in psutil.Process().children(recursive=True) if each not in own]
     for each in stopped:
         with contextlib.suppress(psutil.NoSuchProcess):
             each.send_signal(signal.SIGSTOP)
@@ -211,18 +239,23 @@ def _compute(backbone: Path, engine: str, pipe: Connection) -> None:
 
 @contextlib.contextmanager
 def bare_engine(backbone: Path, engine: str, processes: int) -> Iterator[Callable[..., Load]]:
-    """As many processes as there are replicas, each with one thread."""
+    """As many processes as there are replicas, each with one thread; the server's are stopped while
+    they compute."""
     spawn = multiprocessing.get_context("spawn")
     pairs = [spawn.Pipe() for _ in range(processes)]
+    own = []
     for _, theirs in pairs:
-        spawn.Process(target=_compute, args=(backbone, engine, theirs), daemon=True).start()
+        worker = spawn.Process(target=_compute, args=(backbone, engine, theirs), daemon=True)
+        worker.start()
+        own.append(psutil.Process(worker.pid))
     for mine, _ in pairs:
         mine.recv()
 
     def compute(batch: int, seconds: float) -> Load:
-        for mine, _ in pairs:
-            mine.send((batch, seconds))
-        return Load(sum(mine.recv() for mine, _ in pairs), 0, 0.0)
+        with only(own):
+            for mine, _ in pairs:
+                mine.send((batch, seconds))
+            return Load(sum(mine.recv() for mine, _ in pairs), 0, 0.0)
 
     yield compute
     for mine, _ in pairs:
@@ -257,14 +290,13 @@ def run_jpeg(settings: Settings, options: argparse.Namespace, backbone: Path) ->
             f"{options.model}, {engine}, {settings.ingress} ingress, JPEG of {options.side} pixels "
             f"({len(ours.body):,} bytes), {options.connections} connections, batches of {size}"
         )
-        taken = by_turns(
-            {
-                "HTTP": lambda: press(options.wrk, ours, **load),
-                "engine": lambda: compute(size, options.seconds),
-            },
-            rounds=options.rounds,
-        )
-        report(taken, "HTTP")
+
+        def served() -> Load:
+            wake(ours)
+            return press(options.wrk, ours, run_up=RUN_UP_S, **load)
+
+        arms = {"HTTP": served, "engine": lambda: compute(size, options.seconds)}
+        report(by_turns(arms, rounds=options.rounds), "HTTP")
 
 
 @contextlib.contextmanager
@@ -386,7 +418,6 @@ def main() -> None:
         sys.exit("there is no wrk: `apt install wrk`, or --wrk PATH")
     options.model = options.model or {"jpeg": "tiny", "noop": "noop"}[options.what]
     options.side = options.side or MODELS[options.model][1]
-    # What is under way when a round ends isn't counted; of few answers that is a large part.
     options.seconds = options.seconds or {"jpeg": 15.0, "noop": 5.0}[options.what]
     with tempfile.TemporaryDirectory(prefix="lethe-bench-") as folder:
         backbone = Path(folder) / "backbone"
