@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from registry.bodies import FileRef, adapter_id
 from registry.errors import IntegrityError, NotFoundError
+from registry.file_refs import FileRef, adapter_id
 from registry.ledger import Ledger, blob_key
 from registry.record import digest_of
 

@@ -5,27 +5,19 @@ are in `declarations`. Nothing here names a class: subjects
 are opaque ids, and texts are for reasons, not for data.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast, get_args
 
 from registry.declarations import LegalHold, Restored, Retried, Sealed, Suspended, Tombstone
+from registry.file_refs import FileRef, adapter_id, files_from_fields, files_to_json
 from registry.keys import Role
-from registry.schema import DIGEST, FILE_NAME, NAME, SUBJECT, Fields, Json, encode_json
+from registry.schema import DIGEST, NAME, SUBJECT, Fields, Json
 from registry.trials import Canary, percentage
 
 ReleaseKind = Literal["guard", "adapter"]
 PublishedKind = Literal["guard", "adapter", "compaction"]
 MemberOutcome = Literal["confirmed", "lease_expired"]
-
-
-@dataclass(frozen=True, slots=True)
-class FileRef:
-    """A file of an adapter: the digest ("sha256:<hex>") and size in bytes of its blob."""
-
-    digest: str
-    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,11 +357,6 @@ SIGNED_BY: Mapping[str, Role] = {
 }
 
 
-def adapter_id(files: Mapping[str, FileRef]) -> str:
-    """ "sha256:<hex>" over the canonical JSON of {name: [digest, size]}: same files, same id."""
-    return f"sha256:{hashlib.sha256(encode_json(files_to_json(files))).hexdigest()}"
-
-
 def blobs_of(body: Body) -> dict[str, int | None]:
     """The digests of the blobs that a record names, with their sizes where it says them."""
     match body:
@@ -392,26 +379,3 @@ def _others(jobs: tuple[str, ...]) -> dict[str, Json]:
 
 def _others_of(fields: Fields) -> tuple[str, ...]:
     return fields.texts("others", NAME, at_least=1) if fields.holds("others") else ()
-
-
-def files_to_json(files: Mapping[str, FileRef]) -> dict[str, Json]:
-    return {name: [file.digest, file.size] for name, file in files.items()}
-
-
-def files_from_fields(fields: Fields, name: str) -> dict[str, FileRef]:
-    """Read {name: [digest, size]}, at least one file. Raises: FormatError."""
-    entries = fields.mapping(name)
-    if not entries:
-        fields.refuse(name, "expected at least one file, found none")
-    files = {}
-    for file, entry in entries.items():
-        if not FILE_NAME.fullmatch(file):
-            fields.refuse(name, f"expected file names like {FILE_NAME.pattern}, found {file!r}")
-        match entry:
-            case [str(digest), int(size)] if (
-                DIGEST.fullmatch(digest) and size >= 0 and not isinstance(size, bool)
-            ):
-                files[file] = FileRef(digest, size)
-            case _:
-                fields.refuse(f"{name}.{file}", f"expected [digest, size], found {entry!r}")
-    return files

@@ -32,9 +32,9 @@ from registry.store import Store
 WORTH_SAVING = 100
 """Records read since the last checkpoint from which another is made."""
 _CODE = (
-    "bodies", "declarations", "envelope", "fold", "fold_compaction", "fold_declarations",
-    "fold_jobs", "fold_trials", "keys", "persistent_map", "record", "schema", "state",
-    "state_json", "trials",
+    "bodies", "declarations", "envelope", "file_refs", "fold", "fold_compaction",
+    "fold_declarations", "fold_jobs", "fold_trials", "keys", "persistent_map", "record", "schema",
+    "state", "state_json", "trials",
 )  # fmt: skip
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-from registry.bodies import FileRef
 from registry.declarations import Deletable
+from registry.file_refs import FileRef
 from registry.persistent_map import PersistentMap
 from registry.record import GENESIS
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
-from registry.bodies import FileRef
+from registry.file_refs import FileRef
 from registry.persistent_map import PersistentMap
 from registry.schema import Json, encode_time
 from registry.state import AdapterEntry, Job, Refusal, Release, Seal, State, Trial

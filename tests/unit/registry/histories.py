@@ -1,16 +1,7 @@
 """Short histories for tests of the fold: records by their bare essentials, and what they make."""
 
-from registry.bodies import (
-    Activated,
-    Body,
-    Confirmed,
-    FileRef,
-    Published,
-    Requested,
-    RolledBack,
-    Trained,
-    adapter_id,
-)
+from registry.bodies import Activated, Body, Confirmed, Published, Requested, RolledBack, Trained
+from registry.file_refs import FileRef, adapter_id
 from registry.fold import apply
 from registry.state import State
 from tests.unit.registry.registry_acts import BACKBONE, record_after, subject

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from registry.adapters import adapter_files
-from registry.bodies import Activated, Compacted, FileRef, Published, adapter_id
+from registry.bodies import Activated, Compacted, Published
 from registry.declarations import Restored
 from registry.errors import ConflictError
+from registry.file_refs import FileRef, adapter_id
 from registry.keys import Trust
 from registry.ledger import Ledger
 from registry.state import State

@@ -18,17 +18,16 @@ from registry.bodies import (
     Body,
     Compacted,
     Confirmed,
-    FileRef,
     Note,
     Published,
     Refused,
     Requested,
     RolledBack,
     Trained,
-    adapter_id,
 )
 from registry.declarations import LegalHold, Restored, Retried, Sealed, Suspended, Tombstone
 from registry.errors import ConflictError
+from registry.file_refs import FileRef, adapter_id
 from registry.fold import apply
 from registry.state import State
 from registry.trials import Canary

@@ -16,18 +16,17 @@ from registry.bodies import (
     Body,
     Compacted,
     Confirmed,
-    FileRef,
     Note,
     Published,
     Refused,
     Requested,
     RolledBack,
     Trained,
-    adapter_id,
 )
 from registry.declarations import LegalHold, Restored, Retried, Sealed, Suspended, Tombstone
 from registry.envelope import MAX_ENVELOPE_BYTES, Envelope, encode_envelope
 from registry.errors import CheckError, FormatError, TrustError
+from registry.file_refs import FileRef, adapter_id
 from registry.keys import ROLES, Role, Signer, Trust
 from registry.record import GENESIS, Entry, Record, encode_record, open_record, seal_record
 from registry.trials import Canary
