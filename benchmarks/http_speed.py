@@ -20,8 +20,6 @@ import json
 import multiprocessing
 import os
 import random
-import re
-import resource
 import shutil
 import signal
 import socket
@@ -30,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -43,11 +41,13 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 
+from benchmarks.load import ANSWER_S, Arm, Load, press
 from benchmarks.peers.bare_serve import bare
 from benchmarks.peers.model import Model
 from forgetting.backbone import BackboneSpec, Preprocess, build_model, freeze, save_backbone
 from serving.app import prepare
-from serving.settings import Settings, load_settings
+from serving.settings import Settings
+from serving.settings_sources import load_settings
 from serving.start import running
 
 MODELS: Mapping[str, tuple[str, int, dict[str, Any]]] = {
@@ -60,50 +60,10 @@ MODELS: Mapping[str, tuple[str, int, dict[str, Any]]] = {
     "small": ("vit_small_patch16_224", 224, {}),
     "base": ("vit_base_patch16_224", 224, {}),
 }
-# wrk runs `setup` and `done` in one Lua state, `init` and `response` in that of its one thread.
-COUNT_AFTER = """
-local ffi = require("ffi")
-ffi.cdef("typedef struct { long s; long us; } clock_tv; int gettimeofday(clock_tv *, void *);")
-local function now()
-  local tv = ffi.new("clock_tv")
-  ffi.C.gettimeofday(tv, nil)
-  return tonumber(tv.s) + tonumber(tv.us) / 1e6
-end
-local thread
-function setup(its) thread = its end
-function init() counted, from = 0, now() + RUN_UP end
-function response() if now() >= from then counted = counted + 1 end end
-function done(summary)
-  local seconds = summary.duration / 1e6 - RUN_UP
-  io.write(string.format("After the run-up: %.3f\\n", thread:get("counted") / seconds))
-end
-"""
 ROOT = Path(__file__).parents[1]
 PEER_S = 120.0
-ANSWER_S = 30
 AWAKE_S = 1.0
 RUN_UP_S = 5.0
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One server, and how it wants to be asked."""
-
-    url: str
-    body: bytes
-    kind: str
-    process: int | None = None
-    """What it runs under; None for our Ray."""
-
-
-@dataclass(frozen=True)
-class Load:
-    """What one turn of wrk found."""
-
-    a_second: float
-    failed: int
-    client_cpu: float
-    """wrk's own CPU seconds a second."""
 
 
 def make_backbone(name: str, folder: Path) -> None:
@@ -122,33 +82,6 @@ def jpeg(side: int) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
-
-
-def press(wrk: str, arm: Arm, *, connections: int, seconds: float, run_up: float = 0.0) -> Load:
-    """Closed loop of `connections` that are kept alive. With `run_up`, only what is answered after
-    so many seconds is counted: then as much is under way at the beginning as at the end."""
-    with tempfile.TemporaryDirectory() as folder:
-        body, script = Path(folder) / "body", Path(folder) / "post.lua"
-        body.write_bytes(arm.body)
-        script.write_text(
-            f'wrk.method = "POST"\nwrk.headers["Content-Type"] = "{arm.kind}"\n'
-            f'local file = io.open("{body}", "rb")\nwrk.body = file:read("*a")\n'
-            + (COUNT_AFTER.replace("RUN_UP", str(run_up)) if run_up else "")
-        )
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        # Patience, or on a slow machine wrk counts answers that only waited as failures.
-        command = [wrk, "-t1", f"-c{connections}", f"-d{run_up + seconds:g}s"]
-        command += [f"--timeout={ANSWER_S}s", "-s", str(script), arm.url]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    bad = re.search(r"Non-2xx or 3xx responses: (\d+)", said)
-    cut = re.search(r"connect (\d+), read (\d+), write (\d+), timeout (\d+)", said)
-    failed = (int(bad[1]) if bad else 0) + (sum(map(int, cut.groups())) if cut else 0)
-    rate = re.search(r"After the run-up: ([\d.]+)" if run_up else r"Requests/sec:\s+([\d.]+)", said)
-    if rate is None:
-        raise RuntimeError(f"wrk said nothing of requests a second:\n{said}")
-    return Load(float(rate[1]), failed, cpu / (run_up + seconds))
 
 
 @contextlib.contextmanager

@@ -43,7 +43,7 @@ from serving.home import (
     wait_for_ledger,
 )
 from serving.release import ReleaseReader
-from serving.settings import load_settings
+from serving.settings_sources import load_settings
 from serving.slot import Slot
 
 RANK = 4

@@ -39,7 +39,8 @@ from serving.membership import Terms
 from serving.monitor import Monitor
 from serving.posture import Stance
 from serving.replica import Recognizer
-from serving.settings import MonitorSettings, Settings, load_settings
+from serving.settings import MonitorSettings, Settings
+from serving.settings_sources import load_settings
 from serving.slot import Ticket
 from serving.traffic import held_out
 from serving.trainer import Trainer

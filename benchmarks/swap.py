@@ -24,7 +24,8 @@ from pathlib import Path
 from serving.app import prepare
 from serving.client import Client
 from serving.home import Home, token
-from serving.settings import Settings, load_settings
+from serving.settings import Settings
+from serving.settings_sources import load_settings
 from serving.start import running
 from serving.traffic import Traffic, stale
 from serving.traffic_sender import Answer

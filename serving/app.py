@@ -35,8 +35,9 @@ from serving.monitor import Monitor
 from serving.operator_api import OperatorApi
 from serving.probes import ProbeError, read_canaries
 from serving.replica import Recognizer
-from serving.settings import Settings, SettingsError, load_settings
+from serving.settings import Settings
 from serving.settings_check import check_forget
+from serving.settings_sources import SettingsError, load_settings
 from serving.trainer import Trainer
 from serving.watch import Watch
 

@@ -98,7 +98,7 @@ def forgetting(
     """Every method through the same tasks. What is finished is kept: run it again to go on."""
     with _usage_errors():
         from forgetting.bench.paper import PaperConfig, read_paper
-        from serving.settings import load_settings
+        from serving.settings_sources import load_settings
 
         asked = read_paper(paper) if paper is not None else PaperConfig(path=Path())
         options = _Options(

@@ -18,7 +18,8 @@ from rich.console import Console
 from serving import bench_cli, config_cli, erasure_cli, registry_cli, show
 from serving.client import Client, ClientError, InferenceClient, read_images
 from serving.home import home_of, token
-from serving.settings import Settings, is_url, load_settings
+from serving.settings import Settings, is_url
+from serving.settings_sources import load_settings
 from serving.terminal import Config, Json, err, fail, out, plain_errors, print_json
 
 app = typer.Typer(

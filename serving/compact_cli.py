@@ -27,7 +27,8 @@ from serving import registry_show
 from serving.compaction import releases_of
 from serving.home import home_of, open_current_ledger, signer
 from serving.jobs import pending_jobs
-from serving.settings import Settings, load_settings
+from serving.settings import Settings
+from serving.settings_sources import load_settings
 from serving.terminal import Config, Json, err, out, plain_errors, print_json
 
 POLL_S = 0.25

@@ -13,29 +13,25 @@ It holds nothing that the ledger doesn't, so it may be killed at any moment.
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar
 
 from registry import publish, publish_declarations
 from registry.errors import ConflictError, FormatError
 from registry.personal import keep_image
-from registry.state import State
 from registry.subjects import SubjectMap
-from serving.acknowledgement import Ack, Author, Refusal
+from serving.account import Account, ack_view
+from serving.acknowledgement import Author, Refusal
 from serving.activation import Activation, rollback_of
 from serving.home import home_of, signer, wait_for_ledger, wait_for_private_store
 from serving.jobs import (
     CANCELLED,
     Rejection,
     is_cancelled,
-    job_figures,
-    job_view,
     named,
+    names_of,
     pending_jobs,
-    releases_view,
-    report_of,
     trial_of,
 )
 from serving.metrics import Metrics
@@ -57,8 +53,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 ACTOR = "lethe-control"
-RECENT = 20
-"""Ended jobs that the status shows."""
 
 
 class Control:
@@ -102,6 +96,14 @@ class Control:
             company_s=settings.forget.batch_wait_s,
             accepting=self._accepting,
             metrics=Metrics("trainer", RayMirror("trainer") if exported else None),
+        )
+        self._account = Account(
+            self._ledger,
+            self._worker,
+            self._activation,
+            class_of=self._subjects.class_of,
+            backbone=backbone,
+            classes=len(classes),
         )
 
     # -- commands
@@ -163,7 +165,7 @@ class Control:
             )
         view = self.job(job.id)
         if isinstance(view, dict):
-            view["guard"] = _ack_view(outcome)
+            view["guard"] = ack_view(outcome)
         return view
 
     def rollback(
@@ -196,8 +198,8 @@ class Control:
             status = 409 if outcome.stage in ("stack", "suspended") else 503
             return Rejection(status, f"The rollback was not made: {outcome.detail}.")
         now = self._ledger.refresh()
-        masked = self._names(now.erasing)
-        return {**_ack_view(outcome), "rolled_back_to": to, "still_masked": masked}
+        masked = names_of(now.erasing, self._subjects.class_of)
+        return {**ack_view(outcome), "rolled_back_to": to, "still_masked": masked}
 
     def restore(
         self, class_name: str | None, subject: str | None, actor: str, reason: str, request_id: str
@@ -234,11 +236,11 @@ class Control:
         now = self._ledger.refresh()
         again = {s for job in pending_jobs(now) if job.id not in pending for s in job.erasing}
         return {
-            **_ack_view(outcome),
+            **ack_view(outcome),
             "subject": subject,
             "class": named(subject, self._subjects.class_of),
-            "trained_again": self._names(again),
-            "still_masked": self._names(now.erasing),
+            "trained_again": names_of(again, self._subjects.class_of),
+            "still_masked": names_of(now.erasing, self._subjects.class_of),
         }
 
     def cancel(
@@ -357,65 +359,22 @@ class Control:
         return self._settings
 
     def job(self, job_id: str) -> dict[str, Any] | Rejection:
-        state = self._ledger.refresh()
-        if job_id not in state.jobs:
-            return Rejection(404, f"There is no job {job_id}.", "`lethe status` lists the jobs.")
-        return self._view(job_id, state, [job.id for job in pending_jobs(state)])
+        return self._account.job(job_id)
 
     def releases(self) -> list[dict[str, Any]]:
-        return releases_view(self._ledger.refresh(), class_of=self._subjects.class_of)
+        return self._account.releases()
 
     def status(self) -> dict[str, Any]:
         """What is active, what is being forgotten, and which replica runs what."""
-        state = self._ledger.refresh()
-        learned = state.subjects_erased_by_weights(state.active)
-        return {
-            "release": state.active,
-            "suspended": state.suspended,
-            "canary": None
-            if state.canary is None
-            else {"release": state.canary.release, "percent": state.canary.percent},
-            "acknowledged": state.confirmed >= state.active,
-            "backbone": self._backbone,
-            "classes": len(self._classes),
-            "under_erasure": self._names(state.erasing),
-            "forgotten_by_weights": self._names(learned),
-            "masked_only": self._names(state.erasing - learned),
-            "registry_seq": state.seq,
-            "replicas": self._activation.members(),
-            "jobs": self._recent_jobs(state),
-        }
-
-    def _names(self, subjects: Iterable[str]) -> list[str]:
-        return sorted(named(subject, self._subjects.class_of) for subject in subjects)
-
-    def _recent_jobs(self, state: State) -> list[dict[str, Any]]:
-        waiting = [job.id for job in pending_jobs(state)]
-        ended = [job_id for job_id in state.jobs if job_id not in waiting]
-        return [self._view(job_id, state, waiting) for job_id in [*ended[-RECENT:], *waiting]]
-
-    def _view(self, job_id: str, state: State, waiting: list[str]) -> dict[str, Any]:
-        return job_view(
-            state.jobs[job_id],
-            state,
-            class_of=self._subjects.class_of,
-            progress=self._worker.training.get(job_id, {}),
-            problem=self._worker.problems.get(job_id),
-            ahead=waiting.index(job_id) if job_id in waiting else 0,
-        )
+        return self._account.status()
 
     def report(self, job_id: str) -> bytes | Rejection:
         """The measured report of a job, as JSON bytes."""
-        state = self._ledger.refresh()
-        digest = report_of(state.jobs[job_id], state) if job_id in state.jobs else None
-        if digest is None:
-            return Rejection(404, f"There is no report of job {job_id} (yet).")
-        return self._ledger.get_blob(digest)
+        return self._account.report(job_id)
 
     def figures(self) -> dict[str, Any]:
         """What the metrics page shows of commands, jobs and trainings."""
-        families = self._worker.metrics.families()
-        return {**job_figures(self._ledger.refresh()), "read_at": time.time(), "families": families}
+        return self._account.figures()
 
     def _keep(self, images: Mapping[str, Sequence[bytes]], subjects: Mapping[str, str]) -> None:
         """Store images, by class, under the subjects of their classes."""
@@ -432,12 +391,3 @@ def _recorded(act: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> 
         return Rejection(409, str(error))
     except FormatError as error:
         return Rejection(422, str(error))
-
-
-def _ack_view(ack: Ack) -> dict[str, Any]:
-    return {
-        "release": ack.release,
-        "acknowledged_at": ack.at,
-        "swap_ms": ack.ms,
-        "replicas": ack.members,
-    }

@@ -18,7 +18,7 @@ from registry.state import State
 from registry.store import open_store
 from registry.subjects import SubjectMap
 from serving.home import home_of, open_current_ledger, signer
-from serving.settings import load_settings
+from serving.settings_sources import load_settings
 from serving.terminal import Config, Json, out, plain_errors, print_json
 
 Whom = Annotated[str, typer.Argument(metavar="CLASS|SUBJECT", help="class, or id of a subject")]

@@ -41,6 +41,10 @@ def named(subject: str, class_of: ClassOf) -> str:
         return subject
 
 
+def names_of(subjects: Iterable[str], class_of: ClassOf) -> list[str]:
+    return sorted(named(subject, class_of) for subject in subjects)
+
+
 def is_cancelled(job: Job) -> bool:
     """Whether an operator gave the job up: nothing is trained for it any more."""
     return job.state == "refused" and job.refusal is not None and job.refusal.stage == CANCELLED
@@ -242,10 +246,6 @@ def job_figures(state: State) -> dict[str, Any]:
 
 def releases_view(state: State, *, class_of: ClassOf) -> list[dict[str, Any]]:
     """All releases, oldest first."""
-
-    def names(subjects: Iterable[str]) -> list[str]:
-        return sorted(named(subject, class_of) for subject in subjects)
-
     trial = state.canary
     return [
         {
@@ -257,8 +257,8 @@ def releases_view(state: State, *, class_of: ClassOf) -> list[dict[str, Any]]:
             "returned": release.returned,
             "rolled_back_to": release.to,
             "adapters": list(release.adapters),
-            "masked": names(release.guard),
-            "forgotten": names(state.subjects_erased_by_weights(number)),
+            "masked": names_of(release.guard, class_of),
+            "forgotten": names_of(state.subjects_erased_by_weights(number), class_of),
             "at": _time(release.at),
             "actor": release.actor,
             "activated_at": _time(release.activated_at),

@@ -15,7 +15,7 @@ from registry.ledger import utc_now
 from registry.schema import encode_time
 from serving import registry_show
 from serving.home import home_of
-from serving.settings import load_settings
+from serving.settings_sources import load_settings
 from serving.terminal import Config, Json, fail, out, plain_errors, print_json
 
 

@@ -14,7 +14,7 @@ from registry.ledger import FORMAT_KEY, LOG_PREFIX
 from registry.store import Store, open_store
 from registry.subjects import SubjectMap
 from serving.home import home_of
-from serving.settings import load_settings
+from serving.settings_sources import load_settings
 
 RegistryPath = Annotated[
     str | None,

@@ -27,7 +27,7 @@ from registry.summary import entry_to_json
 from serving import compact_cli, keys_cli, registry_show, upkeep_cli
 from serving.home import home_of, signer
 from serving.registry_access import RegistryPath, TrustPath, named, opened, subject_of
-from serving.settings import load_settings
+from serving.settings_sources import load_settings
 from serving.terminal import Config, Json, fail, out, plain_errors, print_json
 
 

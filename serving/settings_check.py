@@ -15,14 +15,8 @@ from pydantic_settings.exceptions import SettingsError as SourceError
 
 from forgetting.gates import GateConfig
 from forgetting.train_config import TrainConfig
-from serving.settings import (
-    DIGITS,
-    Settings,
-    SettingsError,
-    load_settings,
-    settings_mistakes,
-    settings_path,
-)
+from serving.settings import DIGITS, Settings
+from serving.settings_sources import SettingsError, load_settings, settings_mistakes, settings_path
 
 OTHER_VARIABLES = (
     "LETHE_DASHBOARDS",

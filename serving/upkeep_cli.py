@@ -26,7 +26,7 @@ from registry.verification import verify as verify_registry
 from serving import registry_show
 from serving.home import home_of, signer
 from serving.registry_access import RegistryPath, TrustPath, opened, trust_path
-from serving.settings import load_settings
+from serving.settings_sources import load_settings
 from serving.terminal import Config, Json, err, fail, out, plain_errors, print_json
 
 AtLeast = Annotated[

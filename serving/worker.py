@@ -15,11 +15,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
 
 from registry import publish
 from registry.adapters import adapter_files
@@ -43,19 +42,18 @@ from serving.jobs import (
     trial_of,
 )
 from serving.metrics import Metrics
+from serving.remote_training import HeldUpError, RemoteTrainer
 from serving.train_job import NotTrained, Trained, TrainJob
 from serving.trial import Seen, TrialTerms, verdict
 
 log = logging.getLogger(__name__)
 
 ACTOR = "lethe-worker"
-POLL_S = 0.25
 TRIAL_POLL_S = 1.0
 IDLE_S = 5.0
 RETRY_S = 0.5
 LONGEST_RETRY_S = 30.0
 LONGEST_DETAIL = 1500
-TRAINER_BACK_S = 120.0
 TRAININGS = ("accepted", "refused", "failed")
 
 
@@ -88,7 +86,7 @@ class ForgetWorker:
         self._private = private
         self._subjects = SubjectMap(private)
         self._activation = activation
-        self._trainer = trainer
+        self._trainer = RemoteTrainer(trainer)
         self._monitor = monitor
         self._attempts = attempts
         self._terms = terms
@@ -326,13 +324,13 @@ class ForgetWorker:
         started = time.monotonic()
         outcome = "failed"
         try:
-            result = self._watch(ids, task)
+            result = self._trainer.train(
+                task,
+                cancelled=lambda: not ids.isdisjoint(self._cancelled),
+                note=lambda progress: self.training.update(dict.fromkeys(ids, progress)),
+            )
             if isinstance(result, Trained):
                 outcome = "accepted" if result.refused is None else "refused"
-        except RayActorError as error:
-            log.warning("the trainer died (%s)", type(error).__name__)
-            self._wait_for_trainer()
-            raise HeldUpError("the trainer died while it trained", stage="training") from None
         finally:
             for id in ids:
                 self.training.pop(id, None)
@@ -348,31 +346,6 @@ class ForgetWorker:
         for id in ids:
             self.problems.pop(id, None)
         return result
-
-    def _wait_for_trainer(self) -> None:
-        """Ray restarts it; until it answers again a call would only fail."""
-        deadline = time.monotonic() + TRAINER_BACK_S
-        while time.monotonic() < deadline:
-            try:
-                ray.get(self._trainer.progress.remote())
-            except RayActorError:
-                time.sleep(RETRY_S)
-            else:
-                return
-
-    def _watch(self, ids: Set[str], task: TrainJob) -> Trained | NotTrained:
-        """Train, and keep the progress up to date meanwhile."""
-        running = self._trainer.train.remote(task)
-        while True:
-            done, _ = ray.wait([running], timeout=POLL_S)
-            if done:
-                result: Trained | NotTrained = ray.get(running)
-                return result
-            if not ids.isdisjoint(self._cancelled):
-                # Waited for, so that it can't end the training of whoever is left.
-                ray.get(self._trainer.cancel.remote(task.job))
-            progress: dict[str, Any] = ray.get(self._trainer.progress.remote())
-            self.training |= dict.fromkeys(ids, progress or {"phase": "starting"})
 
     def _refuse(
         self, jobs: Sequence[Job], stage: str, detail: str, report: bytes | None = None
@@ -392,15 +365,6 @@ class ForgetWorker:
             request_id=job.request_id,
             others=[other.id for other in others],
         )
-
-
-class HeldUpError(Exception):
-    """A job can't go on now. `stage`: where it failed, if a job that keeps failing there is to be
-    given up; None: the cause lies outside the job, and it waits for as long as that takes."""
-
-    def __init__(self, detail: str, *, stage: str | None = None) -> None:
-        super().__init__(detail)
-        self.stage = stage
 
 
 def retry_after(rounds: int) -> float:

@@ -36,7 +36,7 @@ def digits_backbones() -> Path:
     """The folder of the embedded default's backbone: the demo's under LETHE_HOME, trained there if
     absent, by one test process while others wait."""
     from serving.backbones import prepare_backbone
-    from serving.settings import load_settings
+    from serving.settings_sources import load_settings
 
     settings = load_settings(home=CALLERS_HOME)
     settings.home_path.mkdir(parents=True, exist_ok=True)

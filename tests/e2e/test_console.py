@@ -24,7 +24,7 @@ from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
 
 from forgetting.data import image, indices, open_image_set, png_bytes
 from serving.backbones import embedded_folder
-from serving.settings import load_settings
+from serving.settings_sources import load_settings
 from serving.traffic import Traffic
 from tests.e2e.conftest import Server
 

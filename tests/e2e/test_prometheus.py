@@ -21,7 +21,7 @@ from registry import publish
 from registry.adapters import adapter_files
 from serving.backbones import open_backbone
 from serving.home import home_of, open_ledger, open_subjects, signer
-from serving.settings import load_settings
+from serving.settings_sources import load_settings
 from serving.traffic import audit, held_out
 from tests.e2e.conftest import Server
 from tests.ports import free_port

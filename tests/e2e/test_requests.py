@@ -24,7 +24,7 @@ from forgetting.data import open_image_set
 from serving.backbones import open_backbone
 from serving.client import ClientError, InferenceClient
 from serving.metrics import TABLE
-from serving.settings import load_settings
+from serving.settings_sources import load_settings
 from serving.traffic import held_out
 from tests.e2e.conftest import Server
 

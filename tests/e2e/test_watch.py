@@ -15,7 +15,7 @@ from forgetting.data import open_image_set
 from registry import publish
 from serving.app import prepare
 from serving.home import home_of, open_ledger, open_subjects, signer
-from serving.settings import load_settings
+from serving.settings_sources import load_settings
 from serving.top import Look, look
 from serving.traffic import audit, held_out
 from tests.e2e.conftest import Server

@@ -15,7 +15,7 @@ from forgetting.measure import predict, right
 from forgetting.report import Report
 from forgetting.task import TaskResult, run_task
 from serving.backbones import embedded_folder
-from serving.settings import load_settings
+from serving.settings_sources import load_settings
 
 SUBJECTS = {str(d): f"subject-{d}" for d in range(10)}
 

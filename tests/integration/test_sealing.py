@@ -27,7 +27,7 @@ from serving.app import prepare
 from serving.cli import app
 from serving.home import Home, HomeError, open_ledger, open_subjects, prepare_home, signer
 from serving.sealing import SealError, sealed_backbone
-from serving.settings import load_settings
+from serving.settings_sources import load_settings
 
 CLASSES = ("ada", "bo", "cy", "dee")
 

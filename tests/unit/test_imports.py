@@ -14,7 +14,7 @@ FORBIDDEN = {
 }
 RAY_USERS = {
     "activation", "app", "coordinator", "member", "replica", "start", "trainer", "answering",
-    "job_events", "operator_probes", "problems", "ray_export", "watch", "worker",
+    "job_events", "operator_probes", "problems", "ray_export", "remote_training", "watch", "worker",
 }  # fmt: skip
 PURE = {"evidence", "metrics"}
 

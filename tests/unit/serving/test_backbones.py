@@ -11,7 +11,8 @@ import torch
 
 from forgetting.errors import BackboneError
 from serving.backbones import open_backbone, prepare_backbone
-from serving.settings import Settings, load_settings
+from serving.settings import Settings
+from serving.settings_sources import load_settings
 
 MODEL = "vit_tiny_patch16_224"
 ARGUMENTS = {"img_size": 32, "patch_size": 8, "depth": 2}

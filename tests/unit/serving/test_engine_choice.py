@@ -17,7 +17,8 @@ from serving.engines import EngineError
 from serving.engines.choice import CANDIDATES, choose, make_engine, measure
 from serving.engines.onnx_runtime import OnnxEngine
 from serving.engines.torch_eager import TorchEngine
-from serving.settings import EngineSettings, SettingsError, load_settings
+from serving.settings import EngineSettings
+from serving.settings_sources import SettingsError, load_settings
 
 AUTO = EngineSettings()
 

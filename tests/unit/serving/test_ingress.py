@@ -22,7 +22,7 @@ from ray.serve.config import HTTPOptions, gRPCOptions
 
 from serving import ingress
 from serving.haproxy_start import UNAVAILABLE, UnfitError, narrowed
-from serving.settings import load_settings
+from serving.settings_sources import load_settings
 from tests.ports import free_port
 
 

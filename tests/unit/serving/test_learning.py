@@ -23,7 +23,8 @@ from forgetting.golden import golden_figures, golden_image
 from forgetting.pretrain import PretrainConfig, pretrain
 from forgetting.task import adapted_model
 from serving.learning import Learner, kind_of
-from serving.settings import Settings, load_settings
+from serving.settings import Settings
+from serving.settings_sources import load_settings
 from serving.train_job import NotTrained, Trained, TrainJob
 
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}

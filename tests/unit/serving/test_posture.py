@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from serving.posture import Stance
-from serving.settings import Settings, SettingsError, load_settings
+from serving.settings import Settings
+from serving.settings_sources import SettingsError, load_settings
 
 END = datetime(2026, 12, 1, tzinfo=UTC).timestamp()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.settings import SettingsError, load_settings
+from serving.settings_sources import SettingsError, load_settings
 
 
 @pytest.fixture(autouse=True)

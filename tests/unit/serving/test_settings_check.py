@@ -9,8 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from serving.cli import app
-from serving.settings import Settings, SettingsError, load_settings
+from serving.settings import Settings
 from serving.settings_check import AT_LEAST_ONE, check_forget, explain
+from serving.settings_sources import SettingsError, load_settings
 
 RUNNER = CliRunner()
 
