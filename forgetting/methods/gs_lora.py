@@ -169,22 +169,23 @@ class GSLoRA:
         rank: Of every pair.
         rate: Peak learning rate.
         beta: Weight of the forget loss.
-        bound: BND in units of log K nats, the loss of a uniform answer.
+        bound: BND in units of log K nats, the loss of a uniform answer; the papers' 105 to 110 nats
+            are 23 to 24 of them for their 100 classes.
         sparsity: Strength of the proximal step, as a share (0..1) of the optimizer's.
         warmup: Share of the steps without sparsity.
     """
 
     name: ClassVar[str] = "gs_lora"
     grid: ClassVar[tuple[Mapping[str, float], ...]] = (
-        {"bound": 4.0},
+        {"bound": 2.0},
+        {"bound": 8.0},
         {"beta": 0.5},
         {"sparsity": 0.2},
-        {"bound": 4.0, "beta": 0.5},
     )
     rank: int = 8
     rate: float = 1e-2
     beta: float = 0.2
-    bound: float = 2.0
+    bound: float = 24.0
     sparsity: float = 0.4
     warmup: float = 0.2
 
@@ -218,15 +219,15 @@ class GSLoRAPlusPlus:
 
     name: ClassVar[str] = "gs_lora++"
     grid: ClassVar[tuple[Mapping[str, float], ...]] = (
-        {"bound": 4.0},
+        {"bound": 2.0},
+        {"bound": 8.0},
         {"beta": 0.5},
-        {"push": 0.2, "pull": 0.2},
         {"push": 2.0, "pull": 2.0},
     )
     rank: int = 8
     rate: float = 1e-2
     beta: float = 0.2
-    bound: float = 2.0
+    bound: float = 24.0
     sparsity: float = 0.4
     warmup: float = 0.2
     push: float = 0.5

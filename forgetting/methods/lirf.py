@@ -95,10 +95,10 @@ class LIRF:
 
     name: ClassVar[str] = "lirf"
     grid: ClassVar[tuple[Mapping[str, float], ...]] = (
-        {"rate": 1e-3},
-        {"attention": 30.0},
-        {"attention": 30.0, "rate": 1e-3},
         {"attention": 30.0, "distil": 1.0, "rate": 1e-3},
+        {"attention": 3.0, "distil": 1.0, "rate": 1e-3},
+        {"attention": 30.0, "distil": 0.1, "rate": 1e-3},
+        {"attention": 3.0, "distil": 0.1, "rate": 1e-3},
     )
     labels: float = 0.9
     attention: float = 300.0

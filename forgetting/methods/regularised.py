@@ -174,9 +174,10 @@ class L2:
 
     name: ClassVar[str] = "l2"
     grid: ClassVar[tuple[Mapping[str, float], ...]] = (
-        {"strength": 0.01},
         {"strength": 1.0},
+        {"strength": 0.01, "rate": 1e-3},
         {"strength": 0.1, "rate": 1e-3},
+        {"strength": 1.0, "rate": 1e-3},
     )
     strength: float = 0.1
     rate: float = 1e-4

@@ -118,10 +118,10 @@ class Scrub:
 
     name: ClassVar[str] = "scrub"
     grid: ClassVar[tuple[Mapping[str, float], ...]] = (
-        {"alpha": 0.5},
-        {"gamma": 2.0, "rate": 3e-4},
         {"alpha": 0.5, "rate": 3e-4},
-        {"max_share": 0.8},
+        {"alpha": 0.5, "rate": 1e-3},
+        {"alpha": 0.5, "rate": 1e-3, "max_share": 0.8},
+        {"gamma": 2.0, "rate": 1e-3},
     )
     alpha: float = 0.001
     gamma: float = 0.99
@@ -159,10 +159,10 @@ class ScrubS:
 
     name: ClassVar[str] = "scrub-s"
     grid: ClassVar[tuple[Mapping[str, float], ...]] = (
-        {"pull": 0.05},
-        {"pull": 0.05, "gamma": 3.0},
-        {"alpha": 0.5, "rate": 3e-4},
         {"max_share": 0.8, "rate": 3e-4},
+        {"alpha": 0.5, "rate": 1e-3},
+        {"max_share": 0.8, "rate": 1e-3},
+        {"alpha": 0.5, "rate": 1e-3, "max_share": 0.8},
     )
     alpha: float = 0.001
     gamma: float = 0.99
