@@ -46,6 +46,8 @@ from benchmarks.peers.bare_serve import bare
 from benchmarks.peers.model import Model
 from forgetting.backbone import BackboneSpec, Preprocess, build_model, freeze, save_backbone
 from serving.app import prepare
+from serving.engines.choice import CANDIDATES, choose
+from serving.home import home_of
 from serving.settings import Settings
 from serving.settings_sources import load_settings
 from serving.start import running
@@ -331,7 +333,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("jpeg", "noop"))
     parser.add_argument("--model", choices=tuple(MODELS))
-    parser.add_argument("--engine", choices=("torch", "onnxruntime"), default="onnxruntime")
+    parser.add_argument("--engine", choices=("auto", *CANDIDATES), default="auto")
     parser.add_argument("--ingress", choices=("python", "haproxy"), default="haproxy")
     parser.add_argument("--side", type=int, help="pixels of the JPEG; the model's unless given")
     parser.add_argument("--connections", type=int, default=32)
@@ -364,7 +366,17 @@ def main() -> None:
             ingress=options.ingress,
             engine={"name": options.engine},
         )
-        prepare(settings)
+        choice = choose(
+            settings.engine,
+            prepare(settings),
+            batch=None,
+            threads=settings.threads,
+            graphs=home_of(settings).engines,
+        )
+        print(f"engine: {choice}", flush=True)
+        engine = settings.engine.model_copy(update={"name": choice.name})
+        batch = settings.batch.model_copy(update={"size": choice.batch})
+        settings = settings.model_copy(update={"engine": engine, "batch": batch})
         began = os.getloadavg()[0]
         {"jpeg": run_jpeg, "noop": run_noop}[options.what](settings, options, backbone)
         print(f"  load average {began:.1f} before, {os.getloadavg()[0]:.1f} after", flush=True)

@@ -116,11 +116,16 @@ def application(settings: Settings, note: Callable[[str], None] = log.info) -> s
     """
     backbone = prepare(settings)
     choice = choose(
-        settings.engine, backbone, threads=settings.threads, graphs=home_of(settings).engines
+        settings.engine,
+        backbone,
+        batch=settings.batch.size,
+        threads=settings.threads,
+        graphs=home_of(settings).engines,
     )
     note(f"engine: {choice}")
-    chosen = settings.engine.model_copy(update={"name": choice.name})
-    settings = settings.model_copy(update={"engine": chosen})
+    engine = settings.engine.model_copy(update={"name": choice.name})
+    batch = settings.batch.model_copy(update={"size": choice.batch})
+    settings = settings.model_copy(update={"engine": engine, "batch": batch})
     terms = Terms(settings.lease.seconds, settings.lease.margin, settings.lease.heartbeat)
     leading = _actor(Coordinator, coordinator.ACTOR, 1000).remote(
         settings.home_path, settings.registry_location, terms

@@ -34,7 +34,7 @@ from serving.admission import Admission, AskedError, Call, DeadlineError, OtherR
 from serving.backbones import open_backbone
 from serving.batching import Batcher
 from serving.decode import load_image, open_image
-from serving.engines.choice import make_engine, tolerance_of
+from serving.engines.choice import LARGEST_BATCH, make_engine, tolerance_of
 from serving.home import home_of, token, wait_for_ledger, wait_for_private_store
 from serving.member import Member
 from serving.membership import Terms, boot_clock
@@ -133,8 +133,9 @@ class Recognizer:
             on_swap=self._note_swap,
             on_failure=lambda stage: self.metrics.count("lethe_release_failures_total", stage),
         )
+        self._batch_size = settings.batch.size or LARGEST_BATCH
         self._batches = Batcher(
-            self._classify, size=settings.batch.size, wait_s=settings.batch.wait_ms / 1000
+            self._classify, size=self._batch_size, wait_s=settings.batch.wait_ms / 1000
         )
         # Serve routes to this replica once the constructor returns: be current before that.
         self.member.start(START_S + settings.lease.seconds)
@@ -290,7 +291,7 @@ class Recognizer:
 
     def _forward(self, ready: ReadyRelease, images: list[Tensor]) -> Scores:
         """What `ready` says of images (C, H, W), in forward passes of at most the batch's size."""
-        size = self.settings.batch.size
+        size = self._batch_size
         logits = []
         self._forwarding.set()
         try:

@@ -89,7 +89,12 @@ class LimitSettings(_Section):
 
 
 class BatchSettings(_Section):
-    size: int = Field(16, gt=0, description="largest batch of one forward pass")
+    size: int | None = Field(
+        None,
+        gt=0,
+        description="largest batch of one forward pass; none: on a CPU 4 or 16, whichever is "
+        "faster there (measured once), else 16",
+    )
     wait_ms: float = Field(
         0.0, ge=0, description="longest that the first of a batch waits for others"
     )

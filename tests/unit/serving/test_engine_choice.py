@@ -13,11 +13,19 @@ from torch import Tensor, nn
 
 from forgetting.backbone import Backbone, BackboneSpec, Preprocess, build_model, freeze
 from forgetting.stack import EffectiveState
-from serving.engines import EngineError
-from serving.engines.choice import CANDIDATES, choose, make_engine, measure
+from serving.engines import EngineError, Forward
+from serving.engines.choice import (
+    BATCHES,
+    CANDIDATES,
+    LARGEST_BATCH,
+    Choice,
+    choose,
+    make_engine,
+    measure,
+)
 from serving.engines.onnx_runtime import OnnxEngine
 from serving.engines.torch_eager import TorchEngine
-from serving.settings import EngineSettings
+from serving.settings import EngineName, EngineSettings
 from serving.settings_sources import SettingsError, load_settings
 
 AUTO = EngineSettings()
@@ -50,46 +58,96 @@ class _Resized(nn.Module):
         return embedded
 
 
+def _chosen(
+    settings: EngineSettings,
+    backbone: Backbone,
+    graphs: Path,
+    *,
+    batch: int | None = None,
+    threads: int = 1,
+) -> Choice:
+    return choose(settings, backbone, batch=batch, threads=threads, graphs=graphs)
+
+
 def test_the_default_is_the_fast_one(backbone: Backbone, tmp_path: Path) -> None:
     assert load_settings(home=tmp_path).engine == AUTO == EngineSettings(name="auto")
-    choice = choose(AUTO, backbone, threads=1, graphs=tmp_path)
-    assert choice.ms[choice.name] == min(choice.ms.values())
+    choice = _chosen(AUTO, backbone, tmp_path)
+    assert choice.ms[choice.name, choice.batch] == min(choice.ms.values())
 
 
 def test_auto_takes_the_fastest_and_says_how_fast_each_was(
     backbone: Backbone, tmp_path: Path
 ) -> None:
-    choice = choose(AUTO, backbone, threads=1, graphs=tmp_path)
-    assert set(choice.ms) == set(CANDIDATES)
-    assert choice.name == min(choice.ms, key=choice.ms.__getitem__)
+    choice = _chosen(AUTO, backbone, tmp_path)
+    assert set(choice.ms) == {(name, batch) for name in CANDIDATES for batch in BATCHES}
+    assert (choice.name, choice.batch) == min(choice.ms, key=choice.ms.__getitem__)
     assert choice.why == "measured now"
-    assert str(choice).startswith(f"{choice.name} (measured now: onnxruntime ")
+    said = f"{choice.name}, batches of at most {choice.batch} (measured now: onnxruntime "
+    assert str(choice).startswith(said)
 
 
 def test_a_later_start_remembers(backbone: Backbone, tmp_path: Path) -> None:
-    choose(AUTO, backbone, threads=1, graphs=tmp_path)
+    _chosen(AUTO, backbone, tmp_path)
     (memory,) = tmp_path.glob("speed-*.json")
-    memory.write_text(json.dumps({"ms_per_image": {"torch": 1.0, "onnxruntime": 2.0}}))
-    choice = choose(AUTO, backbone, threads=1, graphs=tmp_path)
-    assert (choice.name, choice.why) == ("torch", "measured at an earlier start")
-    assert choose(AUTO, backbone, threads=2, graphs=tmp_path).why == "measured now"
+    ms = {"torch": {"4": 1.5, "16": 3.0}, "onnxruntime": {"4": 2.5, "16": 2.0}}
+    memory.write_text(json.dumps({"ms_per_image": ms}))
+    choice = _chosen(AUTO, backbone, tmp_path)
+    assert (choice.name, choice.batch) == ("torch", 4)
+    assert choice.why == "measured at an earlier start"
+    choice = _chosen(EngineSettings(name="onnxruntime"), backbone, tmp_path)
+    assert (choice.name, choice.batch, choice.why) == ("onnxruntime", 16, "as asked for")
+    assert choice.ms == {("onnxruntime", 4): 2.5, ("onnxruntime", 16): 2.0}
+    assert _chosen(AUTO, backbone, tmp_path, threads=2).why == "measured now"
 
 
-@pytest.mark.parametrize("written", ["", "[]", '{"ms_per_image": {"torch": 1}}', '{"torch": 1}'])
+def test_a_batch_that_was_asked_for_is_measured_and_kept(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    choice = _chosen(AUTO, backbone, tmp_path, batch=7)
+    assert choice.batch == 7
+    assert set(choice.ms) == {(name, 7) for name in CANDIDATES}
+    # The one measurement isn't lost by the other.
+    assert _chosen(AUTO, backbone, tmp_path).why == "measured now"
+    for batch in (7, None):
+        again = _chosen(AUTO, backbone, tmp_path, batch=batch)
+        assert again.why == "measured at an earlier start"
+
+
+def test_nothing_is_measured_where_there_is_nothing_to_choose(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    choice = _chosen(EngineSettings(name="torch"), backbone, tmp_path, batch=3)
+    assert choice == Choice("torch", 3, "as asked for")
+    choice = _chosen(EngineSettings(name="torch-compiled"), backbone, tmp_path)
+    assert choice == Choice("torch-compiled", LARGEST_BATCH, "as asked for")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "",
+        "[]",
+        '{"ms_per_image": {"torch": {"4": 1}}}',
+        '{"ms_per_image": {"torch": {"four": 1}}}',
+        '{"ms_per_image": {"torch": 1.0, "onnxruntime": 2.0}}',
+        '{"torch": 1}',
+    ],
+)
 def test_a_damaged_memory_is_measured_anew(
     backbone: Backbone, tmp_path: Path, written: str
 ) -> None:
-    choose(AUTO, backbone, threads=1, graphs=tmp_path)
+    _chosen(AUTO, backbone, tmp_path)
     (memory,) = tmp_path.glob("speed-*.json")
     memory.write_text(written)
-    assert choose(AUTO, backbone, threads=1, graphs=tmp_path).why == "measured now"
+    assert _chosen(AUTO, backbone, tmp_path).why == "measured now"
 
 
 def test_auto_falls_back_to_torch_and_logs_why(
     unwritable: Backbone, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        choice = choose(AUTO, unwritable, threads=1, graphs=tmp_path)
+        choice = _chosen(AUTO, unwritable, tmp_path)
     assert choice.name == "torch"
     assert "can't be written as an ONNX graph" in choice.why
     assert "can't be written as an ONNX graph" in caplog.text
@@ -100,16 +158,18 @@ def test_an_engine_that_was_asked_for_by_name_isnt_replaced(
     unwritable: Backbone, tmp_path: Path
 ) -> None:
     with pytest.raises(EngineError, match="can't be written as an ONNX graph"):
-        choose(EngineSettings(name="onnxruntime"), unwritable, threads=1, graphs=tmp_path)
-    assert choose(EngineSettings(name="torch"), unwritable, threads=1, graphs=tmp_path).ms == {}
+        _chosen(EngineSettings(name="onnxruntime"), unwritable, tmp_path)
+    choice = _chosen(EngineSettings(name="torch"), unwritable, tmp_path)
+    assert (choice.name, choice.why) == ("torch", "as asked for")
+    assert {name for name, _ in choice.ms} == {"torch"}
 
 
 @pytest.mark.parametrize("settings", [{"device": "cuda"}, {"precision": "bfloat16"}])
 def test_auto_leaves_what_only_torch_can_to_torch(
     backbone: Backbone, tmp_path: Path, settings: dict[str, str]
 ) -> None:
-    choice = choose(EngineSettings(name="auto", **settings), backbone, threads=1, graphs=tmp_path)
-    assert choice.name == "torch"
+    choice = _chosen(EngineSettings(name="auto", **settings), backbone, tmp_path)
+    assert (choice.name, choice.batch) == ("torch", LARGEST_BATCH)
     assert not list(tmp_path.iterdir())
 
 
@@ -126,8 +186,8 @@ def _made(name: str, backbone: Backbone, graphs: Path) -> object:
 
 
 def test_the_best_turn_of_each_counts_and_threads_are_given_back(backbone: Backbone) -> None:
-    engine = TorchEngine(backbone.model)
-    bare = engine.build(EffectiveState())
+    forwards: dict[EngineName, Forward] = {}
+    forwards["torch"] = TorchEngine(backbone.model).build(EffectiveState())
     turns = 0
 
     def slow_at_first(images: Tensor) -> Tensor:
@@ -137,9 +197,10 @@ def test_the_best_turn_of_each_counts_and_threads_are_given_back(backbone: Backb
         return images
 
     before = torch.get_num_threads()
-    ms = measure({"torch": bare, "onnxruntime": slow_at_first}, torch.zeros(2, 1, 8, 8), threads=2)
+    forwards["onnxruntime"] = slow_at_first
+    ms = measure(forwards, [("torch", 2), ("onnxruntime", 2)], (1, 8, 8), threads=2)
     assert torch.get_num_threads() == before
-    assert 2 <= ms["onnxruntime"] < 50
+    assert 2 <= ms["onnxruntime", 2] < 50
 
 
 def test_settings_name_the_engine_and_refuse_what_cant_be(
