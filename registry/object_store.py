@@ -36,7 +36,7 @@ from obstore.store import ObjectStore as Client
 from obstore.store import from_url
 
 from registry.errors import AlreadyExistsError, NotFoundError, StoreError
-from registry.store import check_key, check_prefix, is_key
+from registry.store_keys import check_key, check_prefix, is_key
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig, S3Config

@@ -5,7 +5,6 @@ have, so the ledger is built on it alone. There is no overwrite on purpose.
 """
 
 import os
-import re
 import secrets
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -16,11 +15,9 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from registry.errors import AlreadyExistsError, NotFoundError, StoreError
+from registry.store_keys import check_key, check_prefix, is_key
 
 # A segment never starts with a dot: that excludes "..", and leaves ".tmp-*" to the store itself.
-_SEGMENT = r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
-_KEY = re.compile(rf"{_SEGMENT}(?:/{_SEGMENT}){{0,9}}")
-_PREFIX = re.compile(rf"(?:{_SEGMENT}/)*(?:{_SEGMENT})?")
 TEMPORARY_PREFIX = ".tmp-"
 
 T = TypeVar("T")
@@ -266,25 +263,6 @@ class DirectoryStore:
         _each(_sync_directory, {*directories, *(path.parent for path in new)})
         with self._lock:
             self._durable_directories.update(new)
-
-
-def is_key(text: str) -> bool:
-    return _KEY.fullmatch(text) is not None
-
-
-def check_key(key: str) -> None:
-    """Raises: ValueError (not the form of a key)."""
-    if not is_key(key):
-        raise ValueError(
-            f"a key is 1 to 10 segments of letters, digits, '._-', joined by '/' and none "
-            f"starting with a dot; found {key!r}"
-        )
-
-
-def check_prefix(prefix: str) -> None:
-    """Raises: ValueError (no key could start so)."""
-    if not _PREFIX.fullmatch(prefix):
-        raise ValueError(f"a prefix is made of letters, digits, '._-' and '/', not {prefix!r}")
 
 
 def open_store(where: Path | str, *, read_only: bool = False, file_mode: int = 0o644) -> Store:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from forgetting.bench.bars import OURS
-from forgetting.bench.cell import TaskFigures, replace_file
+from forgetting.bench.cell import replace_file
 from forgetting.bench.protocol import BACKBONE, RETRAINED
 from forgetting.bench.summary import Column, Estimate, Summary
 from forgetting.errors import ForgettingError
@@ -77,10 +77,6 @@ def _accuracy(summary: Summary, columns: Sequence[Column]) -> Any:
     handles, labels = axes[0].get_legend_handles_labels()
     axes[-1].legend(handles, labels, fontsize=6, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
-
-
-def _acc_o(task: TaskFigures) -> float | None:
-    return None if task.acc_o is None else task.acc_o.value
 
 
 def _recovery(summary: Summary, columns: Sequence[Column]) -> Any:
@@ -154,4 +150,6 @@ def _line(axis: Any, label: str, places: Sequence[int], values: Sequence[Estimat
         marker="o",
         markersize=3,
         linewidth=2.5 if label == OURS else 1,
+        color="black" if label == OURS else None,
+        zorder=3 if label == OURS else 2,
     )
