@@ -35,18 +35,14 @@ DRAIN_NOTICE_S = 0.5
 FIND_S = 1.0
 OBJECT_STORE_BYTES = 200 * 2**20
 RAY_TRIES = 3
-CALM = {
-    # Of the controller, which looks after replicas; 0.1 by default.
-    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.3",
-}
 UNEXPORTED = {
     # Of the agent's looks at the machine; 5,000 by default.
     "REPORTER_UPDATE_INTERVAL_MS": "60000",
     # Of Serve's own numbers; 100 by default.
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "10000",
 }
-"""How often Ray's processes do what nobody here waits for; the latter unless Ray's own metrics are
-exported. With Ray's defaults all processes together took a quarter of a core from the replicas."""
+"""How often Ray's processes do what nobody here waits for, unless Ray's own metrics are exported.
+With Ray's defaults all processes together took a quarter of a core from the replicas."""
 KILLED_S = 5.0
 
 
@@ -113,7 +109,7 @@ def _start_ray(settings: Settings) -> None:
     """Tried again on a busy machine: Ray ends itself when a process of its own takes over 15 s to
     import, which no setting changes (ray-project/ray#65983). Raises `StartError`."""
     exported = settings.monitor.ray_metrics
-    for name, value in (CALM if exported else {**CALM, **UNEXPORTED}).items():
+    for name, value in ({} if exported else UNEXPORTED).items():
         os.environ.setdefault(name, value)
     own = psutil.Process()
     before = own.children()
