@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from forgetting.data import open_image_set
@@ -115,6 +116,8 @@ def test_without_a_replica_there_is_an_answer(server: Server) -> None:
     replicas = server.processes("ray::ServeReplica")
     for pid in replicas:
         os.kill(pid, signal.SIGKILL)
+    # What dies with a request in its hands is another matter: HAProxy ends that connection.
+    psutil.wait_procs([psutil.Process(pid) for pid in replicas if psutil.pid_exists(pid)], 10)
     seen = set()
     deadline = time.monotonic() + 60
     with httpx.Client(base_url=server.url, timeout=30, trust_env=False) as http:
