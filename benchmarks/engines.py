@@ -23,14 +23,14 @@ from statistics import median
 
 import torch
 
-from forgetting.adapter import Adapter, AdapterFacts, from_files, to_files
-from forgetting.backbone import Backbone, BackboneSpec, Preprocess, build_model, freeze
-from forgetting.stack import EffectiveState, effective_state
-from forgetting.targets import find_groups
-from serving.engines import Engine
-from serving.engines.onnx_runtime import OnnxEngine
-from serving.engines.torch_eager import TorchEngine
-from serving.slot import Slot
+from forgetting.adapter.low_rank import Adapter, AdapterFacts, from_files, to_files
+from forgetting.adapter.stack import EffectiveState, effective_state
+from forgetting.models.backbone import Backbone, BackboneSpec, Preprocess, build_model, freeze
+from forgetting.models.targets import find_groups
+from serving.replica.engines import Engine
+from serving.replica.engines.onnx_runtime import OnnxEngine
+from serving.replica.engines.torch_eager import TorchEngine
+from serving.replica.slot import Slot
 
 RANK = 8
 DEPTHS = (1, 10, 100)

@@ -9,7 +9,7 @@ the Face Transformer), whose weights and pixels are random: shapes decide what a
 
 Ratios only, no pass or fail; on a CPU they are of its own seconds, which others on the machine
 don't lengthen. What is timed is the product's own step, not a copy of it, so this reaches into
-`forgetting.train`. The task's erasure, one matrix product an image, is left out of the steps and
+`forgetting.training.sparse_lora`. The task's erasure, one matrix product an image, is left out of the steps and
 is in the split.
 """
 
@@ -34,21 +34,21 @@ from PIL import Image
 from torch import nn
 
 import forgetting
-from forgetting.backbone import Backbone, BackboneSpec, Preprocess, build_model, freeze
-from forgetting.data import digits, to_tensors
-from forgetting.face_transformer import NAME
-from forgetting.image_set import ImageSet, digest_of, drawn_split
-from forgetting.lora import attach
-from forgetting.measure import predict
-from forgetting.method import ForgetData, Samples
-from forgetting.pools import Pools, make_pools
-from forgetting.prefix import lowest_cut
-from forgetting.pretrain import PretrainConfig, pretrain
-from forgetting.report_card import to_markdown
-from forgetting.targets import find_groups
-from forgetting.task import run_task
-from forgetting.train import _Run
-from forgetting.train_config import TrainConfig, affordable_rank
+from forgetting.data.image_set import ImageSet, digest_of, drawn_split
+from forgetting.data.sources import digits, to_tensors
+from forgetting.measure.accuracy import predict
+from forgetting.methods.protocol import ForgetData, Samples
+from forgetting.models.backbone import Backbone, BackboneSpec, Preprocess, build_model, freeze
+from forgetting.models.face_transformer import NAME
+from forgetting.models.prefix import lowest_cut
+from forgetting.models.targets import find_groups
+from forgetting.report.card import to_markdown
+from forgetting.task.run import run_task
+from forgetting.training.config import TrainConfig, affordable_rank
+from forgetting.training.lora import attach
+from forgetting.training.pools import Pools, make_pools
+from forgetting.training.pretrain import PretrainConfig, pretrain
+from forgetting.training.sparse_lora import _Run
 
 CLASSES = 100
 FORGET = 20
@@ -118,7 +118,7 @@ def bare_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, variant: Varia
 
 
 def lethe_run(model: nn.Module, data: ForgetData, *, batch: int, seed: int = 0) -> _Run:
-    """A run of `forgetting.train` with all groups live; each step sees `2 * batch` images."""
+    """A run of `forgetting.training.sparse_lora` with all groups live; each step sees `2 * batch` images."""
     generator = torch.Generator().manual_seed(seed)
     config = TrainConfig(forget_batch=batch, retain_batch=batch)
     pools: Pools = make_pools(model, data, copies=0, generator=generator)

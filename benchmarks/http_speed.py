@@ -44,13 +44,13 @@ from ray import serve
 from benchmarks.load import ANSWER_S, Arm, Load, press
 from benchmarks.peers.bare_serve import bare
 from benchmarks.peers.model import Model
-from forgetting.backbone import BackboneSpec, Preprocess, build_model, freeze, save_backbone
+from forgetting.models.backbone import BackboneSpec, Preprocess, build_model, freeze, save_backbone
 from serving.app import prepare
-from serving.engines.choice import CANDIDATES, choose
-from serving.home import home_of
-from serving.settings import Settings
-from serving.settings_sources import load_settings
-from serving.start import running
+from serving.cluster.local import running
+from serving.config.home import home_of
+from serving.config.settings import Settings
+from serving.config.sources import load_settings
+from serving.replica.engines.choice import CANDIDATES, choose
 
 MODELS: Mapping[str, tuple[str, int, dict[str, Any]]] = {
     "noop": (

@@ -13,7 +13,7 @@ import sys
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.evidence import detect, log10_detection, log10_evidence, quiet
+from serving.monitoring.evidence import detect, log10_detection, log10_evidence, quiet
 
 RATES = (0.02, 0.03, 0.05, 0.10, 0.30, 1.0)
 RUNS = 1000

@@ -26,14 +26,14 @@ from pathlib import Path
 
 import torch
 
-from forgetting.adapter import Adapter, AdapterFacts, to_files
-from forgetting.backbone import Backbone
-from forgetting.golden import golden_image
-from registry import publish, publish_declarations
-from registry.state import State
-from serving.backbones import open_backbone, prepare_backbone
-from serving.engines.choice import make_engine
-from serving.home import (
+from forgetting.adapter.low_rank import Adapter, AdapterFacts, to_files
+from forgetting.models.backbone import Backbone
+from forgetting.models.golden import golden_image
+from registry.fold.state import State
+from registry.publish import declarations as publish_declarations
+from registry.publish import jobs as publish
+from serving.config.backbones import open_backbone, prepare_backbone
+from serving.config.home import (
     Home,
     home_of,
     open_ledger,
@@ -42,9 +42,10 @@ from serving.home import (
     signer,
     wait_for_ledger,
 )
-from serving.release import ReleaseReader
-from serving.settings_sources import load_settings
-from serving.slot import Slot
+from serving.config.sources import load_settings
+from serving.replica.engines.choice import make_engine
+from serving.replica.release_reader import ReleaseReader
+from serving.replica.slot import Slot
 
 RANK = 4
 START_S = 180.0

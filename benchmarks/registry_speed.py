@@ -24,12 +24,13 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
-from registry import checkpoint, publish
-from registry.keys import Signer, Trust, init_keys
-from registry.ledger import Ledger, utc_now
-from registry.store import DirectoryStore
-from registry.upkeep import collect
-from registry.verification import verify
+from registry.log import checkpoint
+from registry.log.ledger import Ledger, utc_now
+from registry.publish import jobs as publish
+from registry.signing.keys import Signer, Trust, init_keys
+from registry.store.directory import DirectoryStore
+from registry.upkeep.collection import collect
+from registry.upkeep.verification import verify
 
 BACKBONE = f"sha256:{'b' * 64}"
 ERASURES = 20
@@ -264,10 +265,10 @@ def _read_apart(top: Path, statement: str) -> tuple[float, float, float]:
     program = (
         "import resource, sys, time\n"
         "from pathlib import Path\n"
-        "from registry.checkpoint import open_ledger\n"
-        "from registry.keys import Trust\n"
-        "from registry.ledger import Ledger\n"
-        "from registry.store import DirectoryStore\n"
+        "from registry.log.checkpoint import open_ledger\n"
+        "from registry.signing.keys import Trust\n"
+        "from registry.log.ledger import Ledger\n"
+        "from registry.store.directory import DirectoryStore\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
         "top = Path(sys.argv[1])\n"
         "trust = Trust.load(top / 'keys' / 'trust.json')\n"

@@ -28,22 +28,25 @@ import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from forgetting.data import open_image_set
-from serving import control, coordinator, monitor, trainer
-from serving.admission import Call
+from forgetting.data.sources import open_image_set
 from serving.app import _actor, prepare
-from serving.control import Control
-from serving.coordinator import Coordinator
-from serving.home import home_of
-from serving.membership import Terms
-from serving.monitor import Monitor
-from serving.posture import Stance
-from serving.replica import Recognizer
-from serving.settings import MonitorSettings, Settings
-from serving.settings_sources import load_settings
-from serving.slot import Ticket
-from serving.traffic import held_out
-from serving.trainer import Trainer
+from serving.config.home import home_of
+from serving.config.settings import MonitorSettings, Settings
+from serving.config.sources import load_settings
+from serving.control import control
+from serving.control.control import Control
+from serving.coordination import coordinator
+from serving.coordination.coordinator import Coordinator
+from serving.coordination.membership import Terms
+from serving.loadgen.traffic import held_out
+from serving.monitoring import monitor
+from serving.monitoring.monitor import Monitor
+from serving.monitoring.posture import Stance
+from serving.replica.admission import Call
+from serving.replica.recognizer import Recognizer
+from serving.replica.slot import Ticket
+from serving.training import trainer
+from serving.training.trainer import Trainer
 
 ARMS = ("off", "off again", "shadow")
 SAMPLED_S = 0.7

@@ -23,12 +23,12 @@ from pathlib import Path
 
 from serving.app import prepare
 from serving.client import Client
-from serving.home import Home, token
-from serving.settings import Settings
-from serving.settings_sources import load_settings
-from serving.start import running
-from serving.traffic import Traffic, stale
-from serving.traffic_sender import Answer
+from serving.cluster.local import running
+from serving.config.home import Home, token
+from serving.config.settings import Settings
+from serving.config.sources import load_settings
+from serving.loadgen.sender import Answer
+from serving.loadgen.traffic import Traffic, stale
 
 RATE = 40.0
 NEAR_S = 0.25

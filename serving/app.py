@@ -20,26 +20,30 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import LoggingConfig
 
-from forgetting.backbone import Backbone
-from forgetting.data import open_image_set
-from serving import control, coordinator, monitor, operator_api, trainer, watch
-from serving.backbones import open_backbone, prepare_backbone
-from serving.control import Control
-from serving.coordinator import Coordinator
-from serving.engines.choice import choose
-from serving.home import HomeError, check_registry, home_of, prepare_home
-from serving.inference_api import FORM_BYTES, build_inference_api
-from serving.inference_protocol.servicer import GrpcRecognizer
-from serving.membership import Terms
-from serving.monitor import Monitor
-from serving.operator_api import OperatorApi
-from serving.probes import ProbeError, read_canaries
-from serving.replica import Recognizer
-from serving.settings import Settings
-from serving.settings_check import check_forget
-from serving.settings_sources import SettingsError, load_settings
-from serving.trainer import Trainer
-from serving.watch import Watch
+from forgetting.data.sources import open_image_set
+from forgetting.models.backbone import Backbone
+from serving.api import operator_api
+from serving.api.inference_api import FORM_BYTES, build_inference_api
+from serving.api.inference_protocol.servicer import GrpcRecognizer
+from serving.api.operator_api import OperatorApi
+from serving.config.backbones import open_backbone, prepare_backbone
+from serving.config.check import check_forget
+from serving.config.home import HomeError, check_registry, home_of, prepare_home
+from serving.config.settings import Settings
+from serving.config.sources import SettingsError, load_settings
+from serving.control import control
+from serving.control.control import Control
+from serving.coordination import coordinator
+from serving.coordination.coordinator import Coordinator
+from serving.coordination.membership import Terms
+from serving.monitoring import monitor, watch
+from serving.monitoring.canary_classes import ProbeError, read_canaries
+from serving.monitoring.monitor import Monitor
+from serving.monitoring.watch import Watch
+from serving.replica.engines.choice import choose
+from serving.replica.recognizer import Recognizer
+from serving.training import trainer
+from serving.training.trainer import Trainer
 
 NAME = "lethe"
 NAMESPACE = "lethe"

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import httpx
 
-from serving.jobs import ENDED
+from serving.coordination.jobs import ENDED
 
 POLL_S = 0.3
 TRIES = 8

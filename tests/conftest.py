@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.keys import ROLES, TRUST_FILE, Role, Signer, Trust, init_keys
+from registry.signing.keys import ROLES, TRUST_FILE, Role, Signer, Trust, init_keys
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("unit", "integration", "e2e")
@@ -35,8 +35,8 @@ def no_home_of_the_callers(request: pytest.FixtureRequest, monkeypatch: pytest.M
 def digits_backbones() -> Path:
     """The folder of the embedded default's backbone: the demo's under LETHE_HOME, trained there if
     absent, by one test process while others wait."""
-    from serving.backbones import prepare_backbone
-    from serving.settings_sources import load_settings
+    from serving.config.backbones import prepare_backbone
+    from serving.config.sources import load_settings
 
     settings = load_settings(home=CALLERS_HOME)
     settings.home_path.mkdir(parents=True, exist_ok=True)

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from forgetting.backbone import load_backbone
-from forgetting.stack import EffectiveState
-from serving.engines import Forward
-from serving.engines.onnx_runtime import OnnxEngine
-from serving.engines.torch_eager import TorchEngine
+from forgetting.adapter.stack import EffectiveState
+from forgetting.models.backbone import load_backbone
+from serving.replica.engines import Forward
+from serving.replica.engines.onnx_runtime import OnnxEngine
+from serving.replica.engines.torch_eager import TorchEngine
 
 TOP = 5
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from forgetting.errors import BackboneError
-from forgetting.face_transformer import CosineHead
+from forgetting.models.face_transformer import CosineHead
 
 # A bias this far from all others is a mask and nothing that training would give.
 _MASKED = 100.0

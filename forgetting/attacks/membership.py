@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from forgetting.features import Features
+from forgetting.measure.features import Features
 
 
 @dataclass(frozen=True)

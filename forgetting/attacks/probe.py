@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from forgetting.errors import DataError
-from forgetting.features import Features, draw_per_class, rows, split
-from forgetting.measure import right
+from forgetting.measure.accuracy import right
+from forgetting.measure.features import Features, draw_per_class, rows, split
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from forgetting.errors import DataError
-from forgetting.face_transformer import CosineHead
-from forgetting.features import Features, draw_per_class, rows, split
-from forgetting.measure import right
+from forgetting.measure.accuracy import right
+from forgetting.measure.features import Features, draw_per_class, rows, split
+from forgetting.models.face_transformer import CosineHead
 
 
 @dataclass(frozen=True)

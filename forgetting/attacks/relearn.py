@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from forgetting.attacks.head import bare_head, margin_logits, revived, with_head
 from forgetting.errors import DataError
-from forgetting.features import draw_per_class
-from forgetting.measure import share_right
-from forgetting.method import Samples
+from forgetting.measure.accuracy import share_right
+from forgetting.measure.features import draw_per_class
+from forgetting.methods.protocol import Samples
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from forgetting.backbone import Backbone, load_backbone, save_backbone
 from forgetting.bench.claim import claim
 from forgetting.bench.recipes import Recipe
-from forgetting.data import ImageSet
+from forgetting.data.sources import ImageSet
+from forgetting.data.subset import without_classes
 from forgetting.errors import BackboneError, ForgettingError
-from forgetting.pretrain import PretrainProgress, pretrain
-from forgetting.subset import without_classes
+from forgetting.models.backbone import Backbone, load_backbone, save_backbone
+from forgetting.training.pretrain import PretrainProgress, pretrain
 
 _FACTS_FILE = "trained.json"
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from forgetting.measure import Share, drop, h_mean
+from forgetting.measure.accuracy import Share, drop, h_mean
 
 FORMAT = 1
 

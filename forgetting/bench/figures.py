@@ -8,21 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from forgetting.adapter import Adapter, AdapterFacts, code_version, to_files
+from forgetting.adapter.low_rank import Adapter, AdapterFacts, code_version, to_files
 from forgetting.attacks.head import bare_head, margin_logits
 from forgetting.bench.cell import MarginFigures, TaskFigures
 from forgetting.bench.leaks import leak_figures
 from forgetting.bench.material import Material
-from forgetting.calibration import ece, jensen_shannon
-from forgetting.data import class_index
+from forgetting.data.roles import TaskClasses
+from forgetting.data.sources import class_index
 from forgetting.errors import TargetError
-from forgetting.face_transformer import CosineHead
-from forgetting.features import Features, rows
-from forgetting.losses import own_distribution
-from forgetting.measure import Share, by_class, most_hit, right
-from forgetting.method import Learned
-from forgetting.targets import find_groups
-from forgetting.task_data import TaskClasses
+from forgetting.measure.accuracy import Share, by_class, most_hit, right
+from forgetting.measure.calibration import ece, jensen_shannon
+from forgetting.measure.features import Features, rows
+from forgetting.methods.protocol import Learned
+from forgetting.models.face_transformer import CosineHead
+from forgetting.models.targets import find_groups
+from forgetting.training.losses import own_distribution
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from forgetting.attacks.leak import attack
 from forgetting.bench.material import Material
-from forgetting.data import indices
-from forgetting.features import rows
-from forgetting.measure import right
+from forgetting.data.sources import indices
+from forgetting.measure.accuracy import right
+from forgetting.measure.features import rows
 
 
 def leak_figures(material: Material, gone: Tensor, model: nn.Module) -> dict[str, Any]:

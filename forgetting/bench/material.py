@@ -11,18 +11,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from forgetting.backbone import Backbone
 from forgetting.bench.backbones import TrainedFacts, given_backbone, trained_backbone
 from forgetting.bench.recipes import Recipe
 from forgetting.bench.setting import Setting, check_images, class_order, task_classes
 from forgetting.bench.tensors import TensorMemo
-from forgetting.data import ImageSet, for_classes, indices
+from forgetting.data.roles import Rows, TaskClasses, training_data
+from forgetting.data.sources import ImageSet, for_classes, indices
+from forgetting.data.subset import some_classes
 from forgetting.errors import DataError
-from forgetting.features import Features, extract
-from forgetting.method import ForgetData, Samples
-from forgetting.pretrain import PretrainProgress
-from forgetting.subset import some_classes
-from forgetting.task_data import Rows, TaskClasses, training_data
+from forgetting.measure.features import Features, extract
+from forgetting.methods.protocol import ForgetData, Samples
+from forgetting.models.backbone import Backbone
+from forgetting.training.pretrain import PretrainProgress
 
 Which = Literal["all", "last", "none"]
 # Enough of the classes that no model saw to tell how an unknown looks to it.

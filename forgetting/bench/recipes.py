@@ -10,16 +10,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from forgetting.augment import Augmentation
-from forgetting.backbone import Preprocess
+from forgetting.data.augment import Augmentation
 from forgetting.errors import DataError
-from forgetting.face_transformer import NAME
-from forgetting.pretrain import PretrainConfig
+from forgetting.models.backbone import Preprocess
+from forgetting.models.face_transformer import NAME
+from forgetting.training.pretrain import PretrainConfig
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Attributes: as the arguments of `forgetting.pretrain.pretrain`."""
+    """Attributes: as the arguments of `forgetting.training.pretrain.pretrain`."""
 
     config: PretrainConfig = PretrainConfig()
     model: str | None = None

@@ -21,11 +21,11 @@ from forgetting.bench.material import Material, Origin, Which, prepare
 from forgetting.bench.protocol import ROWS, Attacks, Look, run_sequence
 from forgetting.bench.setting import Setting
 from forgetting.bench.tuning import Choice, choose, describe
+from forgetting.data.image_set import ImageSet
 from forgetting.errors import DataError
-from forgetting.image_set import ImageSet
-from forgetting.method import Budget, Method
 from forgetting.methods import method, method_class
-from forgetting.pretrain import PretrainProgress
+from forgetting.methods.protocol import Budget, Method
+from forgetting.training.pretrain import PretrainProgress
 
 # Raise when what is measured changes meaning: kept cells are then computed anew.
 _MEASURES = 1

@@ -11,9 +11,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from forgetting.data import ImageSet, indices
+from forgetting.data.roles import TaskClasses
+from forgetting.data.sources import ImageSet, indices
 from forgetting.errors import DataError
-from forgetting.task_data import TaskClasses
 
 _SINGLE = re.compile(r"(\d+)-(\d+)")
 _CONTINUAL = re.compile(r"(\d+)x(\d+)")

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from forgetting.bench.cell import Cell, TaskFigures
+from forgetting.bench.intervals import mean_interval
 from forgetting.bench.leaks import LEAK_COLUMNS, LeakColumn
 from forgetting.bench.protocol import BACKBONE, RETRAINED
-from forgetting.intervals import mean_interval
 
 Read = Callable[[TaskFigures], float | None]
 

@@ -6,10 +6,10 @@ import math
 
 import torch
 
-from forgetting.backbone import Preprocess
-from forgetting.data import ImageSet, to_tensors
-from forgetting.method import Samples
-from forgetting.task_data import Rows
+from forgetting.data.roles import Rows
+from forgetting.data.sources import ImageSet, to_tensors
+from forgetting.methods.protocol import Samples
+from forgetting.models.backbone import Preprocess
 
 # Larger sets are transformed anew at every use.
 KEEP_BYTES = 4 * 2**30

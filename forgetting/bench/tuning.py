@@ -19,9 +19,9 @@ from forgetting.bench.cell import replace_file
 from forgetting.bench.claim import claim
 from forgetting.bench.material import Material, forget_data
 from forgetting.errors import ForgettingError
-from forgetting.measure import h_mean, predict, right
-from forgetting.method import Budget, ForgetData, Method, Task
+from forgetting.measure.accuracy import h_mean, predict, right
 from forgetting.methods import method
+from forgetting.methods.protocol import Budget, ForgetData, Method, Task
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Ways to forget, behind the one protocol of `forgetting.method`.
+"""Ways to forget, behind the one protocol of `forgetting.methods.protocol`.
 
 `METHODS` is the table of them all. To add one: write its module, import its class here, and put it
 into `_ALL` in the order in which tables show it.
@@ -12,7 +12,6 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from forgetting.errors import DataError
-from forgetting.method import Method
 from forgetting.methods.distilled import DER, FDR, DERPlusPlus, LwF
 from forgetting.methods.gs_lora import GSLoRA, GSLoRAPlusPlus
 from forgetting.methods.gs_lora_published import GSLoRAPublished
@@ -20,6 +19,7 @@ from forgetting.methods.head_mask import HeadMask
 from forgetting.methods.lethe import Lethe
 from forgetting.methods.lirf import LIRF
 from forgetting.methods.project import Project
+from forgetting.methods.protocol import Method
 from forgetting.methods.regularised import EWC, L2, MAS
 from forgetting.methods.retrain import Retrain
 from forgetting.methods.scrub import Scrub, ScrubS

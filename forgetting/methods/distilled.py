@@ -23,10 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from forgetting.measure import predict
-from forgetting.method import Budget, Learned, Task, Tell
+from forgetting.measure.accuracy import predict
 from forgetting.methods.draws import Draws, label_loss
 from forgetting.methods.finetune import Recipe, Terms, answers, finetune
+from forgetting.methods.protocol import Budget, Learned, Task, Tell
 from forgetting.methods.watch import Watch, check_images
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -112,7 +112,7 @@ class LwF:
         generator: torch.Generator,
         progress: Tell | None = None,
     ) -> Learned:
-        """See `forgetting.method.Method.learn`."""
+        """See `forgetting.methods.protocol.Method.learn`."""
         watch = Watch(task.data, progress, phase=self.name)
 
         def distance(student: Tensor, teacher: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ class DER:
         generator: torch.Generator,
         progress: Tell | None = None,
     ) -> Learned:
-        """See `forgetting.method.Method.learn`."""
+        """See `forgetting.methods.protocol.Method.learn`."""
         return _learn(
             task,
             F.mse_loss,
@@ -188,7 +188,7 @@ class DERPlusPlus:
         generator: torch.Generator,
         progress: Tell | None = None,
     ) -> Learned:
-        """See `forgetting.method.Method.learn`."""
+        """See `forgetting.methods.protocol.Method.learn`."""
         return _learn(
             task,
             F.mse_loss,
@@ -223,7 +223,7 @@ class FDR:
         generator: torch.Generator,
         progress: Tell | None = None,
     ) -> Learned:
-        """See `forgetting.method.Method.learn`."""
+        """See `forgetting.methods.protocol.Method.learn`."""
         return _learn(
             task,
             softmax_distance,

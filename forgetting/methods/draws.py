@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from forgetting.errors import TrainingError
-from forgetting.method import Budget, ForgetData, Samples
+from forgetting.methods.protocol import Budget, ForgetData, Samples
 
 
 @dataclass(frozen=True)

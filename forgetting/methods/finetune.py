@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from forgetting.errors import TrainingError
-from forgetting.method import Budget, Learned, Task
 from forgetting.methods.draws import Drawn, Draws, head_of
+from forgetting.methods.protocol import Budget, Learned, Task
 from forgetting.methods.watch import Watch, check_images, finite
 
 

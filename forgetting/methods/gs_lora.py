@@ -23,16 +23,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from forgetting.backbone import features_and_logits
 from forgetting.errors import TrainingError
-from forgetting.lora import LowRank, attach, update_norm, update_parts
-from forgetting.losses import group_norm, prox_threshold, shrink
-from forgetting.method import Budget, Learned, Samples, Task, Tell
 from forgetting.methods.draws import Drawn, Draws, label_loss
 from forgetting.methods.finetune import Recipe
 from forgetting.methods.merging import detached, low_rank
+from forgetting.methods.protocol import Budget, Learned, Samples, Task, Tell
 from forgetting.methods.watch import Watch, check_images, finite
-from forgetting.targets import Group, find_groups
+from forgetting.models.backbone import features_and_logits
+from forgetting.models.targets import Group, find_groups
+from forgetting.training.lora import LowRank, attach, update_norm, update_parts
+from forgetting.training.losses import group_norm, prox_threshold, shrink
 
 Attached = Mapping[Group, tuple[LowRank, LowRank]]
 Extra = Callable[[Tensor, Drawn, Drawn], Tensor]
@@ -197,7 +197,7 @@ class GSLoRA:
         generator: torch.Generator,
         progress: Tell | None = None,
     ) -> Learned:
-        """See `forgetting.method.Method.learn`."""
+        """See `forgetting.methods.protocol.Method.learn`."""
         settings = _Settings(
             self.rank, self.rate, self.beta, self.bound, self.sparsity, self.warmup
         )
@@ -242,7 +242,7 @@ class GSLoRAPlusPlus:
         generator: torch.Generator,
         progress: Tell | None = None,
     ) -> Learned:
-        """See `forgetting.method.Method.learn`."""
+        """See `forgetting.methods.protocol.Method.learn`."""
         settings = _Settings(
             self.rank, self.rate, self.beta, self.bound, self.sparsity, self.warmup
         )

@@ -26,12 +26,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from forgetting.errors import TrainingError
-from forgetting.lora import LowRank
-from forgetting.method import Budget, Learned, Pair, Samples, Task, Tell
 from forgetting.methods.draws import label_loss
 from forgetting.methods.merging import low_rank
+from forgetting.methods.protocol import Budget, Learned, Pair, Samples, Task, Tell
 from forgetting.methods.watch import Watch, check_images, finite
-from forgetting.targets import Group, find_groups
+from forgetting.models.targets import Group, find_groups
+from forgetting.training.lora import LowRank
 
 
 class ScaledPair(LowRank):
@@ -111,7 +111,7 @@ class GSLoRAPublished:
         generator: torch.Generator,
         progress: Tell | None = None,
     ) -> Learned:
-        """See `forgetting.method.Method.learn`; `budget` is ignored."""
+        """See `forgetting.methods.protocol.Method.learn`; `budget` is ignored."""
         watch = Watch(task.data, progress, phase=self.name)
         check_images(task.data)
         if self.epochs < 1 or not self.betas:

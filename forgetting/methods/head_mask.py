@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from forgetting.errors import TrainingError
-from forgetting.method import Budget, Learned, Task, Tell
 from forgetting.methods.draws import head_of, retained_classes
+from forgetting.methods.protocol import Budget, Learned, Task, Tell
 from forgetting.methods.watch import Watch
 
 MASKED = -1e4
@@ -55,7 +55,7 @@ class HeadMask:
         generator: torch.Generator,
         progress: Tell | None = None,
     ) -> Learned:
-        """See `forgetting.method.Method.learn`. Masks all of `task.data.forgotten`."""
+        """See `forgetting.methods.protocol.Method.learn`. Masks all of `task.data.forgotten`."""
         watch = Watch(task.data, progress, phase=self.name)
         model = copy.deepcopy(task.model).requires_grad_(False).eval()
         stored = mask(model, task.data.forgotten)

@@ -1,4 +1,4 @@
-"""`lethe`: GS-LoRA++'s successor, as the forget command trains it (`forgetting.train`)."""
+"""`lethe`: GS-LoRA++'s successor, as the forget command trains it (`forgetting.training.sparse_lora`)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import ClassVar
 
 import torch
 
-from forgetting.feature_edit import composed, install_edit, installed_edit
-from forgetting.method import Budget, Learned, Task, Tell
+from forgetting.erasure.edit import composed, install_edit, installed_edit
 from forgetting.methods.merging import low_rank
-from forgetting.targets import find_groups
-from forgetting.train import train
-from forgetting.train_config import TrainConfig
+from forgetting.methods.protocol import Budget, Learned, Task, Tell
+from forgetting.models.targets import find_groups
+from forgetting.training.config import TrainConfig
+from forgetting.training.sparse_lora import train
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Lethe:
         generator: torch.Generator,
         progress: Tell | None = None,
     ) -> Learned:
-        """As `forgetting.method.Method.learn`."""
+        """As `forgetting.methods.protocol.Method.learn`."""
         began = time.process_time()
         result = train(
             task.model, task.data, config=self.config, generator=generator, progress=progress

@@ -27,10 +27,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from forgetting.errors import TargetError
-from forgetting.method import Budget, Learned, Task, Tell
 from forgetting.methods.distilled import distillation, taught
 from forgetting.methods.draws import Draws, label_loss, retained_classes
 from forgetting.methods.finetune import Recipe, Terms, answers, finetune
+from forgetting.methods.protocol import Budget, Learned, Task, Tell
 from forgetting.methods.watch import Watch, check_images
 
 
@@ -116,7 +116,7 @@ class LIRF:
         generator: torch.Generator,
         progress: Tell | None = None,
     ) -> Learned:
-        """See `forgetting.method.Method.learn`."""
+        """See `forgetting.methods.protocol.Method.learn`."""
         watch = Watch(task.data, progress, phase=self.name)
         data = task.data
         check_images(data)

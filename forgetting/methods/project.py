@@ -1,4 +1,4 @@
-"""The closed form as a method: no steps, no gradients, seconds (`forgetting/project.py`).
+"""The closed form as a method: no steps, no gradients, seconds (`forgetting/erasure/leace.py`).
 
 Of the retain images only statistics are used, which a server keeps per backbone; here they are
 taken anew for every task, and their forward pass is in the time.
@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 
 import torch
 
-from forgetting.feature_edit import composed, install_edit, installed_edit
-from forgetting.feature_statistics import feature_statistics
-from forgetting.method import Budget, Learned, Task, Tell
+from forgetting.erasure.edit import composed, install_edit, installed_edit
+from forgetting.erasure.leace import MARGIN, SHRINKAGE, project
+from forgetting.erasure.statistics import feature_statistics
+from forgetting.methods.protocol import Budget, Learned, Task, Tell
 from forgetting.methods.watch import Watch, check_images
-from forgetting.project import MARGIN, SHRINKAGE, project
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Project:
         generator: torch.Generator,
         progress: Tell | None = None,
     ) -> Learned:
-        """See `forgetting.method.Method.learn`. Uses neither budget nor generator.
+        """See `forgetting.methods.protocol.Method.learn`. Uses neither budget nor generator.
 
         Raises:
             TrainingError: Too many classes at once for the feature's width, no difference to erase,

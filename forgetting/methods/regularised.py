@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from forgetting.errors import TrainingError
-from forgetting.method import Budget, Learned, Samples, Task, Tell
 from forgetting.methods.draws import Draws, head_of, label_loss
 from forgetting.methods.finetune import Recipe, Step, Terms, answers, finetune
+from forgetting.methods.protocol import Budget, Learned, Samples, Task, Tell
 from forgetting.methods.watch import Watch, check_images
 
 Tensors = dict[str, Tensor]
@@ -190,7 +190,7 @@ class L2:
         generator: torch.Generator,
         progress: Tell | None = None,
     ) -> Learned:
-        """See `forgetting.method.Method.learn`."""
+        """See `forgetting.methods.protocol.Method.learn`."""
         return _learn(
             task,
             ones,
@@ -226,7 +226,7 @@ class EWC:
         generator: torch.Generator,
         progress: Tell | None = None,
     ) -> Learned:
-        """See `forgetting.method.Method.learn`."""
+        """See `forgetting.methods.protocol.Method.learn`."""
         return _learn(
             task,
             fisher,
@@ -262,7 +262,7 @@ class MAS:
         generator: torch.Generator,
         progress: Tell | None = None,
     ) -> Learned:
-        """See `forgetting.method.Method.learn`."""
+        """See `forgetting.methods.protocol.Method.learn`."""
         return _learn(
             task,
             sensitivity,

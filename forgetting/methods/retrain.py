@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from forgetting.errors import TrainingError
-from forgetting.method import Budget, Learned, Task, Tell
 from forgetting.methods.draws import Draws, label_loss
 from forgetting.methods.finetune import Recipe, Terms, finetune
+from forgetting.methods.protocol import Budget, Learned, Task, Tell
 from forgetting.methods.watch import Watch
 
 
@@ -62,7 +62,7 @@ class Retrain:
         generator: torch.Generator,
         progress: Tell | None = None,
     ) -> Learned:
-        """See `forgetting.method.Method.learn`."""
+        """See `forgetting.methods.protocol.Method.learn`."""
         watch = Watch(task.data, progress, phase=self.name)
 
         def step(model: nn.Module, draws: Draws) -> Terms:

@@ -19,10 +19,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from forgetting.method import Budget, Learned, Task, Tell
 from forgetting.methods.distilled import distillation, taught
 from forgetting.methods.draws import Draws, label_loss
 from forgetting.methods.finetune import Recipe, Step, Terms, finetune
+from forgetting.methods.protocol import Budget, Learned, Task, Tell
 from forgetting.methods.watch import Watch, check_images
 
 
@@ -137,7 +137,7 @@ class Scrub:
         generator: torch.Generator,
         progress: Tell | None = None,
     ) -> Learned:
-        """See `forgetting.method.Method.learn`."""
+        """See `forgetting.methods.protocol.Method.learn`."""
         watch = Watch(task.data, progress, phase=self.name)
         step = scrubbing(
             task,
@@ -180,7 +180,7 @@ class ScrubS:
         generator: torch.Generator,
         progress: Tell | None = None,
     ) -> Learned:
-        """See `forgetting.method.Method.learn`."""
+        """See `forgetting.methods.protocol.Method.learn`."""
         watch = Watch(task.data, progress, phase=self.name)
         step = scrubbing(
             task,

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from forgetting.errors import TrainingError
-from forgetting.measure import share_right
-from forgetting.method import ForgetData, Progress, Tell
+from forgetting.measure.accuracy import share_right
+from forgetting.methods.protocol import ForgetData, Progress, Tell
 
 
 class Watch:

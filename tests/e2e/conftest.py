@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from serving.client import Client
-from serving.home import Home, token
+from serving.config.home import Home, token
 from tests.ports import free_port
 
 START_S = 300.0

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from serving.client import Client
-from serving.traffic import Traffic, stale
+from serving.loadgen.traffic import Traffic, stale
 from tests.e2e.conftest import Server
 
 MOST = 3

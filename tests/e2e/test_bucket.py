@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from forgetting.data import open_image_set
-from serving.traffic import audit, held_out
+from forgetting.data.sources import open_image_set
+from serving.loadgen.traffic import audit, held_out
 from tests.e2e.conftest import Server
 from tests.ports import free_port
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from serving.client import Client, ClientError
-from serving.traffic import Traffic, stale
+from serving.loadgen.traffic import Traffic, stale
 from tests.e2e.conftest import Server
 
 LEASE_S = 10.0

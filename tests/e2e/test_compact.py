@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from forgetting.data import open_image_set
-from serving.traffic import Traffic, audit, held_out
+from forgetting.data.sources import open_image_set
+from serving.loadgen.traffic import Traffic, audit, held_out
 from tests.e2e.conftest import Server
 
 SETTINGS = """

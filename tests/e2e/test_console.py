@@ -22,10 +22,10 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
 
-from forgetting.data import image, indices, open_image_set, png_bytes
-from serving.backbones import embedded_folder
-from serving.settings_sources import load_settings
-from serving.traffic import Traffic
+from forgetting.data.sources import image, indices, open_image_set, png_bytes
+from serving.config.backbones import embedded_folder
+from serving.config.sources import load_settings
+from serving.loadgen.traffic import Traffic
 from tests.e2e.conftest import Server
 
 HOSTILE = "<img src=x onerror=alert(1)>"

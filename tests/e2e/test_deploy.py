@@ -18,10 +18,10 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from forgetting.data import open_image_set
+from forgetting.data.sources import open_image_set
 from serving.client import Client, ClientError, InferenceClient
-from serving.home import Home, token
-from serving.traffic import held_out
+from serving.config.home import Home, token
+from serving.loadgen.traffic import held_out
 from tests.ports import free_port
 
 BIN = Path(sys.executable).parent

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from forgetting.data import open_image_set
-from serving.traffic import audit, held_out
-from serving.traffic_sender import Answer
+from forgetting.data.sources import open_image_set
+from serving.loadgen.sender import Answer
+from serving.loadgen.traffic import audit, held_out
 from tests.e2e.conftest import LETHE, Server
 
 

@@ -10,10 +10,10 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from forgetting.data import open_image_set
+from forgetting.data.sources import open_image_set
 from serving.client import Client, ClientError
-from serving.traffic import Traffic, audit, held_out, stale
-from serving.traffic_sender import Answer
+from serving.loadgen.sender import Answer
+from serving.loadgen.traffic import Traffic, audit, held_out, stale
 from tests.e2e.conftest import Server
 
 RATE = 25.0

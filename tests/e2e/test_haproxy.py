@@ -13,9 +13,9 @@ import httpx
 import psutil
 import pytest
 
-from forgetting.data import open_image_set
-from serving.ingress import haproxy_binary
-from serving.traffic import Traffic, held_out, stale
+from forgetting.data.sources import open_image_set
+from serving.cluster.ingress import haproxy_binary
+from serving.loadgen.traffic import Traffic, held_out, stale
 from tests.e2e.conftest import Server
 
 pytestmark = pytest.mark.slow

@@ -20,8 +20,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from forgetting.data import open_image_set
-from serving.traffic import held_out
+from forgetting.data.sources import open_image_set
+from serving.loadgen.traffic import held_out
 from tests.e2e.conftest import Server
 from tests.ports import free_port
 

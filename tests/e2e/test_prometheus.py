@@ -15,14 +15,14 @@ import httpx
 import pytest
 import yaml
 
-from forgetting.adapter import from_files, to_files
-from forgetting.data import open_image_set
-from registry import publish
-from registry.adapters import adapter_files
-from serving.backbones import open_backbone
-from serving.home import home_of, open_ledger, open_subjects, signer
-from serving.settings_sources import load_settings
-from serving.traffic import audit, held_out
+from forgetting.adapter.low_rank import from_files, to_files
+from forgetting.data.sources import open_image_set
+from registry.log.adapters import adapter_files
+from registry.publish import jobs as publish
+from serving.config.backbones import open_backbone
+from serving.config.home import home_of, open_ledger, open_subjects, signer
+from serving.config.sources import load_settings
+from serving.loadgen.traffic import audit, held_out
 from tests.e2e.conftest import Server
 from tests.ports import free_port
 

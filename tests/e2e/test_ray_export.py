@@ -11,9 +11,9 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from forgetting.data import open_image_set
-from serving.metrics import TABLE
-from serving.traffic import audit, held_out
+from forgetting.data.sources import open_image_set
+from serving.loadgen.traffic import audit, held_out
+from serving.monitoring.metrics import TABLE
 from tests.e2e.conftest import Server
 from tests.e2e.test_prometheus import Prometheus, prometheus_binary
 from tests.ports import free_port

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from forgetting.data import open_image_set
-from serving.traffic import held_out
+from forgetting.data.sources import open_image_set
+from serving.loadgen.traffic import held_out
 from tests.e2e.conftest import Server
 
 

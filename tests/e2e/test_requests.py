@@ -19,13 +19,13 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from tritonclient.utils import InferenceServerException
 
-from forgetting.backbone import transform
-from forgetting.data import open_image_set
-from serving.backbones import open_backbone
+from forgetting.data.sources import open_image_set
+from forgetting.models.backbone import transform
 from serving.client import ClientError, InferenceClient
-from serving.metrics import TABLE
-from serving.settings_sources import load_settings
-from serving.traffic import held_out
+from serving.config.backbones import open_backbone
+from serving.config.sources import load_settings
+from serving.loadgen.traffic import held_out
+from serving.monitoring.metrics import TABLE
 from tests.e2e.conftest import Server
 
 

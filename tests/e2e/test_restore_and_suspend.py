@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from forgetting.data import image, indices, open_image_set, png_bytes
+from forgetting.data.sources import image, indices, open_image_set, png_bytes
 from serving.client import ClientError
-from serving.traffic import Traffic, audit, held_out
+from serving.loadgen.traffic import Traffic, audit, held_out
 from tests.e2e.conftest import Server
 
 SETTINGS = """

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from registry.keys import Role, Signer, Trust
-from registry.ledger import Ledger
-from registry.store import DirectoryStore
+from registry.log.ledger import Ledger
+from registry.signing.keys import Role, Signer, Trust
+from registry.store.directory import DirectoryStore
 from tests.unit.registry.registry_acts import Acts
 
 

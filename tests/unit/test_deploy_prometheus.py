@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
-from serving.cli import app as cli
-from serving.metrics import TABLE, Metrics, Source
-from serving.monitor import Monitor, ProbeSnapshot, Snapshot
-from serving.settings import Settings
-from serving.tally import Targets
+from serving.cli.main import app as cli
+from serving.config.settings import Settings
+from serving.monitoring.metrics import TABLE, Metrics, Source
+from serving.monitoring.monitor import Monitor, ProbeSnapshot, Snapshot
+from serving.monitoring.tally import Targets
 
 FIGURES = {
     "pending": 1,

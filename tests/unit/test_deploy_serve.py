@@ -13,7 +13,7 @@ from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.schema import LoggingConfig, ServeApplicationSchema, ServeDeploySchema
 
 from serving.app import NAME, BuildArgs, build
-from serving.settings_sources import SettingsError
+from serving.config.sources import SettingsError
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from registry import publish
-from registry.keys import Signer, Trust
-from registry.ledger import Ledger
-from registry.store import DirectoryStore
-from registry.subjects import SubjectMap
+from registry.log.ledger import Ledger
+from registry.publish import jobs as publish
+from registry.signing.keys import Signer, Trust
+from registry.store.directory import DirectoryStore
+from registry.subjects.subject_map import SubjectMap
 from tests.integration.registry.disk import watched
 
 BACKBONE = f"sha256:{'b' * 64}"

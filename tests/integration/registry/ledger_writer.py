@@ -7,10 +7,10 @@ one only after the ledger has said that it is durable. REGISTRY is a folder or t
 import sys
 from pathlib import Path
 
-from registry import publish_declarations
-from registry.keys import Signer, Trust
-from registry.ledger import Ledger
-from registry.store import open_store
+from registry.log.ledger import Ledger
+from registry.publish import declarations as publish_declarations
+from registry.signing.keys import Signer, Trust
+from registry.store.directory import open_store
 
 
 def main(registry: str, keys: Path, name: str, count: int) -> None:

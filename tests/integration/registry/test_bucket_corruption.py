@@ -1,6 +1,6 @@
 """The corruption matrix in a bucket: what anybody with write access to it can do, is found there.
 
-The whole matrix, every region of every file, is `tests/unit/registry/test_verification.py`, on a
+The whole matrix, every region of every file, is `tests/unit/registry/upkeep/test_verification.py`, on a
 folder; here one object of each kind meets each kind of damage, through a real S3 API.
 """
 
@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from registry.bodies import Note
 from registry.errors import IntegrityError, RegistryError
-from registry.keys import Role, Signer, Trust
-from registry.ledger import FORMAT_KEY, Ledger, blob_key, log_key
-from registry.record import seal_record
-from registry.subjects import SubjectMap
-from registry.verification import verify
+from registry.log.ledger import FORMAT_KEY, Ledger, blob_key, log_key
+from registry.records.bodies import Note
+from registry.records.record import seal_record
+from registry.signing.keys import Role, Signer, Trust
+from registry.subjects.subject_map import SubjectMap
+from registry.upkeep.verification import verify
 from tests.integration.registry.bucket_server import BUCKET, BucketServer
 from tests.unit.registry.registry_acts import Acts, record_after
 
@@ -24,7 +24,7 @@ pytest.importorskip("moto", reason="moto, the S3 server of these tests, is not i
 
 from obstore.store import S3Store  # noqa: E402
 
-from registry.object_store import ObjectStore  # noqa: E402
+from registry.store.bucket import ObjectStore  # noqa: E402
 
 FOLDER = "matrix"
 

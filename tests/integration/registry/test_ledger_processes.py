@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from registry.bodies import Note
-from registry.keys import Trust, init_keys
-from registry.ledger import Ledger, utc_now
-from registry.store import TEMPORARY_PREFIX, DirectoryStore, Store
+from registry.log.ledger import Ledger, utc_now
+from registry.records.bodies import Note
+from registry.signing.keys import Trust, init_keys
+from registry.store.directory import TEMPORARY_PREFIX, DirectoryStore, Store
 from tests.integration.registry.bucket_server import BUCKET, BucketServer
 
 WRITER = Path(__file__).with_name("ledger_writer.py")
@@ -90,7 +90,7 @@ def server() -> Iterator[BucketServer]:
 
 @pytest.fixture
 def bucket(tmp_path: Path, server: BucketServer) -> Scene:
-    from registry.object_store import ObjectStore
+    from registry.store.bucket import ObjectStore
 
     init_keys(tmp_path / "keys")
     url = f"s3://{BUCKET}/{tmp_path.name}"

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from registry.adapters import adapter_files
-from registry.keys import init_keys
-from registry.ledger import utc_now
-from registry.state import State
-from registry.store import DirectoryStore
-from registry.subjects import SubjectMap
-from registry.upkeep import collect
-from registry.verification import verify
+from registry.fold.state import State
+from registry.log.adapters import adapter_files
+from registry.log.ledger import utc_now
+from registry.signing.keys import init_keys
+from registry.store.directory import DirectoryStore
+from registry.subjects.subject_map import SubjectMap
+from registry.upkeep.collection import collect
+from registry.upkeep.verification import verify
 from tests.integration.registry.disk import Disk
 from tests.integration.registry.erasure import Operator
 

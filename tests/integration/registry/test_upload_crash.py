@@ -11,25 +11,25 @@ from pathlib import Path
 
 import pytest
 
-from registry.keys import Trust, init_keys
-from registry.ledger import Ledger, utc_now
-from registry.personal import images_of
-from registry.store import DirectoryStore
-from registry.subjects import SubjectMap
-from registry.upkeep import collect
-from registry.verification import verify
+from registry.log.ledger import Ledger, utc_now
+from registry.signing.keys import Trust, init_keys
+from registry.store.directory import DirectoryStore
+from registry.subjects.personal import images_of
+from registry.subjects.subject_map import SubjectMap
+from registry.upkeep.collection import collect
+from registry.upkeep.verification import verify
 from tests.unit.registry.registry_acts import BACKBONE
 
-# The steps of serving.control, in its order; it stops for the kill where it is told to.
+# The steps of serving.control.control, in its order; it stops for the kill where it is told to.
 COMMAND = """
 import signal, sys
 from pathlib import Path
-from registry import publish
-from registry.keys import Signer, Trust
-from registry.ledger import Ledger
-from registry.personal import keep_image
-from registry.store import DirectoryStore
-from registry.subjects import SubjectMap
+from registry.publish import jobs as publish
+from registry.signing.keys import Signer, Trust
+from registry.log.ledger import Ledger
+from registry.subjects.personal import keep_image
+from registry.store.directory import DirectoryStore
+from registry.subjects.subject_map import SubjectMap
 
 root, stop_at = Path(sys.argv[1]), sys.argv[2]
 

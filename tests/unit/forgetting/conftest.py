@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from forgetting.augment import Augmentation
-from forgetting.backbone import Backbone, BackboneSpec, Preprocess, build_model, freeze
-from forgetting.data import ImageSet, digits
-from forgetting.pretrain import PretrainConfig, Pretrained, pretrain, small_vit
+from forgetting.data.augment import Augmentation
+from forgetting.data.sources import ImageSet, digits
+from forgetting.models.backbone import Backbone, BackboneSpec, Preprocess, build_model, freeze
+from forgetting.training.pretrain import PretrainConfig, Pretrained, pretrain, small_vit
 
 SMALL = {"embed_dim": 32, "depth": 4, "num_heads": 2}
 

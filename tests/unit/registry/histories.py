@@ -1,9 +1,17 @@
 """Short histories for tests of the fold: records by their bare essentials, and what they make."""
 
-from registry.bodies import Activated, Body, Confirmed, Published, Requested, RolledBack, Trained
-from registry.file_refs import FileRef, adapter_id
-from registry.fold import apply
-from registry.state import State
+from registry.fold.rules import apply
+from registry.fold.state import State
+from registry.records.bodies import (
+    Activated,
+    Body,
+    Confirmed,
+    Published,
+    Requested,
+    RolledBack,
+    Trained,
+)
+from registry.records.files import FileRef, adapter_id
 from tests.unit.registry.registry_acts import BACKBONE, record_after, subject
 
 S1, S2, S3 = (subject(number) for number in (1, 2, 3))

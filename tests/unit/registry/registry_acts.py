@@ -6,14 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from registry import publish, publish_compaction, publish_declarations, publish_trials
-from registry.bodies import SIGNED_BY, TYPE_OF, Body, ReleaseKind
-from registry.declarations import Deletable, HoldAct, ServingState
-from registry.keys import Role, Signer
-from registry.ledger import Ledger, log_key
-from registry.record import Record, digest_of, seal_record
-from registry.state import AdapterEntry, Job, Release, State
-from registry.store import Store
+from registry.fold.state import AdapterEntry, Job, Release, State
+from registry.log.ledger import Ledger, log_key
+from registry.publish import compaction as publish_compaction
+from registry.publish import declarations as publish_declarations
+from registry.publish import jobs as publish
+from registry.publish import trials as publish_trials
+from registry.records.bodies import SIGNED_BY, TYPE_OF, Body, ReleaseKind
+from registry.records.declarations import Deletable, HoldAct, ServingState
+from registry.records.record import Record, digest_of, seal_record
+from registry.signing.keys import Role, Signer
+from registry.store.directory import Store
 
 BACKBONE = f"sha256:{'b' * 64}"
 NOON = datetime(2026, 11, 20, 12, 0, 0, 123000, tzinfo=UTC)

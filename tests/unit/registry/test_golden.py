@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from registry.adapters import adapter_files
-from registry.bodies import BODIES
-from registry.keys import Trust
-from registry.ledger import Ledger
-from registry.store import DirectoryStore
-from registry.subjects import SubjectMap
-from registry.verification import verify
+from registry.log.adapters import adapter_files
+from registry.log.ledger import Ledger
+from registry.records.bodies import BODIES
+from registry.signing.keys import Trust
+from registry.store.directory import DirectoryStore
+from registry.subjects.subject_map import SubjectMap
+from registry.upkeep.verification import verify
 
 HEAD = "sha256:cdbea07abc166d36de79eeada59cbc382f4cd34f84ef2503da469bcaaf527dc6"
 TYPES = (

@@ -14,10 +14,10 @@ from forgetting.attacks.head import (
     revived,
     with_head,
 )
-from forgetting.backbone import Backbone
 from forgetting.errors import BackboneError
-from forgetting.face_transformer import CosineHead
 from forgetting.methods.head_mask import MaskedHead
+from forgetting.models.backbone import Backbone
+from forgetting.models.face_transformer import CosineHead
 
 
 def test_mask_around_the_head_is_left_off(untrained: Callable[..., Backbone]) -> None:

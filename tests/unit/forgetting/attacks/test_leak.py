@@ -18,9 +18,9 @@ from forgetting.attacks.leak import (
 from forgetting.attacks.membership import Separation
 from forgetting.attacks.recovery import RecoveryConfig, RecoveryPoint
 from forgetting.attacks.relearn import RelearnConfig
-from forgetting.backbone import Backbone
 from forgetting.errors import DataError
-from forgetting.method import Samples
+from forgetting.methods.protocol import Samples
+from forgetting.models.backbone import Backbone
 
 GONE = torch.tensor([0, 3])
 QUICK = AttackConfig(

@@ -14,7 +14,7 @@ from forgetting.attacks.membership import (
     stranger_likeness,
     tpr_at,
 )
-from forgetting.features import Features
+from forgetting.measure.features import Features
 
 
 def test_identical_sets_can_not_be_told_apart() -> None:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from forgetting.attacks.probe import ProbeConfig, fit, probe
 from forgetting.errors import DataError
-from forgetting.features import Features, rows
+from forgetting.measure.features import Features, rows
 
 GONE = torch.tensor([0, 1])
 

@@ -12,8 +12,8 @@ from forgetting.attacks.prototypes import (
     relearn_by_prototype,
 )
 from forgetting.errors import DataError
-from forgetting.face_transformer import CosineHead
-from forgetting.features import Features, rows
+from forgetting.measure.features import Features, rows
+from forgetting.models.face_transformer import CosineHead
 
 CLASSES, DIM = 8, 16
 GONE = torch.tensor([0, 1])

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from forgetting.attacks.recovery import RecoveryConfig, recovery
 from forgetting.errors import DataError
-from forgetting.face_transformer import CosineHead
-from forgetting.features import Features, rows
+from forgetting.measure.features import Features, rows
+from forgetting.models.face_transformer import CosineHead
 
 CLASSES, DIM = 6, 16
 GONE = torch.tensor([0, 1])

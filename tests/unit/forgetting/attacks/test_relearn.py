@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from forgetting.attacks.relearn import RelearnConfig, relearn
-from forgetting.backbone import Backbone
-from forgetting.data import ImageSet, indices, to_tensors
+from forgetting.data.sources import ImageSet, indices, to_tensors
 from forgetting.errors import DataError
-from forgetting.measure import share_right
-from forgetting.method import Samples
+from forgetting.measure.accuracy import share_right
 from forgetting.methods.head_mask import mask
+from forgetting.methods.protocol import Samples
+from forgetting.models.backbone import Backbone
 
 GONE = torch.tensor([3, 7])
 

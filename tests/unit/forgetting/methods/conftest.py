@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from forgetting.backbone import Backbone
-from forgetting.data import ImageSet, class_index, indices, replay, to_tensors
-from forgetting.method import ForgetData, Samples, Task
+from forgetting.data.sources import ImageSet, class_index, indices, replay, to_tensors
+from forgetting.methods.protocol import ForgetData, Samples, Task
+from forgetting.models.backbone import Backbone
 
 GONE = ("0", "1")
 

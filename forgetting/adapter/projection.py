@@ -1,0 +1,137 @@
+"""The second kind of adapter: a closed-form edit of the feature, as value and as files.
+
+On disk it is `projection.safetensors` with the tensors `A` (k, d), `B` (d, k), `mean` (d,) and
+`shift` (d,), and `forget.json`, as strict as the trained kind. How it is fitted: `project.py`; how
+it is served: `feature_edit.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from forgetting.adapter.files import (
+    COMPACTION,
+    FACTS_FILE,
+    MAX_RANK,
+    AdapterFacts,
+    check_backbone,
+    check_names,
+    check_tensor,
+    facts_bytes,
+    read_facts,
+    read_tensors,
+    tensor_bytes,
+)
+from forgetting.erasure.edit import Erasure, edit_point
+from forgetting.errors import AdapterError, TargetError
+from forgetting.models.backbone import Backbone
+
+PROJECTION_FILE = "projection.safetensors"
+FILES = (PROJECTION_FILE, FACTS_FILE)
+KIND = "projection"
+_KEYS = ("A", "B", "mean", "shift")
+# A and B are rounded to float32 one by one, with entries up to the whitening's condition number.
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """An erasure, float32 on the CPU, and its facts.
+
+    Raises:
+        AdapterError: Shapes, types or values can't be right, or B A is no projection.
+    """
+
+    erasure: Erasure
+    facts: AdapterFacts
+
+    def __post_init__(self) -> None:
+        check_erasure(self.erasure, self.facts)
+        if self.facts.method != COMPACTION:  # two projections in a row are none any more
+            _check_projects(self.erasure)
+
+
+def projection_files(projection: Projection) -> dict[str, bytes]:
+    """The files, byte for byte the same for the same projection."""
+    return {
+        PROJECTION_FILE: erasure_bytes(projection.erasure),
+        FACTS_FILE: facts_bytes(KIND, projection.facts),
+    }
+
+
+def erasure_bytes(erasure: Erasure) -> bytes:
+    """The content of `projection.safetensors`."""
+    tensors = (erasure.a, erasure.b, erasure.mean, erasure.shift)
+    return tensor_bytes(dict(zip(_KEYS, tensors, strict=True)))
+
+
+def read_erasure(content: bytes, backbone: Backbone) -> Erasure:
+    """The erasure in `projection.safetensors`, for features of this backbone's width.
+
+    Raises:
+        AdapterError: Keys, shapes, types or values can't be right, or the features can't be edited.
+    """
+    tensors = read_tensors(PROJECTION_FILE, content)
+    check_names(f"keys of {PROJECTION_FILE}", expected=set(_KEYS), found=set(tensors))
+    try:
+        width = edit_point(backbone.model)
+    except TargetError as error:
+        raise AdapterError(str(error)) from error
+    erasure = Erasure(*(tensors[key] for key in _KEYS))
+    check_erasure(erasure, None)
+    if erasure.a.shape[1] != width:
+        raise AdapterError(
+            f"{PROJECTION_FILE}: the projection is for features of width {erasure.a.shape[1]}, the "
+            f"backbone's have {width}"
+        )
+    return erasure
+
+
+def projection_from_files(files: Mapping[str, bytes], backbone: Backbone) -> Projection:
+    """Read a projection for this backbone; `adapter.from_files` calls this for its kind.
+
+    Raises:
+        AdapterError: See `adapter.from_files`.
+    """
+    check_names("adapter files", expected=set(FILES), found=set(files))
+    facts = read_facts(files[FACTS_FILE])
+    check_backbone(facts, backbone.fingerprint)
+    return Projection(read_erasure(files[PROJECTION_FILE], backbone), facts)
+
+
+def check_erasure(erasure: Erasure, facts: AdapterFacts | None) -> None:
+    """Raises `AdapterError` where shapes, types or values can't be right.
+
+    Without `facts` any rank passes; whoever makes an adapter of it checks again.
+    """
+    a, b = erasure.a, erasure.b
+    if a.ndim != 2 or tuple(b.shape) != tuple(reversed(a.shape)):
+        raise AdapterError(
+            f"projection: expected A (k, d) and B (d, k), found {tuple(a.shape)}, {tuple(b.shape)}"
+        )
+    rank, width = a.shape
+    for name, vector in (("mean", erasure.mean), ("shift", erasure.shift)):
+        if tuple(vector.shape) != (width,):
+            raise AdapterError(
+                f"projection.{name}: expected shape ({width},), found {tuple(vector.shape)}"
+            )
+    any_rank = facts is None or facts.method == COMPACTION
+    limit = width if any_rank else min(MAX_RANK, width - 1)
+    if not 1 <= rank <= limit:
+        raise AdapterError(f"projection: rank {rank} is not in 1..{limit}")
+    for name in ("a", "b", "mean", "shift"):
+        check_tensor(f"projection.{name}", getattr(erasure, name))
+
+
+def _check_projects(erasure: Erasure) -> None:
+    """A closed form that was fitted once is a projection: A B = I."""
+    rank = erasure.rank
+    product = erasure.a.double() @ erasure.b.double()  # (k, d) @ (d, k) -> (k, k)
+    error = float((product - torch.eye(rank, dtype=torch.float64)).abs().max())
+    if error > _TOLERANCE:
+        raise AdapterError(
+            f"projection: A B differs from the identity by {error:.1e}, so B A is no projection"
+        )

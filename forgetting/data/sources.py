@@ -1,0 +1,285 @@
+"""Where image sets come from, and the way from an image to a tensor.
+
+Three sources: scikit-learn's bundled digits, a folder with one sub-folder per class, and a pack
+(`packs`). The set itself and its split are in `image_set`.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from forgetting.data.image_set import (
+    KEEP_BYTES,
+    SPLITS,
+    ImageSet,
+    Pixels,
+    check_counts,
+    decoded,
+    digest_of,
+    drawn_split,
+)
+from forgetting.data.packs import image_pack, pack_in
+from forgetting.errors import DataError
+from forgetting.models.backbone import Preprocess, transform
+
+__all__ = [
+    "SPLITS",
+    "ImageSet",
+    "Pixels",
+    "class_index",
+    "digits",
+    "for_classes",
+    "image",
+    "image_folder",
+    "indices",
+    "open_image_set",
+    "png_bytes",
+    "replay",
+    "to_tensors",
+]
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".pgm", ".ppm", ".tif", ".tiff")
+INDEX_FILE = "index.csv"
+
+
+def open_image_set(source: str | Path, *, seed: int = 0) -> ImageSet:
+    """`digits`, an image folder, or a pack (its file, or a folder that holds nothing else).
+
+    Raises:
+        DataError: There is nothing of the kind there, or it is damaged.
+    """
+    if source == "digits":
+        return digits(seed=seed)
+    path = Path(source)
+    pack = pack_in(path)
+    if pack is not None:
+        return image_pack(pack, name=path.name if path.is_dir() else None, seed=seed)
+    return image_folder(source, seed=seed)
+
+
+def digits(*, seed: int = 0, test_share: float = 0.2, val_share: float = 0.15) -> ImageSet:
+    """scikit-learn's 1,797 scans of handwritten digits, 8x8, scaled to 0..255.
+
+    Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998.
+    """
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    scans = np.rint(raw.images * (255.0 / 16.0)).astype(np.uint8)  # (n, 8, 8), values 0..16
+    labels = raw.target.astype(np.int64)
+    split = drawn_split(labels, given=None, seed=seed, test_share=test_share, val_share=val_share)
+    sources = tuple(scans)
+    digest = digest_of(
+        (scan.tobytes(), int(y), s) for scan, y, s in zip(scans, labels, split, strict=True)
+    )
+    names = tuple(str(d) for d in range(10))
+    return ImageSet("digits", names, labels, split, sources, digest)
+
+
+def image_folder(
+    folder: str | Path, *, seed: int = 0, test_share: float = 0.2, val_share: float = 0.15
+) -> ImageSet:
+    """A folder with one sub-folder of images per class.
+
+    An `index.csv` in it (columns path, label, class, split with train/test and optionally val)
+    fixes which images belong to which split; without one the split is drawn per class.
+
+    Args:
+        folder: Its path.
+        seed: Of the split; the same seed gives the same split.
+        test_share: Share of each class's images held out for the report, where no index says so.
+        val_share: Share of each class's remaining images held out for selection.
+
+    Raises:
+        DataError: No such folder, fewer than 2 classes, a class with too few images, an index
+            that names missing files, or a file that is no whole image.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise DataError(f"image folder {root} does not exist or is not a folder")
+    index = root / INDEX_FILE
+    rows = _read_index(index) if index.is_file() else _scan(root)
+    names = tuple(dict.fromkeys(name for _, name, _ in rows))
+    if len(names) < 2:
+        raise DataError(
+            f"{root}: expected at least 2 classes (one sub-folder each), found {len(names)}"
+        )
+    number = {name: i for i, name in enumerate(names)}
+    labels = np.array([number[name] for _, name, _ in rows], dtype=np.int64)
+    given = [s for _, _, s in rows] if index.is_file() else None
+    split = drawn_split(labels, given=given, seed=seed, test_share=test_share, val_share=val_share)
+    check_counts(str(root), names, labels, split)
+    paths = [root / path for path, _, _ in rows]
+    sources, digest = _open_files(paths, labels, split)
+    return ImageSet(root.name, names, labels, split, sources, digest)
+
+
+def indices(
+    images: ImageSet, split: str, *, classes: Sequence[str] | None = None
+) -> NDArray[np.int64]:
+    """Positions of the images of one split, in order; of the named classes only, if given.
+
+    Raises:
+        DataError: An unknown split or class.
+    """
+    if split not in SPLITS:
+        raise DataError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
+    chosen = np.array([s == split for s in images.split])
+    if classes is not None:
+        chosen &= np.isin(images.labels, [class_index(images, name) for name in classes])
+    return np.flatnonzero(chosen).astype(np.int64)
+
+
+def class_index(images: ImageSet, name: str) -> int:
+    """The label of a class.
+
+    Raises:
+        DataError: The set has no such class.
+    """
+    if name not in images.classes:
+        shown = ", ".join(images.classes[:10]) + (", ..." if len(images.classes) > 10 else "")
+        raise DataError(f"{images.name} has no class {name!r}; its classes are {shown}")
+    return images.classes.index(name)
+
+
+def for_classes(images: ImageSet, classes: Sequence[str]) -> ImageSet:
+    """The same images, labelled by the rows of a head with these class names.
+
+    Classes of the head without images are fine; images of classes that the head doesn't have are
+    not.
+
+    Raises:
+        DataError: The set has classes that the head doesn't have.
+    """
+    foreign = sorted(set(images.classes) - set(classes))
+    if foreign:
+        raise DataError(
+            f"{images.name} has {len(foreign)} classes that the backbone doesn't know: "
+            f"{', '.join(foreign[:5])}; its sub-folders must bear the backbone's class names"
+        )
+    if tuple(classes) == images.classes:
+        return images
+    row = {name: i for i, name in enumerate(classes)}
+    rows = np.array([row[name] for name in images.classes], dtype=np.int64)
+    return replace(images, classes=tuple(classes), labels=rows[images.labels])
+
+
+def replay(
+    images: ImageSet,
+    *,
+    per_class: int,
+    generator: torch.Generator,
+    classes: Sequence[str] | None = None,
+    split: str = "train",
+) -> NDArray[np.int64]:
+    """A few-shot replay: at most `per_class` images of each class, drawn without replacement."""
+    drawn = []
+    for name in classes if classes is not None else images.classes:
+        own = indices(images, split, classes=[name])
+        order = torch.randperm(len(own), generator=generator).numpy()
+        drawn.append(own[order[:per_class]])
+    return np.sort(np.concatenate(drawn)) if drawn else np.empty(0, dtype=np.int64)
+
+
+def image(images: ImageSet, index: int) -> Image.Image:
+    """The decoded image.
+
+    Raises:
+        DataError: Its file can't be decoded.
+    """
+    source = images.sources[index]
+    if isinstance(source, bytes):
+        source = decoded(source, f"image {index} of {images.name}")
+    elif isinstance(source, Path):
+        source = decoded(_content(source), f"image {source}")
+    return Image.fromarray(source)
+
+
+def png_bytes(picture: Image.Image) -> bytes:
+    """The image as a PNG file, as a client would send it."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def to_tensors(
+    images: ImageSet, chosen: Sequence[int] | NDArray[np.int64], preprocess: Preprocess
+) -> tuple[Tensor, Tensor]:
+    """Images (n, c, h, w) float32 and labels (n,) int64, through the transform that serving uses.
+
+    Raises:
+        DataError: An image can't be decoded.
+    """
+    apply = transform(preprocess)
+    x = torch.empty(len(chosen), *preprocess.input_size)
+    for row, i in enumerate(chosen):
+        x[row] = apply(image(images, int(i)))
+    y = torch.from_numpy(images.labels[np.asarray(chosen, dtype=np.int64)])
+    return x, y
+
+
+def _scan(root: Path) -> list[tuple[str, str, str]]:
+    rows = []
+    for folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+        if not files:
+            raise DataError(f"class {folder.name!r} in {root} has no images")
+        rows += [(f"{folder.name}/{p.name}", folder.name, "") for p in files]
+    return rows
+
+
+def _read_index(path: Path) -> list[tuple[str, str, str]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            missing = {"path", "class", "split"} - set(reader.fieldnames or ())
+            if missing:
+                raise DataError(f"{path}: columns missing: {', '.join(sorted(missing))}")
+            table = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} can't be read as a table in UTF-8: {error}") from error
+    rows = []
+    for number, row in enumerate(table, start=2):
+        if None in (row["path"], row["class"]):
+            raise DataError(f"{path}, line {number}: it has fewer columns than the first line")
+        if row["split"] not in SPLITS:
+            raise DataError(f"{path}, line {number}: split {row['split']!r} is none of {SPLITS}")
+        if Path(row["path"]).is_absolute() or ".." in Path(row["path"]).parts:
+            raise DataError(f"{path}, line {number}: {row['path']!r} leads out of the folder")
+        rows.append((row["path"], row["class"], row["split"]))
+    return rows
+
+
+def _open_files(
+    paths: Sequence[Path], labels: NDArray[np.int64], split: Sequence[str]
+) -> tuple[tuple[Pixels | Path, ...], str]:
+    """Decode every file once (so that a broken one is named now) and keep it if all fit."""
+    sources: list[Pixels | Path] = []
+    entries, held = [], 0
+    for path, label, part in zip(paths, labels, split, strict=True):
+        content = _content(path)
+        pixels = decoded(content, f"image {path}")
+        held += pixels.nbytes
+        sources.append(pixels if held <= KEEP_BYTES else path)
+        entries.append((hashlib.sha256(content).digest(), int(label), part))
+    if held > KEEP_BYTES:
+        sources = list(paths)
+    return tuple(sources), digest_of(entries)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"image {path} can't be read: {error.strerror}") from error

@@ -1,0 +1,197 @@
+"""The gates of a release: which figures of a report must be within which limits.
+
+A gate fails where the data show that its limit is exceeded: what is recognised of forgotten
+classes is judged by the lower end of its Wilson 95 % interval, so that one leaked image among few
+is not taken for a rate (with no leaked image the lower end is 0). The retained side is judged by
+the point estimate, with one image to spare where a single image weighs more than the limit; what
+an earlier task gained over the bare backbone may be given back.
+
+A gate fails closed: what was not measured is not passed. Only where the images can't tell (too few
+of them) a gate is not judged, and says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from forgetting.measure.accuracy import Share, drop
+from forgetting.report.figures import Report
+from forgetting.report.leaks import PROBE, PROTOTYPES, Leaks
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """Limits, all shares in 0..1 but for `least_images`.
+
+    Attributes:
+        acc_f: Most accuracy on this task's classes.
+        acc_o: Most accuracy on classes forgotten earlier.
+        worst_class: Most accuracy on any one class under erasure.
+        acc_r_drop: Most loss on retained classes by this task, against the release before it or
+            the bare backbone, whichever is lower.
+        acc_r_total_drop: Most loss on retained classes against the bare backbone.
+        near_drop: As `acc_r_drop`, on the retained classes most like this task's.
+        dump_share: Most of the forget images that one retained class may receive; it may always
+            receive `dump_rise` more than it did when the backbone's answers were merely masked.
+        dump_rise: See `dump_share`.
+        probe: Most that a 5-shot probe may win back, as a share of what it wins from the bare
+            backbone, both above chance.
+        prototypes: The same for 5-shot prototypes of images that the method never saw.
+        ece_rise: Most rise of the calibration error on retained classes over the bare backbone.
+        least_images: Fewest forget test images from which dump and leaks are judged.
+    """
+
+    acc_f: float = 0.01
+    acc_o: float = 0.01
+    worst_class: float = 0.05
+    acc_r_drop: float = 0.01
+    acc_r_total_drop: float = 0.03
+    near_drop: float = 0.03
+    dump_share: float = 0.20
+    dump_rise: float = 0.10
+    probe: float = 0.90
+    prototypes: float = 0.50
+    ece_rise: float = 0.02
+    least_images: int = 10
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """One verdict.
+
+    Attributes:
+        name: Of the gate.
+        passed: Whether a release may have it.
+        value: What is compared with `limit`; None where nothing was measured or judged.
+        limit: The most that `value` may be.
+        advice: What to try where it failed, why where it wasn't judged, else empty.
+    """
+
+    name: str
+    passed: bool
+    value: float | None
+    limit: float
+    advice: str
+
+    @property
+    def sentence(self) -> str:
+        """For the operator: which gate, by how much, and what to try."""
+        found = "was not measured" if self.value is None else f"is {self.value:.4f}"
+        return f"{self.name} {found}, limit {self.limit:.4f}: {self.advice}"
+
+
+def judge(report: Report, config: GateConfig) -> tuple[GateResult, ...]:
+    """All gates, in the order in which they are printed. A release needs every one passed."""
+    gates = [
+        _forgotten("acc_f", report.acc_f_after, config.acc_f),
+        _worst("worst_class", report, config.worst_class),
+    ]
+    if report.acc_o_after is not None:
+        gates.append(_earlier("acc_o", report.acc_o_after, config.acc_o))
+    bare, previous, after = report.acc_r_before, report.acc_r_previous, report.acc_r_after
+    near, least = _lower(report.near_before, report.near_previous), config.least_images
+    return (
+        *gates,
+        _retained("acc_r_drop", _lower(bare, previous), after, config.acc_r_drop),
+        _retained("acc_r_total_drop", bare, after, config.acc_r_total_drop),
+        _retained("near_drop", near, report.near_after, config.near_drop),
+        _dump(report, config),
+        _leak("probe", report.leaks, PROBE, share=config.probe, least=least),
+        _leak("prototypes", report.leaks, PROTOTYPES, share=config.prototypes, least=least),
+        _calibration(report, config.ece_rise),
+    )
+
+
+_ADVICE = {
+    "acc_f": "give more forget images, or raise the margin or the number of steps",
+    "worst_class": "one class resists: give more images of it, or forget it by itself",
+    "acc_o": "an earlier class came back: give more of its images to the replay",
+    "acc_r_drop": "the retained classes lost too much: give more replay images, or lower the rate",
+    "acc_r_total_drop": "the tasks so far cost too much together: give more replay images, or "
+    "lower the rate",
+    "near_drop": "the classes most like the forgotten ones lost too much: give more replay images "
+    "of them, or lower the margin or the rate",
+    "dump_share": "too many forget images go to one retained class; use more replay or another "
+    "seed",
+    "probe": "a new head reads the classes from the features: raise erase, disperse or relearn, "
+    "or give more forget images",
+    "prototypes": "a few images bring the classes back: raise erase, disperse or relearn, or give "
+    "more forget images",
+    "ece_rise": "the model's confidence on retained classes no longer fits: give more replay "
+    "images, or lower the rate",
+}
+_UNMEASURED = "nothing was measured; there must be test images of the classes"
+
+
+def _lower(first: Share, second: Share) -> Share:
+    return min(first, second, key=lambda share: share.value)
+
+
+def _forgotten(name: str, share: Share, limit: float) -> GateResult:
+    if not share.n:
+        return GateResult(name, False, None, limit, _UNMEASURED)
+    return _gate(name, share.interval[0], limit)
+
+
+def _worst(name: str, report: Report, limit: float) -> GateResult:
+    """Every class of this task must be measured; by its own interval, not by its point estimate."""
+    shares = report.by_subject.values()
+    if not shares or any(not share.n for share in shares):
+        missing = sum(not share.n for share in shares)
+        advice = f"{missing} classes under erasure have no test image; {_UNMEASURED}"
+        return GateResult(name, False, None, limit, advice)
+    return _gate(name, max(share.interval[0] for share in shares), limit)
+
+
+def _earlier(name: str, share: Share, limit: float) -> GateResult:
+    if not share.n:
+        advice = "not judged: no image of a class forgotten earlier is left"
+        return GateResult(name, True, None, limit, advice)
+    return _gate(name, share.interval[0], limit)
+
+
+def _retained(name: str, before: Share, after: Share, limit: float) -> GateResult:
+    if not after.n:
+        return GateResult(name, False, None, limit, _UNMEASURED)
+    return _gate(name, drop(before, after), max(limit, 1 / after.n))
+
+
+def _dump(report: Report, config: GateConfig) -> GateResult:
+    limit = max(config.dump_share, report.dump_before.value + config.dump_rise)
+    few = _too_few("dump_share", report.dump.n, limit=limit, least=config.least_images)
+    return few or _gate("dump_share", report.dump.interval[0], limit)
+
+
+def _leak(name: str, leaks: Leaks | None, figure: str, *, share: float, least: int) -> GateResult:
+    """`share` is of the bare backbone's figure, above chance; the limit is absolute."""
+    if leaks is None:
+        return GateResult(name, False, None, share, "the attacks were not run: measure them")
+    if leaks.unmeasurable is not None:
+        return GateResult(name, True, None, share, f"not judged: {leaks.unmeasurable}")
+    found = leaks.figures.get(figure)
+    if found is None:
+        return GateResult(name, False, None, share, "the attack was not run: measure it")
+    limit = found.allowed(share)
+    if not found.n:
+        return GateResult(name, True, None, limit, "not judged: no class has two test images")
+    return _too_few(name, found.n, limit=limit, least=least) or _gate(name, found.low, limit)
+
+
+def _calibration(report: Report, limit: float) -> GateResult:
+    n = report.acc_r_after.n
+    if not n:
+        return GateResult("ece_rise", False, None, limit, _UNMEASURED)
+    return _gate("ece_rise", report.ece_after - report.ece_before, max(limit, 1 / n))
+
+
+def _too_few(name: str, n: int, *, limit: float, least: int) -> GateResult | None:
+    if 0 < n < least:
+        advice = f"not judged: {n} test images are too few, {least} are needed"
+        return GateResult(name, True, None, limit, advice)
+    return None if n else GateResult(name, False, None, limit, _UNMEASURED)
+
+
+def _gate(name: str, value: float, limit: float) -> GateResult:
+    # The tolerance is for 1 - 0.99 > 0.01 in binary fractions. NaN is not passed.
+    passed = value <= limit + 1e-9
+    return GateResult(name, passed, value, limit, "" if passed else _ADVICE[name])

@@ -1,0 +1,98 @@
+"""One forget task without any training: an erasure of the feature, fitted in closed form.
+
+What `task.run_task` makes in a minute, this makes about as fast as its report can be measured
+(`project.project`; LEACE). It is a stop-gap: it leaves the FFNs as they are, so what a new head
+could learn from the features below the edit stays, and the gates judge it by the same limits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from forgetting.adapter.files import code_version
+from forgetting.adapter.low_rank import AdapterFacts, AnyAdapter, Projection
+from forgetting.data.sources import ImageSet
+from forgetting.erasure.leace import MARGIN, SHRINKAGE, project
+from forgetting.erasure.statistics import feature_statistics
+from forgetting.models.backbone import Backbone
+from forgetting.report.gates import GateConfig
+from forgetting.task.run import TaskResult, judged, prepared
+
+METHOD = "project"
+
+
+@dataclass(frozen=True)
+class ClosedFormConfig:
+    """See `project.project`. `replay_per_class`: most images of each class for the statistics."""
+
+    shrinkage: float = SHRINKAGE
+    margin: float = MARGIN
+    replay_per_class: int = 50
+
+
+def run_closed_form(
+    backbone: Backbone,
+    stack: Sequence[AnyAdapter],
+    *,
+    images: ImageSet,
+    forget: Sequence[str],
+    earlier: Sequence[str],
+    withheld: Sequence[str] = (),
+    subjects: Mapping[str, str],
+    stack_ids: Sequence[str],
+    config: ClosedFormConfig | None = None,
+    gates: GateConfig | None = None,
+    seed: int = 0,
+    clock: Callable[[], float] = time.monotonic,
+) -> TaskResult:
+    """Erase some classes from the feature, on top of a stack, and judge the result on held-out
+    images. Arguments and errors as those of `task.run_task`; `seed` draws the replay."""
+    config = config or ClosedFormConfig()
+    task = prepared(
+        backbone,
+        stack,
+        images=images,
+        forget=forget,
+        earlier=earlier,
+        withheld=withheld,
+        subjects=subjects,
+        stack_ids=stack_ids,
+        replay_per_class=config.replay_per_class,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    previous: Any = task.previous
+    data = task.data
+    started = clock()
+    targets = feature_statistics(previous, data.forget)
+    erasure = project(
+        feature_statistics(previous, data.retain),
+        targets,
+        head=previous.get_classifier(),
+        earlier=sorted(set(data.forgotten.tolist()) - set(targets.labels)),
+        shrinkage=config.shrinkage,
+        margin=config.margin,
+    )
+    seconds = clock() - started
+    adapter = Projection(
+        erasure,
+        AdapterFacts(
+            backbone=backbone.fingerprint,
+            stack=tuple(stack_ids),
+            subjects=tuple(subjects[name] for name in forget),
+            method=METHOD,
+            config=asdict(config),
+            seed=seed,
+            steps=0,
+            data_digest=task.images.manifest_digest,
+            code_version=code_version(),
+            groups_kept=0,
+            groups_total=0,
+        ),
+    )
+    used = {"forget_train": len(data.forget), "retain_train": len(data.retain)}
+    return judged(task, adapter, used=used, seconds=seconds, gates=gates)

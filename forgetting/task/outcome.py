@@ -1,0 +1,225 @@
+"""Measure what a task did to the test images, the only place where the product reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from forgetting.adapter.low_rank import AnyAdapter
+from forgetting.data.roles import TaskClasses
+from forgetting.data.sources import ImageSet, class_index, indices, to_tensors
+from forgetting.measure.accuracy import Share, by_class, most_hit, predict, right
+from forgetting.measure.calibration import ece
+from forgetting.methods.protocol import Samples
+from forgetting.models.backbone import Backbone
+from forgetting.report.figures import Report
+from forgetting.report.leaks import measure_leaks
+from forgetting.training.losses import own_distribution
+
+# Retained classes that count as near to one forgotten class.
+NEAREST = 3
+# The share of requests that the live monitor takes for sightings of a class is set likewise.
+_CONFIDENT = 0.5
+
+
+@dataclass(frozen=True)
+class Models:
+    """The bare backbone, the stack below this task's adapter, and the stack with it."""
+
+    backbone: Backbone
+    previous: nn.Module
+    after: nn.Module
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the task took.
+
+    Attributes:
+        images: Training and validation images by use.
+        adapter_bytes: Size of the adapter's files.
+        seconds: Of training.
+    """
+
+    images: Mapping[str, int]
+    adapter_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """Logits (n, classes) of the three models on the same images, and their labels (n,)."""
+
+    y: Tensor = field(repr=False)
+    bare: Tensor = field(repr=False)
+    previous: Tensor = field(repr=False)
+    after: Tensor = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def of(self, labels: Tensor) -> _Answers:
+        """The rows of these labels (k,) only."""
+        chosen = torch.isin(self.y, labels)
+        return _Answers(
+            self.y[chosen], self.bare[chosen], self.previous[chosen], self.after[chosen]
+        )
+
+    def shares(self) -> tuple[Share, Share, Share]:
+        """Accuracies of the three."""
+        return (
+            right(self.bare, self.y),
+            right(self.previous, self.y),
+            right(self.after, self.y),
+        )
+
+
+def measure_task(
+    models: Models,
+    adapter: AnyAdapter,
+    *,
+    images: ImageSet,
+    classes: TaskClasses,
+    subjects: Mapping[str, str],
+    cost: Cost,
+) -> Report:
+    """Fill in the report.
+
+    Args:
+        models: What is compared.
+        adapter: Of this task.
+        images: Labelled by the backbone's head.
+        classes: Who is who.
+        subjects: Subject id of every class of this task and of earlier ones.
+        cost: What the task took.
+
+    Raises:
+        DataError: An image can't be decoded, or embeddings are not finite.
+        BackboneError: The model's head is neither linear nor cosine.
+    """
+    spec = models.backbone.spec
+
+    def rows(names: Sequence[str]) -> Tensor:
+        return torch.tensor([class_index(images, name) for name in names], dtype=torch.int64)
+
+    def read(names: Sequence[str]) -> tuple[Samples, _Answers]:
+        chosen = indices(images, "test", classes=names)
+        samples = Samples(*to_tensors(images, chosen, spec.preprocess))
+        return samples, _answers(models, samples, classes=len(spec.classes))
+
+    _, retained = read(classes.retained)
+    forget_images, forget = read(classes.forget)
+    _, earlier = read(classes.earlier)
+    gone = rows(classes.under_erasure).sort().values
+    masked = own_distribution(forget.bare, forgotten=gone)
+    near = retained.of(nearest(masked, forget.y))
+    missing = retained.of(rows(classes.missing))
+    under_erasure = [forget, earlier]
+    acc_r, acc_f, acc_o = retained.shares(), forget.shares(), earlier.shares()
+    near_r, acc_m = near.shares(), missing.shares()
+    return Report(
+        method=adapter.facts.method,
+        backbone=models.backbone.fingerprint,
+        data_digest=adapter.facts.data_digest,
+        seed=adapter.facts.seed,
+        acc_r_before=acc_r[0],
+        acc_r_previous=acc_r[1],
+        acc_r_after=acc_r[2],
+        acc_m_before=acc_m[0] if classes.missing else None,
+        acc_m_after=acc_m[2] if classes.missing else None,
+        acc_f_before=acc_f[0],
+        acc_f_after=acc_f[2],
+        acc_o_before=acc_o[0] if classes.earlier else None,
+        acc_o_after=acc_o[2] if classes.earlier else None,
+        near_before=near_r[0],
+        near_previous=near_r[1],
+        near_after=near_r[2],
+        by_subject=_by_subject(forget, earlier, images=images, classes=classes, subjects=subjects),
+        dump=most_hit(forget.after, forgotten=gone),
+        dump_before=most_hit(masked, forgotten=gone),
+        ece_before=ece(retained.bare, retained.y),
+        ece_after=ece(retained.after, retained.y),
+        leak=_still_named(under_erasure),
+        emission=_emitted(retained, gone),
+        leaks=measure_leaks(
+            models.backbone, models.after, images=images, classes=classes, forget=forget_images
+        ),
+        groups_kept=adapter.facts.groups_kept,
+        groups_total=adapter.facts.groups_total,
+        adapter_bytes=cost.adapter_bytes,
+        seconds=cost.seconds,
+        steps=adapter.facts.steps,
+        images={
+            **cost.images,
+            "retain_test": len(retained),
+            "near_test": len(near),
+            "forget_test": len(forget),
+            "earlier_test": len(earlier),
+        },
+        unmeasured=len(spec.classes) - len(gone) - len(torch.unique(retained.y)),
+    )
+
+
+def nearest(masked: Tensor, y: Tensor) -> Tensor:
+    """Labels (m,) of the retained classes that a class's images would go to if it were masked.
+
+    Args:
+        masked: The bare backbone's probabilities of forget images (n, K), 0 for classes that are
+            under erasure.
+        y: Their labels (n,).
+
+    Returns:
+        For each label in `y` the `NEAREST` classes of highest mean probability, together.
+    """
+    found = [
+        mean.topk(min(NEAREST, int((mean > 0).sum()))).indices
+        for mean in (masked[y == label].mean(dim=0) for label in torch.unique(y))
+    ]
+    return torch.unique(torch.cat(found)) if found else torch.empty(0, dtype=torch.int64)
+
+
+def _answers(models: Models, samples: Samples, *, classes: int) -> _Answers:
+    if len(samples) == 0:
+        none = torch.empty(0, classes)
+        return _Answers(samples.y, none, none, none)
+    bare, previous, after = (
+        predict(model, samples.x)
+        for model in (models.backbone.model, models.previous, models.after)
+    )
+    return _Answers(samples.y, bare, previous, after)
+
+
+def _by_subject(
+    forget: _Answers,
+    earlier: _Answers,
+    *,
+    images: ImageSet,
+    classes: TaskClasses,
+    subjects: Mapping[str, str],
+) -> dict[str, Share]:
+    """Of each class of this task, measured or not, and of the earlier ones that were measured."""
+    found = {**by_class(forget.after, forget.y), **by_class(earlier.after, earlier.y)}
+    unmeasured = {subjects[name]: Share(0, 0) for name in classes.forget}
+    return unmeasured | {subjects[images.classes[label]]: s for label, s in found.items()}
+
+
+def _still_named(parts: Sequence[_Answers]) -> Share:
+    """Of the images that the backbone names rightly and confidently, those named the same."""
+    hits = n = 0
+    for part in parts:
+        confidence, answer = part.bare.softmax(dim=1).max(dim=1)
+        sighted = (answer == part.y) & (confidence >= _CONFIDENT)
+        hits += int((sighted & (part.after.argmax(dim=1) == part.y)).sum())
+        n += int(sighted.sum())
+    return Share(hits, n)
+
+
+def _emitted(retained: _Answers, gone: Tensor) -> Share:
+    """Retained images that are answered with a class under erasure."""
+    if len(retained) == 0:
+        return Share(0, 0)
+    named = torch.isin(retained.after.argmax(dim=1), gone)
+    return Share(int(named.sum()), len(retained))

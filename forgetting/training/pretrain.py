@@ -1,0 +1,231 @@
+"""Pre-train a small ViT on an image set, so that there is a backbone to forget with.
+
+AdamW, one cycle to the peak rate and down to zero, label smoothing, per-sample affine
+augmentation. A cosine head is trained with its margin and without smoothing, as in the GS-LoRA
+papers. The last weights are the result: nothing is selected on test data.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from forgetting.data.augment import Augmentation, augmented
+from forgetting.data.sources import ImageSet, image, indices, to_tensors
+from forgetting.errors import TrainingError
+from forgetting.measure.accuracy import Share, share_right
+from forgetting.models.backbone import (
+    Backbone,
+    BackboneSpec,
+    Preprocess,
+    build_model,
+    features_and_logits,
+    freeze,
+    preprocess_of,
+)
+from forgetting.models.face_transformer import CosineHead
+
+SMALL_VIT = "vit_tiny_patch16_224"
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Attributes with a unit or a catch: `steps` of the optimizer, `batch` images a step.
+
+    `dropout` says whether the model's own dropout is in force; without it a step on a CPU takes two
+    thirds of the time. `clip` is the most that the gradient's norm may be.
+    """
+
+    steps: int = 800
+    batch: int = 64
+    peak_rate: float = 1e-3
+    weight_decay: float = 0.05
+    smoothing: float = 0.05
+    dropout: bool = True
+    clip: float | None = None
+    augmentation: Augmentation = Augmentation()
+
+
+@dataclass(frozen=True)
+class PretrainProgress:
+    step: int
+    steps: int
+    loss: float
+    val_accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """The backbone, its accuracy on images it never saw, and what it took."""
+
+    backbone: Backbone
+    test: Share
+    val: Share
+    seconds: float
+    steps: int
+
+
+def small_vit(images: ImageSet) -> tuple[str, dict[str, Any], Preprocess]:
+    """A model that suits small images on a CPU: timm name, arguments and preprocessing.
+
+    16 tokens of 4x4 pixels for scans below 32 pixels, 36 tokens of 8x8 for anything larger; grey
+    if every sampled image is grey.
+    """
+    sample = [image(images, int(i)) for i in indices(images, "train")[:16]]
+    channels = 1 if all(s.mode == "L" for s in sample) else 3
+    tiny = max(max(s.size) for s in sample) < 32
+    side, patch = (16, 4) if tiny else (48, 8)
+    arguments = {
+        "img_size": side,
+        "patch_size": patch,
+        "embed_dim": 96,
+        "depth": 6,
+        "num_heads": 3,
+        "class_token": False,
+        "global_pool": "avg",
+    }
+    preprocess = Preprocess(
+        input_size=(channels, side, side),
+        mean=(0.5,) * channels,
+        std=(0.25,) * channels,
+        crop_mode="squash",
+    )
+    return SMALL_VIT, arguments, preprocess
+
+
+def pretrain(
+    images: ImageSet,
+    *,
+    model: str | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    preprocess: Preprocess | None = None,
+    config: PretrainConfig = PretrainConfig(),
+    progress: Callable[[PretrainProgress], None] | None = None,
+    seed: int = 0,
+) -> Pretrained:
+    """Train a ViT from scratch on the train split.
+
+    Args:
+        images: The image set; its classes become the head's rows.
+        model: A timm ViT name; None takes `small_vit(images)`.
+        model_args: Arguments of that model beside the number of classes and channels.
+        preprocess: Of that model; None takes timm's for a named model.
+        config: Hyper-parameters.
+        progress: Called about once a second; may raise to cancel.
+        seed: Of the weights, the order of the images and their augmentation.
+
+    Raises:
+        TrainingError: The loss became NaN or infinite.
+        BackboneError: timm can't build the model, or it isn't a ViT.
+        DataError: An image can't be decoded.
+    """
+    started = time.monotonic()
+    spec = _spec(images, model=model, model_args=model_args, preprocess=preprocess)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # timm draws the initial weights from the global generator
+        vit = build_model(spec)
+    generator = torch.Generator().manual_seed(seed)
+    train = to_tensors(images, indices(images, "train"), spec.preprocess)
+    val = to_tensors(images, indices(images, "val"), spec.preprocess)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # dropout draws from the global generator too
+        _fit(vit, train, val, config=config, progress=progress, generator=generator)
+    backbone = freeze(vit, spec)
+    x, y = to_tensors(images, indices(images, "test"), spec.preprocess)
+    return Pretrained(
+        backbone=backbone,
+        test=share_right(vit, x, y),
+        val=share_right(vit, *val),
+        seconds=time.monotonic() - started,
+        steps=config.steps,
+    )
+
+
+def _spec(
+    images: ImageSet,
+    *,
+    model: str | None,
+    model_args: Mapping[str, Any] | None,
+    preprocess: Preprocess | None,
+) -> BackboneSpec:
+    if model is None:
+        model, chosen, own = small_vit(images)
+        arguments = {**chosen, **(model_args or {})}
+        side = int(arguments["img_size"])
+        own = replace(own, input_size=(own.input_size[0], side, side))
+        return BackboneSpec(model, arguments, images.classes, preprocess or own)
+    arguments = dict(model_args or {})
+    if preprocess is None:
+        colour = Preprocess(input_size=(3, 0, 0), mean=(), std=())
+        preprocess = preprocess_of(
+            build_model(BackboneSpec(model, arguments, images.classes, colour))
+        )
+    return BackboneSpec(model, arguments, images.classes, preprocess)
+
+
+def _fit(
+    vit: nn.Module,
+    train: tuple[Tensor, Tensor],
+    val: tuple[Tensor, Tensor],
+    *,
+    config: PretrainConfig,
+    progress: Callable[[PretrainProgress], None] | None,
+    generator: torch.Generator,
+) -> None:
+    """Train `vit` in place."""
+    x, y = train
+    decayed = [p for p in vit.parameters() if p.ndim > 1]
+    plain = [p for p in vit.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": decayed, "weight_decay": config.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ],
+        fused=True,
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.peak_rate, total_steps=config.steps, pct_start=0.15
+    )
+    vit.train()
+    if not config.dropout:
+        for module in vit.modules():
+            if isinstance(module, nn.Dropout):
+                module.eval()
+    order = torch.empty(0, dtype=torch.int64)
+    told = time.monotonic()
+    for step in range(1, config.steps + 1):
+        if len(order) < min(config.batch, len(x)):
+            order = torch.cat([order, torch.randperm(len(x), generator=generator)])
+        rows, order = order[: config.batch], order[config.batch :]
+        inputs = augmented(x[rows], config.augmentation, generator=generator)
+        loss = _loss(vit, inputs, y[rows], smoothing=config.smoothing)
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"pre-training broke down at step {step}: the loss is {loss.item()}; lower the "
+                f"peak rate (now {config.peak_rate})"
+            )
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if config.clip is not None:
+            nn.utils.clip_grad_norm_(vit.parameters(), config.clip)
+        optimizer.step()
+        schedule.step()
+        if progress is not None and (time.monotonic() - told > 1 or step == config.steps):
+            told = time.monotonic()
+            progress(PretrainProgress(step, config.steps, loss.item(), None))
+    vit.eval()
+
+
+def _loss(vit: nn.Module, x: Tensor, y: Tensor, *, smoothing: float) -> Tensor:
+    model: Any = vit
+    head = model.get_classifier()
+    if isinstance(head, CosineHead):
+        embedding, _ = features_and_logits(vit, x)
+        return F.cross_entropy(head.margin_logits(embedding, y), y)
+    return F.cross_entropy(vit(x), y, label_smoothing=smoothing)

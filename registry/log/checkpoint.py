@@ -1,0 +1,100 @@
+"""Checkpoints: the fold of a long log, kept by a reader so that it needn't verify it all again.
+
+A checkpoint is a cache outside the registry, good for one trust file and one version of this
+code. Its reader still holds the record that it ends with against the log, so that a log that was
+cut back or replaced is noticed as before; damage to an earlier record is not, until `verify`
+looks. Who can write here can lie to the reader, as with the trust file: the files are 0600, and
+not used when others can write them.
+
+    <directory>/<trust, 16 hex>-<first record, 16 hex>.json     header line, then the state
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+
+from registry.errors import NotFoundError
+from registry.fold.state import State
+from registry.fold.state_json import state_from_json, state_to_json
+from registry.log.ledger import Ledger, log_key, utc_now
+from registry.records.record import digest_of
+from registry.schema import encode_json
+from registry.signing.keys import Trust
+from registry.store.directory import Store
+from registry.store.durable_file import replace_file
+
+WORTH_SAVING = 100
+"""Records read since the last checkpoint from which another is made."""
+_CODE = (
+    "bodies", "declarations", "envelope", "file_refs", "fold", "fold_compaction",
+    "fold_declarations", "fold_jobs", "fold_trials", "keys", "persistent_map", "record", "schema",
+    "state", "state_json", "trials",
+)  # fmt: skip
+
+
+def open_ledger(
+    store: Store,
+    trust: Trust,
+    *,
+    directory: Path,
+    clock: Callable[[], datetime] = utc_now,
+) -> Ledger:
+    """A refreshed ledger that starts from the checkpoint in `directory`, if there is a good one,
+    and leaves a newer one there when it had to read much.
+
+    Raises: as `Ledger.refresh`; check "replay" too when the log is older than the checkpoint.
+    """
+    known = load(directory, store, trust)
+    ledger = Ledger(store, trust, clock=clock, known=known)
+    state = ledger.refresh()
+    if state.seq - (known.seq if known is not None else 0) >= WORTH_SAVING:
+        with suppress(OSError):  # a reader without a checkpoint is slower, not worse
+            save(directory, store, state, trust)
+    return ledger
+
+
+def save(directory: Path, store: Store, state: State, trust: Trust) -> None:
+    """Keep a state that was verified with `trust`. Raises: OSError, NotFoundError (empty log)."""
+    body = encode_json(state_to_json(state))
+    header = encode_json({"code": _code(), "sha256": hashlib.sha256(body).hexdigest()})
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    replace_file(directory / _name(store, trust), header + b"\n" + body, mode=0o600)
+
+
+def load(directory: Path, store: Store, trust: Trust) -> State | None:
+    """The state kept for this log and trust, or None when there is none that can be used.
+
+    Raises: StoreError.
+    """
+    try:
+        with open(directory / _name(store, trust), "rb") as file:
+            if os.fstat(file.fileno()).st_mode & 0o022:
+                return None
+            header, _, body = file.read().partition(b"\n")
+        facts = json.loads(header)
+        if facts != {"code": _code(), "sha256": hashlib.sha256(body).hexdigest()}:
+            return None
+        return state_from_json(json.loads(body))
+    except (OSError, NotFoundError, ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
+def _name(store: Store, trust: Trust) -> str:
+    first = digest_of(store.read(log_key(1))).removeprefix("sha256:")
+    return f"{trust.fingerprint[:16]}-{first[:16]}.json"
+
+
+@cache
+def _code() -> str:
+    """A digest of the code that decides what a log adds up to: another version starts anew."""
+    digest = hashlib.sha256()
+    for name in _CODE:
+        path = sys.modules[f"registry.{name}"].__file__
+        digest.update(Path(str(path)).read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,129 @@
+"""The recorded acts that declare something about subjects, serving or the registry itself; as those
+in `publish`, and with the same errors."""
+
+from collections.abc import Callable, Sequence
+
+from registry.errors import FormatError
+from registry.fold.declarations import check_tombstone
+from registry.fold.state import State
+from registry.log.ledger import Ledger
+from registry.records.bodies import Note
+from registry.records.declarations import (
+    Deletable,
+    HoldAct,
+    LegalHold,
+    Restored,
+    Sealed,
+    ServingState,
+    Suspended,
+    Tombstone,
+)
+from registry.records.record import Draft, Record
+from registry.signing.keys import Signer
+
+
+def restore(
+    ledger: Ledger,
+    signer: Signer,
+    *,
+    subjects: Sequence[str],
+    actor: str,
+    reason: str,
+    request_id: str,
+) -> State:
+    """End the erasure of subjects, and say why (FormatError without a reason). Needs the role
+    operator.
+
+    Nothing that is served changes by this. To serve them again, roll back to
+    `State.release_without` them; to take off no more than the mask, publish a guard release for
+    their job. Until one of these is active, `State.subjects_to_unmask` has them.
+    """
+    if not reason.strip():
+        raise FormatError(
+            "field reason: to end an erasure needs one; it stands in the ledger",
+            check="schema",
+            where="new record",
+        )
+    body = Restored(tuple(subjects))
+    return ledger.append(lambda _: Draft(body, actor, reason, request_id), signer)
+
+
+def record_deletion(
+    ledger: Ledger,
+    signer: Signer,
+    *,
+    subjects: Sequence[str],
+    objects: Sequence[Deletable],
+    delete: Callable[[], None],
+    actor: str,
+    reason: str,
+    request_id: str,
+) -> State:
+    """Have `delete` delete the subjects' objects, then write their tombstone. Needs the role
+    eraser.
+
+    The rules (no legal hold, not in use) are checked before anything is deleted. `delete` must
+    do nothing about what is gone already: after a crash the whole call is made again.
+    """
+    body = Tombstone(tuple(subjects), tuple(objects))
+    check_tombstone(ledger.refresh(), body)
+    delete()
+    return ledger.append(lambda _: Draft(body, actor, reason, request_id), signer)
+
+
+def hold(
+    ledger: Ledger,
+    signer: Signer,
+    *,
+    subjects: Sequence[str],
+    act: HoldAct,
+    actor: str,
+    reason: str,
+    request_id: str,
+) -> State:
+    """Place or lift a legal hold: no tombstone while it is on. Needs the role operator."""
+    body = LegalHold(tuple(subjects), act)
+    return ledger.append(lambda _: Draft(body, actor, reason, request_id), signer)
+
+
+def suspend(
+    ledger: Ledger,
+    signer: Signer,
+    *,
+    state: ServingState,
+    actor: str,
+    reason: str,
+    request_id: str,
+) -> State:
+    """Say that nothing may be served, or again may be. Needs the role operator."""
+    return ledger.append(lambda _: Draft(Suspended(state), actor, reason, request_id), signer)
+
+
+def seal(
+    ledger: Ledger,
+    signer: Signer,
+    *,
+    release: int,
+    backbone: str,
+    actor: str,
+    reason: str,
+    request_id: str,
+) -> State:
+    """Record that the active release was folded into a new backbone, by fingerprint. Needs the
+    role operator. No release follows; the new backbone has a registry of its own."""
+    body = Sealed(release, backbone)
+    return ledger.append(lambda _: Draft(body, actor, reason, request_id), signer)
+
+
+def note(
+    ledger: Ledger,
+    signer: Signer,
+    *,
+    text: str,
+    actor: str,
+    reason: str,
+    request_id: str,
+) -> Record:
+    """Write a remark into the log. Needs the role operator."""
+    state = ledger.append(lambda _: Draft(Note(text), actor, reason, request_id), signer)
+    return next(ledger.records(state.seq)).record

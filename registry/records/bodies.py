@@ -1,0 +1,381 @@
+"""What a record can say: one frozen dataclass per record type, with its strict JSON form.
+
+Each type reads only its own fields and refuses any other. Those by which people declare something
+are in `declarations`. Nothing here names a class: subjects
+are opaque ids, and texts are for reasons, not for data.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, cast, get_args
+
+from registry.records.declarations import LegalHold, Restored, Retried, Sealed, Suspended, Tombstone
+from registry.records.files import FileRef, adapter_id, files_from_fields, files_to_json
+from registry.records.trials import Canary, percentage
+from registry.schema import DIGEST, NAME, SUBJECT, Fields, Json
+from registry.signing.keys import Role
+
+ReleaseKind = Literal["guard", "adapter"]
+PublishedKind = Literal["guard", "adapter", "compaction"]
+MemberOutcome = Literal["confirmed", "lease_expired"]
+
+
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """An erasure is asked for: from here on the subjects are under erasure.
+
+    `canary`: the percentage of the requests that its adapter is to be tried on first. `batch`: it
+    may be trained together with others that say so.
+    """
+
+    job: str
+    subjects: tuple[str, ...]
+    backbone: str
+    canary: int | None = None
+    batch: bool = False
+
+    def to_json(self) -> dict[str, Json]:
+        body: dict[str, Json] = {
+            "job": self.job,
+            "subjects": list(self.subjects),
+            "backbone": self.backbone,
+        }
+        if self.canary is not None:
+            body["canary"] = self.canary
+        return {**body, "batch": True} if self.batch else body
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> "Requested":
+        return cls(
+            job=fields.text("job", NAME),
+            subjects=fields.texts("subjects", SUBJECT, at_least=1),
+            backbone=fields.text("backbone", DIGEST),
+            canary=percentage(fields, "canary") if fields.holds("canary") else None,
+            batch=fields.mark("batch"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A job's adapter exists, trained on top of the adapters in `stack` (lowest first).
+
+    A `provisional` one (a closed form) is served until the job has another, which takes its place.
+    `others`: jobs that it is for as well, trained as one task with this one.
+    """
+
+    job: str
+    adapter: str
+    files: Mapping[str, FileRef]
+    subjects: tuple[str, ...]
+    stack: tuple[str, ...]
+    report: str
+    provisional: bool = False
+    others: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Json]:
+        body: dict[str, Json] = {
+            "job": self.job,
+            "adapter": self.adapter,
+            "files": files_to_json(self.files),
+            "subjects": list(self.subjects),
+            "stack": list(self.stack),
+            "report": self.report,
+            **_others(self.others),
+        }
+        return {**body, "provisional": True} if self.provisional else body
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> "Trained":
+        body = cls(
+            job=fields.text("job", NAME),
+            adapter=fields.text("adapter", DIGEST),
+            files=files_from_fields(fields, "files"),
+            subjects=fields.texts("subjects", SUBJECT, at_least=1),
+            stack=fields.texts("stack", DIGEST),
+            report=fields.text("report", DIGEST),
+            provisional=fields.mark("provisional"),
+            others=_others_of(fields),
+        )
+        _check_adapter_id(fields, body.adapter, body.files)
+        return body
+
+
+@dataclass(frozen=True, slots=True)
+class Compacted:
+    """One adapter was made that does what the stack `folds` (lowest first) does, for `subjects`."""
+
+    adapter: str
+    files: Mapping[str, FileRef]
+    folds: tuple[str, ...]
+    subjects: tuple[str, ...]
+    report: str
+
+    def to_json(self) -> dict[str, Json]:
+        return {
+            "adapter": self.adapter,
+            "files": files_to_json(self.files),
+            "folds": list(self.folds),
+            "subjects": list(self.subjects),
+            "report": self.report,
+        }
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> "Compacted":
+        body = cls(
+            adapter=fields.text("adapter", DIGEST),
+            files=files_from_fields(fields, "files"),
+            folds=fields.texts("folds", DIGEST, at_least=2),
+            subjects=fields.texts("subjects", SUBJECT, at_least=1),
+            report=fields.text("report", DIGEST),
+        )
+        _check_adapter_id(fields, body.adapter, body.files)
+        return body
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A job's adapter was not accepted, at `stage` (a gate, the training, a self-check).
+
+    `others`: jobs that it was for as well. It is their being one task that is refused then: each
+    of them, and `job`, goes on alone.
+    """
+
+    job: str
+    stage: str
+    detail: str
+    report: str | None
+    others: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Json]:
+        return {
+            "job": self.job,
+            "stage": self.stage,
+            "detail": self.detail,
+            "report": self.report,
+            **_others(self.others),
+        }
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> "Refused":
+        return cls(
+            job=fields.text("job", NAME),
+            stage=fields.text("stage", NAME),
+            detail=fields.free_text("detail", at_most=2000),
+            report=None if fields.is_null("report") else fields.text("report", DIGEST),
+            others=_others_of(fields),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A release is defined, for replicas to prepare; it is not served yet.
+
+    It is for a `job`, unless it is a compaction, which changes nothing for anybody.
+    """
+
+    release: int
+    kind: PublishedKind
+    backbone: str
+    adapters: tuple[str, ...]
+    guard: tuple[str, ...]
+    parent: int
+    job: str | None
+
+    def to_json(self) -> dict[str, Json]:
+        return {
+            "release": self.release,
+            "kind": self.kind,
+            "backbone": self.backbone,
+            "adapters": list(self.adapters),
+            "guard": list(self.guard),
+            "parent": self.parent,
+            "job": self.job,
+        }
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> "Published":
+        kind = cast(PublishedKind, fields.choice("kind", get_args(PublishedKind)))
+        jobless = fields.is_null("job")
+        if jobless != (kind == "compaction"):
+            expected = "null" if kind == "compaction" else "the id of a job"
+            fields.refuse("job", f"expected {expected} for a release of kind {kind}")
+        return cls(
+            release=fields.integer("release", at_least=1),
+            kind=kind,
+            backbone=fields.text("backbone", DIGEST),
+            adapters=fields.texts("adapters", DIGEST),
+            guard=fields.texts("guard", SUBJECT, in_order=True),
+            parent=fields.integer("parent", at_least=0),
+            job=None if jobless else fields.text("job", NAME),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RolledBack:
+    """A release is defined with the adapters of the earlier release `to` (0: none)."""
+
+    release: int
+    to: int
+    backbone: str
+    adapters: tuple[str, ...]
+    guard: tuple[str, ...]
+    parent: int
+
+    def to_json(self) -> dict[str, Json]:
+        return {
+            "release": self.release,
+            "to": self.to,
+            "backbone": self.backbone,
+            "adapters": list(self.adapters),
+            "guard": list(self.guard),
+            "parent": self.parent,
+        }
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> "RolledBack":
+        return cls(
+            release=fields.integer("release", at_least=1),
+            to=fields.integer("to", at_least=0),
+            backbone=fields.text("backbone", DIGEST),
+            adapters=fields.texts("adapters", DIGEST),
+            guard=fields.texts("guard", SUBJECT, in_order=True),
+            parent=fields.integer("parent", at_least=0),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Activated:
+    """The release that replicas serve from here on."""
+
+    release: int
+
+    def to_json(self) -> dict[str, Json]:
+        return {"release": self.release}
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> "Activated":
+        return cls(release=fields.integer("release", at_least=1))
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """Every member serves the release or can serve nothing; `ms` from command to here."""
+
+    release: int
+    members: Mapping[str, MemberOutcome]
+    ms: float
+
+    def to_json(self) -> dict[str, Json]:
+        return {"release": self.release, "members": dict(self.members), "ms": self.ms}
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> "Confirmed":
+        release = fields.integer("release", at_least=1)
+        members = fields.mapping("members")
+        for name, outcome in members.items():
+            if not NAME.fullmatch(name):
+                fields.refuse("members", f"expected ids like {NAME.pattern}, found {name!r}")
+            if outcome not in get_args(MemberOutcome):
+                fields.refuse(
+                    f"members.{name}",
+                    f"expected one of {', '.join(get_args(MemberOutcome))}, found {outcome!r}",
+                )
+        return cls(release=release, members=members, ms=fields.number("ms", at_least=0.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A remark for those who read the log; it changes nothing."""
+
+    text: str
+
+    def to_json(self) -> dict[str, Json]:
+        return {"text": self.text}
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> "Note":
+        return cls(text=fields.free_text("text", at_least=1, at_most=2000))
+
+
+Body: TypeAlias = (
+    Requested
+    | Trained
+    | Compacted
+    | Refused
+    | Published
+    | RolledBack
+    | Activated
+    | Confirmed
+    | Canary
+    | Retried
+    | Restored
+    | Tombstone
+    | LegalHold
+    | Suspended
+    | Sealed
+    | Note
+)
+
+BODIES: Mapping[str, type[Body]] = {
+    "requested": Requested,
+    "trained": Trained,
+    "compacted": Compacted,
+    "refused": Refused,
+    "published": Published,
+    "rolled_back": RolledBack,
+    "activated": Activated,
+    "confirmed": Confirmed,
+    "canary": Canary,
+    "retried": Retried,
+    "restored": Restored,
+    "tombstone": Tombstone,
+    "legal_hold": LegalHold,
+    "suspended": Suspended,
+    "sealed": Sealed,
+    "note": Note,
+}
+
+TYPE_OF: Mapping[type[Body], str] = {body: name for name, body in BODIES.items()}
+
+SIGNED_BY: Mapping[str, Role] = {
+    "requested": "operator",
+    "trained": "publisher",
+    "compacted": "publisher",
+    "refused": "publisher",
+    "published": "publisher",
+    "rolled_back": "operator",
+    "activated": "operator",
+    "confirmed": "operator",
+    "canary": "operator",
+    "retried": "operator",
+    "restored": "operator",
+    "tombstone": "eraser",
+    "legal_hold": "operator",
+    "suspended": "operator",
+    "sealed": "operator",
+    "note": "operator",
+}
+
+
+def blobs_of(body: Body) -> dict[str, int | None]:
+    """The digests of the blobs that a record names, with their sizes where it says them."""
+    match body:
+        case Trained() | Compacted():
+            return {body.report: None} | {file.digest: file.size for file in body.files.values()}
+        case Refused() if body.report is not None:
+            return {body.report: None}
+    return {}
+
+
+def _check_adapter_id(fields: Fields, adapter: str, files: Mapping[str, FileRef]) -> None:
+    expected = adapter_id(files)
+    if adapter != expected:
+        fields.refuse("adapter", f"its files make it {expected}, found {adapter}")
+
+
+def _others(jobs: tuple[str, ...]) -> dict[str, Json]:
+    return {"others": list(jobs)} if jobs else {}
+
+
+def _others_of(fields: Fields) -> tuple[str, ...]:
+    return fields.texts("others", NAME, at_least=1) if fields.holds("others") else ()

@@ -1,0 +1,364 @@
+"""Where objects are kept: create-if-absent, read, list, delete, and nothing else.
+
+Create-if-absent is the one conditional operation that a POSIX directory, S3, GCS and Azure all
+have, so the ledger is built on it alone. There is no overwrite on purpose.
+"""
+
+import os
+import secrets
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from registry.errors import AlreadyExistsError, NotFoundError, StoreError
+from registry.store.contract import check_key, check_prefix, is_key
+
+# A segment never starts with a dot: that excludes "..", and leaves ".tmp-*" to the store itself.
+TEMPORARY_PREFIX = ".tmp-"
+
+T = TypeVar("T")
+
+_pool: ThreadPoolExecutor
+
+
+class Store(Protocol):
+    """Objects by key. Keys are "/"-separated segments of letters, digits, ".", "_" and "-"."""
+
+    def create(self, key: str, data: bytes) -> None:
+        """Store `data` durably under a new key; when this returns it outlives a power cut.
+
+        Raises: AlreadyExistsError (and then the object already there is durable), StoreError.
+        """
+        ...
+
+    def create_all(
+        self, objects: Mapping[str, bytes], *, then: tuple[str, bytes] | None = None
+    ) -> tuple[str, ...]:
+        """`create` for several, in little more time than the largest takes by itself, and `then`
+        one more, which is never there, not after a power cut either, without all the others.
+
+        Returns the keys that existed already. If there are any among `objects`, `then` is not
+        created. After an error any of the new ones may be there.
+
+        Raises: StoreError.
+        """
+        ...
+
+    def read(self, key: str, *, at_most: int | None = None) -> bytes:
+        """The object's bytes, or only its first `at_most`. Raises: NotFoundError, StoreError."""
+        ...
+
+    def list(self, prefix: str) -> list[str]:
+        """Every key that starts with `prefix`, sorted. Raises: StoreError."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove an object: for the subject map, never for the log. (Blobs: `delete_older`.)
+
+        Raises: NotFoundError, StoreError.
+        """
+        ...
+
+    def touch(self, key: str) -> None:
+        """Make an object as young, and as durable, as if it were created now.
+
+        Raises: NotFoundError, StoreError.
+        """
+        ...
+
+    def older(self, prefix: str, *, before: datetime) -> tuple[str, ...]:
+        """The keys of `list` whose objects were neither created nor touched since `before`."""
+        ...
+
+    def delete_older(self, key: str, *, before: datetime) -> bool:
+        """Remove an object unless it was created or touched since `before`, and say whether.
+
+        Whoever touches an object and then finds it still there can rely on it.
+
+        Raises: StoreError.
+        """
+        ...
+
+    def leftovers(self, *, before: datetime, delete: bool) -> tuple[str, ...]:
+        """What killed writers left before `before`, by name, and removed with `delete`."""
+        ...
+
+
+class DirectoryStore:
+    """A `Store` in a local directory (or NFSv4/EFS: it needs hard links).
+
+    An object is written to a temporary file, synced, and linked to its name, so that a name
+    always stands for complete bytes; then the directory is synced, so that the name lasts.
+    """
+
+    def __init__(
+        self, root: Path | str, *, file_mode: int = 0o644, directory_mode: int = 0o755
+    ) -> None:
+        self.root = Path(root)
+        self._prefix = f"{self.root}{os.sep}"
+        self._file_mode = file_mode
+        self._directory_mode = directory_mode
+        self._durable_directories: set[Path] = set()
+        self._lock = threading.Lock()
+
+    def create(self, key: str, data: bytes) -> None:
+        if self.create_all({key: data}):
+            raise AlreadyExistsError(f"{key}: exists already in {self.root}")
+
+    def create_all(
+        self, objects: Mapping[str, bytes], *, then: tuple[str, bytes] | None = None
+    ) -> tuple[str, ...]:
+        # In rounds, each ended by syncs side by side: a file system commits what is synced
+        # together in one go, and the number of these commits is what a publish waits for. The
+        # files are one round, the names of `objects` the next, that of `then` the last.
+        files = {**objects, **dict([then] if then is not None else [])}
+        paths = {key: Path(self._path(key)) for key in files}
+        with _os_errors(", ".join(files), verb="stored"):
+            made = self._make({path.parent for path in paths.values()})
+            temporaries = {key: path.parent / _temporary_name() for key, path in paths.items()}
+            try:
+                _each(lambda key: self._write(temporaries[key], files[key]), files)
+                taken = self._name({key: temporaries[key] for key in objects}, paths, made=made)
+                if then is not None and not taken:
+                    taken = self._name({then[0]: temporaries[then[0]]}, paths, made=made)
+            finally:
+                for temporary in temporaries.values():
+                    with suppress(FileNotFoundError):
+                        os.unlink(temporary)
+        return taken
+
+    def read(self, key: str, *, at_most: int | None = None) -> bytes:
+        path = self._path(key)
+        with _os_errors(key, verb="read"):
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                raise NotFoundError(f"{key}: not found in {self.root}") from None
+            try:
+                return _content(descriptor, at_most)
+            finally:
+                os.close(descriptor)
+
+    def list(self, prefix: str) -> list[str]:
+        check_prefix(prefix)
+        start = os.path.join(self.root, prefix.rpartition("/")[0])
+        with _os_errors(prefix, verb="listed"):
+            keys = [path.removeprefix(self._prefix) for path in _files_below(start)]
+        return sorted(key for key in keys if key.startswith(prefix) and is_key(key))
+
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        with _os_errors(key, verb="deleted"):
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                raise NotFoundError(f"{key}: not found in {self.root}") from None
+            _sync_directory(Path(path).parent)
+
+    def touch(self, key: str) -> None:
+        path = Path(self._path(key))
+        with _os_errors(key, verb="touched"):
+            try:
+                os.utime(path)
+            except FileNotFoundError:
+                raise NotFoundError(f"{key}: not found in {self.root}") from None
+            self._sync({path.parent}, made=self._make({path.parent}))
+
+    def older(self, prefix: str, *, before: datetime) -> tuple[str, ...]:
+        return tuple(key for key in self.list(prefix) if _is_older(self._path(key), before=before))
+
+    def delete_older(self, key: str, *, before: datetime) -> bool:
+        path = self._path(key)
+        # Out of sight first, and only then its age: whoever touched it in time and looked again
+        # either finds it, or was seen to have touched it, and then it is put back.
+        aside = os.path.join(os.path.dirname(path), _temporary_name())
+        with _os_errors(key, verb="deleted"):
+            if not _is_older(path, before=before):
+                return False
+            try:
+                os.rename(path, aside)
+            except FileNotFoundError:
+                return False
+            old = _is_older(aside, before=before)
+            if not old:
+                with suppress(FileExistsError):
+                    os.link(aside, path)
+            os.unlink(aside)
+            _sync_directory(Path(path).parent)
+        return old
+
+    def leftovers(self, *, before: datetime, delete: bool) -> tuple[str, ...]:
+        found = []
+        with _os_errors("leftovers", verb="listed"):
+            for path in _files_below(str(self.root)):
+                name = os.path.basename(path)
+                if name.startswith(TEMPORARY_PREFIX) and _is_older(path, before=before):
+                    found.append(path.removeprefix(self._prefix))
+                    if delete:
+                        with suppress(FileNotFoundError):
+                            os.unlink(path)
+        return tuple(sorted(found))
+
+    def _path(self, key: str) -> str:
+        check_key(key)
+        return f"{self._prefix}{key}"
+
+    def _write(self, path: Path, data: bytes) -> None:
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+        descriptor = os.open(path, flags, self._file_mode)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _name(
+        self, temporaries: Mapping[str, Path], paths: Mapping[str, Path], *, made: set[Path]
+    ) -> tuple[str, ...]:
+        """Give written files their names, durably, and return those keys that were taken."""
+        taken = []
+        for key, temporary in temporaries.items():
+            try:
+                os.link(temporary, paths[key])
+            except FileExistsError:
+                taken.append(key)
+            os.unlink(temporary)
+        # Where a name was taken too: the caller will rely on the other writer's object, which may
+        # not have got as far as its own sync.
+        self._sync({paths[key].parent for key in temporaries}, made=made)
+        return tuple(taken)
+
+    def _make(self, directories: Iterable[Path]) -> set[Path]:
+        """Make directories and those above them, and return whose names may not last yet.
+
+        That is all that this process hasn't synced itself: another that made them may have been
+        killed before it did.
+        """
+        made: set[Path] = set()
+        with self._lock:
+            durable = set(self._durable_directories)
+        for directory in directories:
+            if directory in durable:
+                continue
+            chain = [directory]
+            while chain[-1] != self.root and chain[-1].parent not in durable:
+                chain.append(chain[-1].parent)
+            while not chain[-1].parent.is_dir():
+                chain.append(chain[-1].parent)
+            for path in reversed(chain):
+                path.mkdir(mode=self._directory_mode, exist_ok=True)
+            made.update(chain)
+        return made
+
+    def _sync(self, directories: Iterable[Path], *, made: set[Path]) -> None:
+        """Have the names in `directories`, and those of the `made` ones, outlive a power cut."""
+        with self._lock:
+            new = made - self._durable_directories
+        _each(_sync_directory, {*directories, *(path.parent for path in new)})
+        with self._lock:
+            self._durable_directories.update(new)
+
+
+def open_store(where: Path | str, *, read_only: bool = False, file_mode: int = 0o644) -> Store:
+    """The store at a path, or in a bucket at s3://, gs:// or az:// (the extra `s3`).
+
+    `read_only` lets a bucket be read with credentials that may not write; `file_mode` is for a
+    directory alone.
+
+    Raises: StoreError (the bucket can't be used, or obstore is not installed).
+    """
+    scheme, separator, _ = str(where).partition("://")
+    if not separator:
+        return DirectoryStore(where, file_mode=file_mode)
+    try:
+        from registry.store.bucket import SCHEMES, ObjectStore
+    except ImportError as error:
+        raise StoreError(
+            f"{where}: buckets need obstore: pip install 'lethe[s3]' ({error})"
+        ) from None
+    if scheme not in SCHEMES:
+        raise StoreError(f"{where}: expected a path or one of {', '.join(SCHEMES)}://")
+    return ObjectStore(str(where), read_only=read_only)
+
+
+def _new_pool() -> None:
+    """Threads for syncs, kept: starting them took longer than the syncs of a fast disk."""
+    global _pool
+    _pool = ThreadPoolExecutor(max_workers=8, thread_name_prefix="store")
+
+
+_new_pool()
+os.register_at_fork(after_in_child=_new_pool)  # threads don't live on in a fork
+
+
+def _each(act: Callable[[T], None], items: Collection[T]) -> None:
+    """`act` on each item, side by side: the time goes by in fsync. Ends when all have."""
+    if not items:
+        return
+    first, *others = items
+    pending = [_pool.submit(act, item) for item in others]
+    try:
+        act(first)
+    finally:
+        wait(pending)
+    for done in pending:
+        done.result()
+
+
+def _temporary_name() -> str:
+    return f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
+
+
+def _is_older(path: str, *, before: datetime) -> bool:
+    """Whether there is a file, last written or touched before `before`."""
+    try:
+        return os.stat(path).st_mtime < before.timestamp()
+    except FileNotFoundError:
+        return False
+
+
+def _files_below(directory: str) -> Iterator[str]:
+    def refuse(error: OSError) -> None:
+        # os.walk skips what it can't list unless told otherwise, and an unreadable log would look
+        # like an empty one.
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    for folder, _, names in os.walk(directory, onerror=refuse):
+        start = os.path.join(folder, "")  # once: a log has thousands of names
+        for name in names:
+            yield f"{start}{name}"
+
+
+def _content(descriptor: int, at_most: int | None) -> bytes:
+    chunks = []
+    # The size keeps the buffer small: a reader of the log allows each record a megabyte.
+    size = os.fstat(descriptor).st_size
+    left = size if at_most is None else min(at_most, size)
+    while left > 0 and (chunk := os.read(descriptor, min(left, 1 << 20))):
+        chunks.append(chunk)
+        left -= len(chunk)
+    return b"".join(chunks)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _os_errors(key: str, *, verb: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StoreError(f"{key}: can't be {verb}: {reason} ({error.filename})") from error

@@ -1,0 +1,50 @@
+"""Every erasure that the ledger knows of, and how far it is, from the ledger's fold alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from registry.audit.erasure import Standing
+from registry.fold.state import Job, State
+from registry.schema import encode_time
+from serving.coordination.jobs import ClassOf, named
+
+
+def standing(state: State, subject: str) -> Standing:
+    """What every replica does with `subject` now; the same word as on its audit card."""
+    if subject not in state.erasing:
+        return "restored"
+    if state.seal is not None:
+        return "sealed"
+    # Until the active release is confirmed, a replica may serve either.
+    served = {state.confirmed, state.active}
+    if all(subject in state.subjects_erased_by_weights(number) for number in served):
+        return "forgotten"
+    if all(subject in state.releases[number].guard for number in served):
+        return "masked"
+    return "requested"
+
+
+def erasures_view(state: State, *, class_of: ClassOf) -> list[dict[str, Any]]:
+    """One row for each subject that was ever named, by the job that named it last, oldest first.
+
+    `concealed`: masked, or erased by the weights, in the active release.
+    """
+    latest: dict[str, Job] = {}
+    for job in state.jobs.values():
+        for subject in job.subjects:
+            latest.pop(subject, None)
+            latest[subject] = job
+    return [
+        {
+            "subject": subject,
+            "class": named(subject, class_of),
+            "standing": standing(state, subject),
+            "concealed": subject in state.active_release.guard
+            or subject in state.subjects_erased_by_weights(state.active),
+            "held": subject in state.held,
+            "job": job.id,
+            "requested_at": encode_time(job.at),
+        }
+        for subject, job in latest.items()
+    ]

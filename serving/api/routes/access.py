@@ -1,0 +1,57 @@
+"""Who is calling, and the desk behind operators' routes."""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, Header, Request
+
+from serving.api.routes.problems import ProblemError
+from serving.config.settings import Settings
+from serving.coordination.jobs import Rejection
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What operators' routes are answered with. No replica is among it: a frozen one holds up no
+    command."""
+
+    settings: Settings
+    classes: tuple[str, ...]
+    token: str
+    """The operator's."""
+    control: Any
+    """Actor handle, as is `monitor`."""
+    monitor: Any
+
+
+def desk_of(request: Request) -> Desk:
+    """The desk that this process's application was built with."""
+    desk: Desk = request.app.state.desk
+    return desk
+
+
+AtDesk = Annotated[Desk, Depends(desk_of)]
+Authorization = Annotated[str | None, Header(description="Bearer TOKEN")]
+
+
+def shows(authorization: str | None, token: str) -> bool:
+    """Whether the header carries `token`, compared in constant time."""
+    scheme, _, given = (authorization or "").partition(" ")
+    return scheme.lower() == "bearer" and hmac.compare_digest(
+        given.strip().encode(), token.encode()
+    )
+
+
+def operator_only(desk: AtDesk, authorization: Authorization = None) -> None:
+    """Raises a 401 problem unless the operator's token is shown."""
+    if not shows(authorization, desk.token):
+        raise ProblemError(
+            Rejection(
+                401,
+                "This needs the operator's bearer token.",
+                "It stands in LETHE_HOME/tokens/operator on the machine that serves.",
+            )
+        )

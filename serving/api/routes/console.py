@@ -1,0 +1,170 @@
+"""The console's page and files, and what the page asks for that no other route tells.
+
+The files are public, they hold nothing; every number and name needs the operator's token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Header, Request
+from fastapi.responses import Response
+
+from registry.audit.erasure import audit, audit_to_json
+from registry.errors import NotFoundError
+from registry.log.ledger import Ledger
+from registry.schema import encode_time
+from registry.subjects.subject_map import SubjectMap
+from serving.api.console.erasures import erasures_view
+from serving.api.console.files import HEADERS, PAGE, File, read_files
+from serving.api.console.readings import drift_view, leak_view, replicas_view, watching_view
+from serving.api.routes.access import AtDesk, Desk, operator_only
+from serving.api.routes.problems import ProblemError
+from serving.cli.top import look
+from serving.config.home import home_of, open_current_ledger, open_subjects
+from serving.coordination.jobs import Rejection, named
+from serving.monitoring.tally import Counts, Tally, entry, stack_name
+
+router = APIRouter(tags=["console"])
+pages = APIRouter(include_in_schema=False)
+asked = APIRouter(prefix="/v1", dependencies=[Depends(operator_only)])
+
+MONITOR_S = 3.0
+COMMANDS = ("forget", "rollback", "restore", "suspend", "resume")
+"""Commands that have a button, where this server has their route."""
+
+
+# -- the page
+
+
+def _files(request: Request) -> dict[str, File]:
+    """Read at the first request."""
+    held: dict[str, File] | None = getattr(request.app.state, "console", None)
+    if held is None:
+        held = request.app.state.console = read_files()
+    return held
+
+
+Files = Annotated[dict[str, File], Depends(_files)]
+KnownTag = Annotated[str | None, Header(alias="If-None-Match")]
+
+
+@pages.get("/console")
+def page(files: Files, known: KnownTag = None) -> Response:
+    """The console."""
+    return _answer(files[PAGE], known)
+
+
+@pages.get("/console/{name}")
+def file(name: str, files: Files, known: KnownTag = None) -> Response:
+    """One of its scripts, its style or its icon."""
+    if name not in files:
+        raise ProblemError(Rejection(404, "The console has no such file.", "Open /console."))
+    return _answer(files[name], known)
+
+
+def _answer(file: File, known: str | None) -> Response:
+    headers = {**HEADERS, "ETag": file.tag}
+    if known == file.tag:
+        return Response(status_code=304, headers=headers)
+    return Response(file.content, media_type=file.type, headers=headers)
+
+
+# -- what it asks
+
+
+@asked.get("/live")
+async def live(request: Request, desk: AtDesk) -> dict[str, Any]:
+    """Live evidence, and every replica's counters as they stand now."""
+    try:
+        page: bytes = await asyncio.wait_for(desk.monitor.page.remote({}), MONITOR_S)
+    except TimeoutError:
+        raise ProblemError(
+            Rejection(503, "The monitor gives no answer, so there are no live numbers.")
+        ) from None
+    now = await asyncio.to_thread(look, page.decode(), at=time.monotonic())
+    counts, probed = await asyncio.to_thread(_counts, desk, request.app)
+    heard = now.gauge("lethe_replicas")
+    watching = watching_view(now)
+    shadowed = watching is None or watching["posture"] == "shadow"
+    return {
+        "at": encode_time(datetime.now(UTC)),
+        "share": desk.settings.monitor.share if shadowed else 0.0,
+        "heard": 0 if heard is None else int(heard),
+        "expected": desk.settings.replicas,
+        "watching": watching,
+        "leak": leak_view(now, counts),
+        "canary": leak_view(now, probed, source="canary"),
+        "drift": drift_view(now, counts),
+        "replicas": replicas_view(now),
+        "commands": await asyncio.to_thread(_commands, request.app),
+    }
+
+
+@asked.get("/erasures")
+async def erasures(request: Request, desk: AtDesk) -> dict[str, Any]:
+    """Every class that was ever to be forgotten, how far that is, and what is left."""
+    return await asyncio.to_thread(_erasures, desk, request.app)
+
+
+@asked.get("/audit/{subject}")
+async def audit_card(subject: str, request: Request, desk: AtDesk) -> dict[str, Any]:
+    """The whole life of one erasure, from the ledger: times, actors, digests, figures."""
+    return await asyncio.to_thread(_audit, subject, desk, request.app)
+
+
+def _counts(desk: Desk, app: FastAPI) -> tuple[Counts, Counts]:
+    """What shadow and probes found of the active stack, as the monitor keeps it beside the
+    registry."""
+    ledger, _ = _registry(desk, app)
+    state = ledger.refresh()
+    stack = stack_name(state.releases[state.active].adapters)
+    tally = Tally.load(home_of(desk.settings).evidence)
+    return tally.total(stack), tally.total(entry(stack, "canary"))
+
+
+def _commands(app: FastAPI) -> list[str]:
+    """Of `COMMANDS`, those that this server takes. Its first call is slow."""
+    paths = app.openapi()["paths"]
+    return [command for command in COMMANDS if "post" in paths.get(f"/v1/{command}", {})]
+
+
+def _registry(desk: Desk, app: FastAPI) -> tuple[Ledger, SubjectMap]:
+    """A reader of the ledger for the console alone, so that no look of it holds up a swap."""
+    held: tuple[Ledger, SubjectMap] | None = getattr(app.state, "registry", None)
+    if held is None:
+        home = home_of(desk.settings)
+        ledger = open_current_ledger(home, read_only=True)
+        held = app.state.registry = ledger, open_subjects(home, read_only=True)
+    return held
+
+
+def _erasures(desk: Desk, app: FastAPI) -> dict[str, Any]:
+    ledger, subjects = _registry(desk, app)
+    state = ledger.refresh()
+    rows = erasures_view(state, class_of=subjects.class_of)
+    gone = {row["class"] for row in rows if row["standing"] != "restored"}
+    return {
+        "registry_seq": state.seq,
+        "sealed": state.seal is not None,
+        "erasures": rows,
+        "retained": [name for name in desk.classes if name not in gone],
+    }
+
+
+def _audit(subject: str, desk: Desk, app: FastAPI) -> dict[str, Any]:
+    ledger, subjects = _registry(desk, app)
+    try:
+        found = audit(ledger, subject)
+    except NotFoundError:
+        raise ProblemError(
+            Rejection(404, f"No record names the subject {subject[:64]}.", "/v1/erasures has all.")
+        ) from None
+    return {"class": named(subject, subjects.class_of), **audit_to_json(found)}
+
+
+router.include_router(pages)
+router.include_router(asked)

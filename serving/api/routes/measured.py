@@ -1,0 +1,54 @@
+"""Counts and times every request, whatever becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.monitoring.metrics import Metrics, outcome_of
+
+GONE = 499
+"""Stands for a status where the client went before there was one."""
+
+
+class Measured:
+    """Middleware. `metrics`: a replica's, asked for at each request."""
+
+    def __init__(self, app: ASGIApp, metrics: Callable[[], Metrics]) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        metrics = self._metrics()
+        status = 500
+        started = time.perf_counter()
+
+        async def note_status(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        metrics.add("lethe_requests_in_flight", 1)
+        try:
+            await self._app(scope, receive, note_status)
+        except asyncio.CancelledError:  # so Serve ends what a client no longer waits for
+            status = GONE
+            raise
+        finally:
+            metrics.add("lethe_requests_in_flight", -1)
+            route = _route_of(scope)
+            metrics.count("lethe_requests_total", route, outcome_of(status))
+            metrics.observe("lethe_request_duration_seconds", time.perf_counter() - started, route)
+
+
+def _route_of(scope: Scope) -> str:
+    """The route's template, never the path as given: a label must not grow with the input."""
+    path: str = getattr(scope.get("route"), "path", "unknown")
+    return path

@@ -1,0 +1,38 @@
+"""The operator listener's own liveness, and the metrics page, for which no replica is asked."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from ray.exceptions import RayError
+
+from serving.api.routes.access import AtDesk
+
+router = APIRouter(tags=["probes"])
+
+FIGURES_S = 2.0
+
+
+@router.get("/healthz")
+async def healthz() -> dict[str, Any]:
+    """The listener answers."""
+    return {"status": "ok"}
+
+
+@router.get("/metrics")
+async def metrics(desk: AtDesk) -> Response:
+    """Every replica's numbers in Prometheus' text format, as they were a second ago at most."""
+    return await metrics_page(desk.control, desk.monitor)
+
+
+async def metrics_page(control: Any, monitor: Any) -> Response:
+    """What the monitor holds, with control's figures; a missing control leaves its rows out."""
+    try:
+        figures = await asyncio.wait_for(control.figures.remote(), FIGURES_S)
+    except (RayError, TimeoutError):
+        figures = {}
+    return Response(await monitor.page.remote(figures), media_type=CONTENT_TYPE_LATEST)

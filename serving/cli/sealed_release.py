@@ -1,0 +1,90 @@
+"""`lethe seal`: the active release of a registry, made into a backbone on disk and recorded.
+
+The folder is whole and read back before the record is written: a registry is never sealed into a
+backbone that isn't there.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from forgetting.adapter.low_rank import from_files
+from forgetting.models.backbone import load_backbone, save_backbone
+from registry.errors import ConflictError
+from registry.log.adapters import adapter_files
+from registry.publish import declarations as publish_declarations
+from registry.store.directory import open_store
+from registry.subjects.subject_map import SubjectMap
+from serving.cli.sealing import SealError, sealed_backbone
+from serving.config.backbones import open_backbone
+from serving.config.home import home_of, open_current_ledger, signer
+from serving.config.settings import Settings
+from serving.coordination.restoration import to_bring_back
+
+
+@dataclass(frozen=True)
+class SealedRelease:
+    """`backbone` is the new one's fingerprint, `classes` how many it knows."""
+
+    release: int
+    backbone: str
+    classes: int
+    left_out: int
+    seq: int
+
+
+def seal_registry(settings: Settings, to: Path, *, actor: str, reason: str) -> SealedRelease:
+    """Write the new backbone to `to` and record that the registry was sealed into it.
+
+    Raises: `SealError`, `forgetting.errors.ForgettingError`, `RegistryError`, `HomeError`; then
+    nothing was recorded and nothing is left in `to`.
+    """
+    torch.set_num_threads(settings.threads)
+    home = home_of(settings)
+    ledger = open_current_ledger(home, read_only=False)
+    operator = signer(home, "operator")
+    state = ledger.state
+    if to.exists():
+        raise SealError(f"{to} exists already: name a folder that doesn't")
+    if to_bring_back(state):
+        raise ConflictError("a restored class is not served again yet: wait for that, then seal")
+    backbone = open_backbone(settings)
+    if state.backbone not in (None, backbone.fingerprint):
+        raise SealError(
+            f"the registry belongs to the backbone {state.backbone}, the settings name "
+            f"{backbone.fingerprint}"
+        )
+    subjects = SubjectMap(open_store(home.registry, read_only=True))
+    forgotten = {subjects.class_of(subject) for subject in state.erasing}
+    release = state.active_release
+    stack = [from_files(adapter_files(ledger, id), backbone) for id in release.adapters]
+    sealed = sealed_backbone(backbone, stack, without=forgotten)
+    try:
+        save_backbone(to, sealed)
+        if load_backbone(to).fingerprint != sealed.fingerprint:
+            raise SealError(f"{to} was not written as it should be")
+        after = publish_declarations.seal(
+            ledger,
+            operator,
+            release=release.number,
+            backbone=sealed.fingerprint,
+            actor=actor,
+            reason=reason,
+            request_id=str(uuid.uuid4()),
+        )
+    except BaseException:
+        if ledger.refresh().seal is None:
+            shutil.rmtree(to, ignore_errors=True)
+        raise
+    return SealedRelease(
+        release=release.number,
+        backbone=sealed.fingerprint,
+        classes=len(sealed.spec.classes),
+        left_out=len(forgotten),
+        seq=after.seq,
+    )

@@ -1,0 +1,87 @@
+"""Sealing: the active stack becomes a backbone of its own, which never knew who is under erasure.
+
+    W' = W_0 + sum B A in the blocks;  head' = the head after the features' edit (folded: head' e =
+    head (M e + m)), without the rows of the classes under erasure
+
+Leaving the rows out is the guard for good: the softmax of what stays is that of the masked logits,
+so responses are the same. The edit of the features goes into the head, which alone reads them
+here; what it hides from the head is still in the features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from forgetting.adapter.low_rank import AnyAdapter
+from forgetting.adapter.stack import EffectiveState, effective_state, install, shared_copy
+from forgetting.erasure.edit import folded
+from forgetting.models.backbone import Backbone, build_model, freeze
+
+TOLERANCE = 1e-4
+"""Most that a logit may differ, relative to the largest: both are float32, rounded once."""
+
+
+class SealError(Exception):
+    """The stack can't be made into a backbone; the message says why."""
+
+
+def sealed_backbone(
+    backbone: Backbone, adapters: Sequence[AnyAdapter], *, without: Collection[str]
+) -> Backbone:
+    """The backbone that answers as `backbone` does under `adapters` with `without` masked.
+
+    Raises: `SealError`, `forgetting.errors.TargetError` (the head isn't plainly linear, and the
+    stack edits features), `BackboneError`.
+    """
+    state = effective_state(backbone.model, adapters)
+    kept = [i for i, name in enumerate(backbone.spec.classes) if name not in set(without)]
+    if len(kept) < 2:
+        raise SealError(f"{len(kept)} classes would be left; a backbone needs two")
+    spec = replace(backbone.spec, classes=tuple(backbone.spec.classes[i] for i in kept))
+    model = build_model(spec)
+    model.load_state_dict(_tensors(backbone, state, kept))
+    sealed = freeze(model, spec)
+    _check_same(backbone, state, sealed, kept)
+    return sealed
+
+
+def _tensors(backbone: Backbone, state: EffectiveState, kept: list[int]) -> dict[str, Tensor]:
+    tensors = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
+    for path, weight in state.weights.items():
+        tensors[f"{path}.weight"] = weight.clone()
+    head, path = _head(backbone.model)
+    if state.edit is not None:
+        weight, bias = folded(head, state.edit)
+        if head.bias is None:
+            raise SealError("the head has no bias to take up the shift of the features' edit")
+        tensors |= {f"{path}.weight": weight, f"{path}.bias": bias}
+    rows = torch.tensor(kept)
+    for name, tensor in tensors.items():
+        # (K, ..) -> (kept, ..)
+        if name.startswith(f"{path}.") and tensor.shape[:1] == (len(backbone.spec.classes),):
+            tensors[name] = tensor[rows].clone()
+    return tensors
+
+
+def _head(model: nn.Module) -> tuple[nn.Linear, str]:
+    head: nn.Linear = model.get_classifier()  # type: ignore[operator]
+    return head, next(name for name, module in model.named_modules() if module is head)
+
+
+def _check_same(
+    backbone: Backbone, state: EffectiveState, sealed: Backbone, kept: list[int]
+) -> None:
+    adapted = shared_copy(backbone.model)
+    install(adapted, state)
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(4, *backbone.spec.preprocess.input_size, generator=generator)
+    with torch.inference_mode():
+        expected = adapted(probe)[:, kept]  # (4, K) -> (4, kept)
+        found = sealed.model(probe)
+    worst = float((expected - found).abs().max() / expected.abs().max().clamp(min=1.0))
+    if not worst <= TOLERANCE:
+        raise SealError(f"the sealed backbone's logits differ by {worst:.2g}, more than rounding")

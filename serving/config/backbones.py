@@ -1,0 +1,67 @@
+"""The backbone that the settings name; the embedded default is trained at the first start.
+
+What is trained here is kept under LETHE_HOME/backbones, in a folder named by its recipe, so that
+a changed recipe trains anew and an unchanged one starts in seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from forgetting.data.sources import open_image_set
+from forgetting.models.backbone import Backbone, load_backbone, load_timm, save_backbone
+from forgetting.training.pretrain import PretrainConfig, PretrainProgress, pretrain, small_vit
+from serving.config.home import home_of
+from serving.config.settings import DIGITS, Settings
+
+Report = Callable[[PretrainProgress], None]
+
+
+def open_backbone(settings: Settings) -> Backbone:
+    """Load what the settings name. Raises `BackboneError`; trains nothing."""
+    chosen = settings.backbone
+    if chosen.model is not None and chosen.labels is not None:
+        return load_timm(
+            chosen.model,
+            weights=chosen.weights,
+            labels=chosen.labels,
+            model_args=chosen.model_args,
+        )
+    return load_backbone(chosen.directory or embedded_folder(settings))
+
+
+def embedded_folder(settings: Settings) -> Path:
+    """Where the digits backbone of the current recipe is kept."""
+    images = open_image_set(DIGITS)
+    recipe = json.dumps(
+        [images.manifest_digest, asdict(PretrainConfig()), small_vit(images)[:2]], sort_keys=True
+    )
+    digest = hashlib.sha256(recipe.encode()).hexdigest()[:12]
+    return home_of(settings).backbones / f"{DIGITS}-{digest}"
+
+
+def prepare_backbone(settings: Settings, progress: Report) -> None:
+    """Train the embedded default unless it is here already, or another backbone is named."""
+    if not settings.backbone.embedded:
+        return
+    folder = embedded_folder(settings)
+    if folder.exists():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    trained = pretrain(open_image_set(DIGITS), progress=progress)
+    # Renamed into place, so that a start that is cut off leaves nothing half-made behind.
+    aside = Path(tempfile.mkdtemp(prefix=".training-", dir=folder.parent))
+    try:
+        save_backbone(aside, trained.backbone)
+        os.rename(aside, folder)
+    except FileExistsError:
+        pass  # another first start was faster
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,232 @@
+"""LETHE_HOME: where one installation keeps its keys, tokens, backbones and registry.
+
+keys/         signing keys, one a role, and trust.json        (0600)
+tokens/       bearer tokens: operator, auditor                (0600)
+backbones/    what was trained here, by recipe
+engines/      ONNX graphs (without weights), and which engine was how fast
+registry/     the ledger and its blobs (or elsewhere, also in a bucket: `registry` in the settings)
+registry-evidence.json  what live traffic has shown, per stack of adapters
+highwater.json  the newest record ever seen, signed: an older copy of the registry is refused
+checkpoints/  what long logs added up to when they were last read
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import secrets
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from registry.errors import IntegrityError, StoreError
+from registry.log import checkpoint
+from registry.log.highwater import HIGHWATER_FILE, check_mark, raise_mark, read_mark
+from registry.log.ledger import Ledger
+from registry.signing.keys import TRUST_FILE, Role, Signer, Trust, init_keys
+from registry.store.directory import Store, open_store
+from registry.subjects.subject_map import SubjectMap
+from serving.config.settings import Settings
+
+Caller = Literal["operator", "auditor"]
+CALLERS: tuple[Caller, ...] = ("operator", "auditor")
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+STORE_RETRY_S = 1.0
+
+
+class HomeError(Exception):
+    """The home folder can't be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Home:
+    path: Path
+    registry: Path | str
+    """A folder, or the URL of a bucket's."""
+
+    @property
+    def keys(self) -> Path:
+        return self.path / "keys"
+
+    @property
+    def tokens(self) -> Path:
+        return self.path / "tokens"
+
+    @property
+    def backbones(self) -> Path:
+        return self.path / "backbones"
+
+    @property
+    def engines(self) -> Path:
+        """Graphs without weights, and how fast which engine was."""
+        return self.path / "engines"
+
+    @property
+    def evidence(self) -> Path:
+        return self._beside("evidence.json")
+
+    @property
+    def highwater(self) -> Path:
+        if self.registry == self.path / "registry":
+            return self.path / HIGHWATER_FILE
+        return self._beside(HIGHWATER_FILE)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def trust(self) -> Trust:
+        """Raises as `Trust.load`."""
+        return Trust.load(self.keys / TRUST_FILE)
+
+    def _beside(self, name: str) -> Path:
+        """A file beside the registry that it is about: several may share one home."""
+        if isinstance(self.registry, Path):
+            return self.registry.with_name(f"{self.registry.name}-{name}")
+        digest = hashlib.sha256(self.registry.encode()).hexdigest()[:12]
+        return self.path / f"bucket-{digest}-{name}"
+
+
+def home_of(settings: Settings) -> Home:
+    return Home(settings.home_path, settings.registry_location)
+
+
+def prepare_home(home: Home) -> None:
+    """Make what a first start lacks: folders, signing keys, tokens. Raises `HomeError`."""
+    try:
+        home.path.mkdir(parents=True, exist_ok=True)
+        if isinstance(home.registry, Path):
+            home.registry.mkdir(parents=True, exist_ok=True)
+        home.tokens.mkdir(mode=0o700, exist_ok=True)
+        init_keys(home.keys)
+        for caller in CALLERS:
+            _make_token(home.tokens / caller)
+    except OSError as error:
+        raise HomeError(f"can't use {home.path} as LETHE_HOME: {error}") from None
+
+
+def _make_token(path: Path) -> None:
+    if path.exists():
+        return
+    # Written aside and linked: a crash leaves no empty token behind, and of two first starts
+    # at once both end up with the same one.
+    aside = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(secrets.token_urlsafe(32) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        pass
+    finally:
+        os.unlink(aside)
+
+
+def token(home: Home, caller: Caller) -> str:
+    """The bearer token of `caller`. Raises `HomeError` when absent or readable by others."""
+    path = home.tokens / caller
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & 0o077:
+            raise HomeError(f"{path} is readable by others (mode {mode:04o}): chmod 600 {path}")
+        found = path.read_text().strip()
+        if not found:
+            raise HomeError(f"{path} is empty: delete it, the next `lethe serve` makes a new one")
+        return found
+    except FileNotFoundError:
+        raise HomeError(f"no token at {path}: start `lethe serve` once, it makes one") from None
+    except PermissionError:
+        raise HomeError(f"{path} belongs to somebody else: the {caller} token is needed") from None
+
+
+def open_ledger(home: Home, *, read_only: bool = False) -> Ledger:
+    """The registry's ledger, not read yet. `read_only`: a bucket needs no more than that then."""
+    return Ledger(open_store(home.registry, read_only=read_only), home.trust)
+
+
+def open_current_ledger(home: Home, *, read_only: bool = False) -> Ledger:
+    """The ledger, read, and held against the newest record that was ever seen of it.
+
+    Raises as `Ledger.refresh`, and IntegrityError with the check "replay" when this is an older
+    copy of the registry, whose records are all good in themselves.
+    """
+    trust = home.trust
+    # Before the log: read after it, the mark could be of a record that was added in between.
+    mark = read_mark(home.highwater, trust)
+    store = open_store(home.registry, read_only=read_only)
+    ledger = checkpoint.open_ledger(store, trust, directory=home.checkpoints)
+    check_mark(ledger, mark, path=home.highwater)
+    return ledger
+
+
+def wait_for_ledger(home: Home, *, read_only: bool = False) -> Ledger:
+    """`open_current_ledger`, waited for while the storage fails.
+
+    For the constructors of actors: Ray restarts a process that dies, but gives an actor up for
+    good whose constructor raises. A ledger that fails its checks does raise: it must not be served.
+    """
+    return _waited_for(lambda: open_current_ledger(home, read_only=read_only))
+
+
+def wait_for_private_store(home: Home, *, read_only: bool = False) -> Store:
+    """`open_private_store`, as `wait_for_ledger`: a bucket is asked when it is opened."""
+    return _waited_for(lambda: open_private_store(home, read_only=read_only))
+
+
+def _waited_for(opened: Callable[[], T]) -> T:
+    while True:
+        try:
+            return opened()
+        except StoreError as error:
+            log.error("the registry can't be opened, trying again: %s", error)
+            time.sleep(STORE_RETRY_S)
+
+
+def check_registry(home: Home) -> Ledger:
+    """`open_current_ledger` for a start, with what to do about an older copy.
+
+    Raises as that, but `HomeError` for an older copy.
+    """
+    try:
+        return open_current_ledger(home)
+    except IntegrityError as error:
+        if error.check != "replay":
+            raise
+        raise HomeError(
+            f"the registry {home.registry} is not served: {error}. Put the newest copy back. If "
+            "there is none and what is missing may be lost, let that be known to whoever asked "
+            f"for erasures since, and delete {home.highwater} and {home.checkpoints}"
+        ) from None
+
+
+def note_seen(home: Home, ledger: Ledger, operator: Signer) -> None:
+    """Sign that the newest record of `ledger` was seen. Raises as `registry.log.highwater.raise_mark`.
+
+    What was acknowledged after this can't be taken back by an older copy without being noticed.
+    """
+    state = ledger.state
+    raise_mark(home.highwater, seq=state.seq, head=state.head, signer=operator, trust=home.trust)
+
+
+def open_private_store(home: Home, *, read_only: bool = False) -> Store:
+    """The registry's store, for what is about persons: nobody else may read what it writes."""
+    return open_store(home.registry, read_only=read_only, file_mode=0o600)
+
+
+def open_subjects(home: Home, *, read_only: bool = False) -> SubjectMap:
+    return SubjectMap(open_private_store(home, read_only=read_only))
+
+
+def signer(home: Home, role: Role) -> Signer:
+    return Signer.load(home.keys / f"{role}.pem")

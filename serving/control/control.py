@@ -1,0 +1,394 @@
+"""Control: accepts operators' commands and answers their questions.
+
+    forget:    requested (durable) -> guard release acknowledged -> answered; the worker goes on
+    rollback:  prepared, activated (durable), acknowledged -> answered
+    restore:   restored (durable) -> a release without the class acknowledged -> answered
+    cancel:    refused (durable) -> answered; a training that runs is given up
+    retry:     retried (durable) -> answered; the worker goes on
+    suspend:   suspended (durable) -> every replica silent -> answered
+
+It holds nothing that the ledger doesn't, so it may be killed at any moment.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ParamSpec, TypeVar
+
+from registry.errors import ConflictError, FormatError
+from registry.publish import declarations as publish_declarations
+from registry.publish import jobs as publish
+from registry.subjects.personal import keep_image
+from registry.subjects.subject_map import SubjectMap
+from serving.config.home import home_of, signer, wait_for_ledger, wait_for_private_store
+from serving.config.settings import Settings
+from serving.control.forget_worker import ForgetWorker
+from serving.control.preconditions import (
+    why_no_rollback,
+    why_not_again,
+    why_not_cancelled,
+    why_not_forgotten,
+    why_not_restored,
+    why_not_retried,
+    why_not_with,
+)
+from serving.control.status import Account, ack_view
+from serving.coordination.activation import Activation, rollback_of
+from serving.coordination.jobs import (
+    CANCELLED,
+    Rejection,
+    is_cancelled,
+    named,
+    names_of,
+    pending_jobs,
+    trial_of,
+)
+from serving.coordination.messages import Author, Refusal
+from serving.monitoring.metrics import Metrics
+from serving.monitoring.ray_export import RayMirror
+from serving.monitoring.trial_verdict import TrialTerms
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+ACTOR = "lethe-control"
+
+
+class Control:
+    """Runs as a threaded Ray actor; the public methods are called remotely."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        coordinator: Any,
+        trainer: Any,
+        monitor: Any,
+        backbone: str,
+        classes: tuple[str, ...],
+    ) -> None:
+        """`coordinator`, `trainer` and `monitor` are actor handles, `backbone` is a fingerprint."""
+        self._settings = settings
+        self._backbone = backbone
+        self._classes = classes
+        home = home_of(settings)
+        self._ledger = wait_for_ledger(home)
+        self._private = wait_for_private_store(home)
+        self._subjects = SubjectMap(self._private)
+        self._operator = signer(home, "operator")
+        self._publisher = signer(home, "publisher")
+        self._accepting = threading.Lock()
+        self._activation = Activation(coordinator, self._ledger)
+        exported = settings.monitor.ray_metrics
+        self._worker = ForgetWorker(
+            self._ledger,
+            self._publisher,
+            private=self._private,
+            activation=self._activation,
+            trainer=trainer,
+            monitor=monitor,
+            attempts=settings.forget.attempts,
+            terms=TrialTerms(
+                settings.canary.samples, settings.canary.seconds, settings.canary.evidence
+            ),
+            closed_form=settings.forget.closed_form,
+            company_s=settings.forget.batch_wait_s,
+            accepting=self._accepting,
+            metrics=Metrics("trainer", RayMirror("trainer") if exported else None),
+        )
+        self._account = Account(
+            self._ledger,
+            self._worker,
+            self._activation,
+            class_of=self._subjects.class_of,
+            backbone=backbone,
+            classes=len(classes),
+        )
+
+    # -- commands
+
+    def forget(
+        self,
+        classes: Sequence[str],
+        actor: str,
+        reason: str,
+        request_id: str,
+        images: Mapping[str, Sequence[bytes]] = MappingProxyType({}),
+        canary: int | None = None,
+        batch: bool = False,
+    ) -> dict[str, Any] | Rejection:
+        """Accept a forget command: durable, and masked on every replica, when this returns.
+
+        `images`, checked ones, by class: to learn from beside those of the data set. `canary`: the
+        percentage of requests that the adapter is tried on before everybody gets it. `batch`: it
+        may be trained as one task with others that say so.
+        """
+        with self._accepting:
+            state = self._ledger.refresh()
+            known = state.requests.get(request_id)
+            if known is None:
+                rejection = why_not_forgotten(
+                    classes, state, known=self._classes, class_of=self._subjects.class_of
+                ) or why_not_with(images, classes)
+            else:
+                rejection = why_not_again(
+                    classes, state.jobs[known], class_of=self._subjects.class_of
+                )
+            if rejection is not None:
+                return rejection
+            subjects = {name: self._subjects.assign(name) for name in classes}
+            if known is None:
+                self._keep(images, subjects)
+            job = _recorded(
+                publish.request_forget,
+                self._ledger,
+                self._operator,
+                subjects=list(subjects.values()),
+                backbone=self._backbone,
+                actor=actor,
+                reason=reason,
+                request_id=request_id,
+                canary=canary,
+                batch=batch,
+            )
+        if isinstance(job, Rejection):
+            return job
+        self._worker.wake()
+        outcome = self._activation.guard(job)
+        if isinstance(outcome, Refusal):
+            return Rejection(
+                503,
+                f"{job.id} is accepted and durable, but not masked everywhere yet: "
+                f"{outcome.detail}.",
+                "It is tried again until it is; `lethe status` shows when.",
+            )
+        view = self.job(job.id)
+        if isinstance(view, dict):
+            view["guard"] = ack_view(outcome)
+        return view
+
+    def rollback(
+        self,
+        to: int,
+        actor: str,
+        reason: str,
+        request_id: str,
+        instead_of: int | None = None,
+    ) -> dict[str, Any] | Rejection:
+        """Serve release `to`'s adapters again as a new release; every guard stays. Refused when
+        the stack is no longer that of release `instead_of`, if one is given."""
+        state = self._ledger.refresh()
+        made = rollback_of(state, request_id)
+        if made is None:
+            rejection = why_no_rollback(to, state)
+        else:
+            before = state.releases[made].to
+            rejection = (
+                Rejection(409, f"This Idempotency-Key has rolled back to release {before}.")
+                if before != to
+                else None
+            )
+        if rejection is not None:
+            return rejection
+        outcome = self._activation.roll_back(
+            to, Author(actor, reason, request_id), instead_of=instead_of
+        )
+        if isinstance(outcome, Refusal):
+            status = 409 if outcome.stage in ("stack", "suspended") else 503
+            return Rejection(status, f"The rollback was not made: {outcome.detail}.")
+        now = self._ledger.refresh()
+        masked = names_of(now.erasing, self._subjects.class_of)
+        return {**ack_view(outcome), "rolled_back_to": to, "still_masked": masked}
+
+    def restore(
+        self, class_name: str | None, subject: str | None, actor: str, reason: str, request_id: str
+    ) -> dict[str, Any] | Rejection:
+        """End the erasure of a class, named by itself or by its subject, and serve it again."""
+        with self._accepting:
+            state = self._ledger.refresh()
+            subject = subject or self._subjects.find(class_name or "")
+            rejection = why_not_restored(subject, request_id, self._ledger)
+            if rejection is not None or subject is None:
+                return rejection or Rejection(404, "There is no such subject.")
+            pending = {job.id for job in pending_jobs(state)}
+            if subject in state.erasing:
+                ended = _recorded(
+                    publish_declarations.restore,
+                    self._ledger,
+                    self._operator,
+                    subjects=[subject],
+                    actor=actor,
+                    reason=reason,
+                    request_id=request_id,
+                )
+                if isinstance(ended, Rejection):
+                    return ended
+        outcome = self._activation.bring_back(Author(actor, reason, request_id))
+        self._worker.wake()
+        if isinstance(outcome, Refusal):
+            return Rejection(
+                503,
+                "The erasure is ended, which is recorded, but the class is not served again yet: "
+                f"{outcome.detail}.",
+                "It is tried again until it is; `lethe status` shows when.",
+            )
+        now = self._ledger.refresh()
+        again = {s for job in pending_jobs(now) if job.id not in pending for s in job.erasing}
+        return {
+            **ack_view(outcome),
+            "subject": subject,
+            "class": named(subject, self._subjects.class_of),
+            "trained_again": names_of(again, self._subjects.class_of),
+            "still_masked": names_of(now.erasing, self._subjects.class_of),
+        }
+
+    def cancel(
+        self, job_id: str, actor: str, reason: str, request_id: str
+    ) -> dict[str, Any] | Rejection:
+        """Train a job no further. Its classes stay under erasure and masked."""
+        with self._accepting:
+            state = self._ledger.refresh()
+            rejection = why_not_cancelled(job_id, state)
+            if rejection is not None:
+                return rejection
+            trial = trial_of(state, job_id)
+            if trial is not None:
+                author = Author(actor, reason, request_id)
+                problem = self._activation.end_trial(trial.release, "the job was cancelled", author)
+                if problem is not None:
+                    return Rejection(503, f"The trial goes on: {problem.detail}.", "Send it again.")
+            if not is_cancelled(state.jobs[job_id]):
+                refused = _recorded(
+                    publish.refuse,
+                    self._ledger,
+                    self._publisher,
+                    job=job_id,
+                    stage=CANCELLED,
+                    detail=reason,
+                    report=None,
+                    actor=actor,
+                    reason=reason,
+                    request_id=request_id,
+                    # The coordinator may be about to put its adapter into service.
+                    still=lambda newest: why_not_cancelled(job_id, newest) is None,
+                )
+                if isinstance(refused, Rejection):
+                    return why_not_cancelled(job_id, self._ledger.refresh()) or refused
+        self._worker.cancel(job_id)
+        return self.job(job_id)
+
+    def retry(
+        self,
+        job_id: str,
+        actor: str,
+        reason: str,
+        request_id: str,
+        images: Mapping[str, Sequence[bytes]] = MappingProxyType({}),
+    ) -> dict[str, Any] | Rejection:
+        """Have a refused or cancelled job trained again, from another seed, and from `images`,
+        checked ones, by class, as well."""
+        with self._accepting:
+            state = self._ledger.refresh()
+            rejection = why_not_retried(job_id, state, request_id=request_id)
+            if rejection is not None:
+                return rejection
+            job = state.jobs[job_id]
+            subjects = {named(s, self._subjects.class_of): s for s in job.erasing}
+            rejection = why_not_with(images, list(subjects))
+            if rejection is not None:
+                return rejection
+            if request_id not in job.retries:
+                self._keep(images, subjects)
+            # Before the worker can see the job: what it is told of an earlier try is void.
+            self._worker.forgive(job_id)
+            retried = _recorded(
+                publish.retry,
+                self._ledger,
+                self._operator,
+                job=job_id,
+                actor=actor,
+                reason=reason,
+                request_id=request_id,
+            )
+        if isinstance(retried, Rejection):
+            return retried
+        self._worker.wake()
+        return self.job(job_id)
+
+    def suspend(self, actor: str, reason: str, request_id: str) -> dict[str, Any] | Rejection:
+        """Have nothing answered, on any replica, until `resume`."""
+        halt = self._activation.suspend(Author(actor, reason, request_id))
+        if isinstance(halt, Refusal):
+            return Rejection(
+                409 if halt.stage == "resumed" else 503,
+                f"It is not certain that nothing is answered: {halt.detail}.",
+                "Send it again; `lethe status` shows whether serving is suspended.",
+            )
+        return {
+            "suspended": True,
+            "acknowledged_at": halt.at,
+            "ms": halt.ms,
+            "replicas": halt.members,
+        }
+
+    def resume(self, actor: str, reason: str, request_id: str) -> dict[str, Any] | Rejection:
+        """Have replicas answer again."""
+        resumption = self._activation.resume(Author(actor, reason, request_id))
+        if isinstance(resumption, Refusal):
+            return Rejection(
+                503, f"Serving was not resumed: {resumption.detail}.", "Send it again."
+            )
+        self._worker.wake()
+        return {
+            "suspended": False,
+            "resumed_at": resumption.at,
+            "replicas": resumption.members,
+        }
+
+    def remark(self, text: str, actor: str, request_id: str) -> None:
+        """Write a remark into the ledger."""
+        publish_declarations.note(
+            self._ledger, self._operator, text=text, actor=actor, reason="", request_id=request_id
+        )
+
+    # -- questions
+
+    def settings(self) -> Settings:
+        """What this process was started with."""
+        return self._settings
+
+    def job(self, job_id: str) -> dict[str, Any] | Rejection:
+        return self._account.job(job_id)
+
+    def releases(self) -> list[dict[str, Any]]:
+        return self._account.releases()
+
+    def status(self) -> dict[str, Any]:
+        """What is active, what is being forgotten, and which replica runs what."""
+        return self._account.status()
+
+    def report(self, job_id: str) -> bytes | Rejection:
+        """The measured report of a job, as JSON bytes."""
+        return self._account.report(job_id)
+
+    def figures(self) -> dict[str, Any]:
+        """What the metrics page shows of commands, jobs and trainings."""
+        return self._account.figures()
+
+    def _keep(self, images: Mapping[str, Sequence[bytes]], subjects: Mapping[str, str]) -> None:
+        """Store images, by class, under the subjects of their classes."""
+        for name, several in images.items():
+            for data in several:
+                keep_image(self._private, subjects[name], data)
+
+
+def _recorded(act: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T | Rejection:
+    """What an act of `registry.publish.jobs` returns, or why the ledger doesn't take it."""
+    try:
+        return act(*arguments, **keywords)
+    except ConflictError as error:
+        return Rejection(409, str(error))
+    except FormatError as error:
+        return Rejection(422, str(error))

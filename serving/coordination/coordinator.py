@@ -1,0 +1,429 @@
+"""The coordinator: the only process that activates releases, and the one that acknowledges them.
+
+A small detached actor without a CPU of its own. It holds nothing that the ledger doesn't,
+membership aside; that is rebuilt from heartbeats within one lease of a restart, and until then
+nothing is acknowledged.
+
+    publish (durable) -> prepare on every member -> activate (durable) -> wake -> drain
+    -> every member has confirmed, or its lease has run out -> acknowledge
+
+    try out (durable) -> wake; a share of the requests is answered by a release that forgets more
+
+    suspend (durable) -> wake -> every member is silent, or its lease has run out -> acknowledge
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from registry.errors import ConflictError, RegistryError
+from registry.fold.state import Release, State
+from registry.log.ledger import utc_now
+from registry.records.declarations import ServingState
+from serving.config.home import Home, wait_for_ledger
+from serving.coordination.compaction import compaction_to_serve
+from serving.coordination.ledger_writer import Recording
+from serving.coordination.membership import Membership, Pulse, Terms, Wake
+from serving.coordination.messages import (
+    Ack,
+    Author,
+    Halt,
+    Outcome,
+    Refusal,
+    Resumption,
+    TrialBegun,
+)
+from serving.coordination.release_state import ReleaseState
+from serving.coordination.restoration import is_time_to_bring_back, job_about, to_bring_back
+
+log = logging.getLogger(__name__)
+
+PREPARE_S = 120.0
+"""A release that members can't build in this time is given up."""
+ACTOR = "lethe-coordinator"
+
+
+class Coordinator:
+    """Runs as an asyncio Ray actor; every method is called remotely."""
+
+    def __init__(self, home: Path, registry: Path | str, terms: Terms) -> None:
+        self._home = Home(home, registry)
+        self._ledger = wait_for_ledger(self._home)
+        self._record = Recording(self._home, self._ledger, actor=ACTOR)
+        state = self._ledger.state
+        self._membership = Membership(state.active, terms=terms, suspended=state.suspended)
+        self._terms = terms
+        self._preparing = -1
+        self._trial = _trial_of(state)
+        self._changed = asyncio.Condition()
+        self._committing = asyncio.Lock()
+        self._prepared_one_by_one = asyncio.Lock()
+        self._bringing_back = asyncio.Lock()
+        self._activated_at: dict[int, float] = {}
+        self._exposed: frozenset[str] = frozenset()
+        self._housekeeping = asyncio.get_running_loop().create_task(self._keep_house())
+
+    # -- members call these
+
+    async def register(self, member: str) -> int:
+        committed = self._membership.register(member)
+        log.info("member %s registered at release %d", member, committed)
+        return committed
+
+    async def leave(self, member: str) -> None:
+        async with self._changed:
+            self._membership.leave(member)
+            self._changed.notify_all()
+
+    async def heartbeat(
+        self, member: str, running: int, silent: bool = False, beat: int = 0
+    ) -> Pulse:
+        extended = self._membership.heartbeat(member, running, silent=silent, beat=beat)
+        if extended or silent:
+            async with self._changed:
+                self._changed.notify_all()
+        return Pulse(self._membership.committed, self._terms.seconds if extended else 0.0)
+
+    async def follow(self, member: str, seen: Wake, timeout: float) -> Wake:
+        """Long poll: answers as soon as there is more to do than `seen`."""
+
+        def news() -> bool:
+            return (
+                self._membership.committed > seen.committed
+                or self._preparing > seen.prepare
+                or self._membership.suspended != seen.suspended
+                or self._trial != seen.trial
+            )
+
+        async with self._changed:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait_for(news), timeout)
+        return Wake(
+            committed=self._membership.committed,
+            prepare=self._preparing,
+            suspended=self._membership.suspended,
+            trial=self._trial,
+        )
+
+    async def prepared(self, member: str, state: ReleaseState) -> None:
+        """How far a member has come with a release that it was asked for, or must serve."""
+        async with self._changed:
+            self._membership.prepared(member, state)
+            self._changed.notify_all()
+
+    # -- control calls these
+
+    async def guard(self, job: str, author: Author) -> Outcome:
+        """Mask the job's subjects on every replica. Nothing is built, so nothing is prepared."""
+        return await self._activate(lambda: self._record.release_for("guard", job, author), author)
+
+    async def adopt(self, job: str, author: Author) -> Outcome:
+        """Put the job's adapter on top of the stack that it was trained on.
+
+        A `Refusal` with stage "stack" says that another stack is active by now.
+        """
+        return await self._activate(
+            lambda: self._record.release_for("adapter", job, author), author, prepare=True
+        )
+
+    async def try_out(self, job: str, percent: int, author: Author) -> TrialBegun | Refusal:
+        """Have the job's adapter, on top of the stack that it was trained on, answer `percent` of
+        the requests. Nothing is promised of it, so nothing is acknowledged."""
+        release = await self._defined(
+            lambda: self._record.release_for("adapter", job, author), prepare=True
+        )
+        if isinstance(release, Refusal):
+            return release
+        problem = await self._record_trial(
+            lambda: self._record.trial(release.number, percent, author)
+        )
+        return problem or TrialBegun(release.number)
+
+    async def promote(self, release: int, author: Author) -> Outcome:
+        """Serve the release on trial to everybody. A `Refusal` with stage "stack" says that
+        another one was activated meanwhile, which ended the trial."""
+        try:
+            if not await self._commit(release, author):
+                return Refusal("stack", f"release {release} is not on trial any more")
+        except RegistryError as error:
+            return Refusal("registry", str(error))
+        return await self.acknowledge(release)
+
+    async def end_trial(self, release: int, detail: str, author: Author) -> Refusal | None:
+        """Serve the active release alone again."""
+        return await self._record_trial(lambda: self._record.end_of_trial(release, detail, author))
+
+    async def roll_back(self, to: int, author: Author, instead_of: int | None = None) -> Outcome:
+        """Serve release `to`'s adapters again, as a new release, with every guard kept.
+
+        A `Refusal` with stage "stack" says that the stack is no longer that of `instead_of`.
+        """
+
+        def define() -> Release:
+            state = self._ledger.refresh()
+            if instead_of is not None and (
+                state.active_release.adapters != state.releases[instead_of].adapters
+            ):
+                raise ConflictError("another stack is active by now")
+            return self._record.rollback(to, author)
+
+        return await self._activate(define, author, prepare=True)
+
+    async def bring_back(self, author: Author) -> Outcome:
+        """Serve those again whose erasure was ended: by older adapters if the weights have
+        forgotten them, else by no more than a smaller mask."""
+        async with self._bringing_back:
+            state = await asyncio.to_thread(self._ledger.refresh)
+            if not to_bring_back(state):
+                return await self.acknowledge(state.active)
+            return await self._activate(lambda: self._record.way_back(author), author, prepare=True)
+
+    async def suspend(self, author: Author) -> Halt | Refusal:
+        """Have nothing answered; says so when that is true. Suspending twice is the same."""
+        started = time.monotonic()
+        problem = await self._record_standing("suspended", author)
+        if problem is not None:
+            return problem
+        async with self._changed:
+            while not self._membership.quiet:
+                if not self._membership.suspended:
+                    return Refusal("resumed", "serving was resumed meanwhile")
+                await self._next_change()
+            members = self._membership.stopped()
+        ms = (time.monotonic() - started) * 1000
+        return Halt(at=time.time(), ms=round(ms, 3), members=members)
+
+    async def resume(self, author: Author) -> Resumption | Refusal:
+        """Have replicas answer again, and wait, for a lease at most, until they do."""
+        problem = await self._record_standing("resumed", author)
+        if problem is not None:
+            return problem
+        deadline = time.monotonic() + self._terms.seconds
+        async with self._changed:
+            while not self._membership.serving and time.monotonic() < deadline:
+                await self._next_change()
+            now = self._membership.leased_members
+        return Resumption(at=time.time(), members=sorted(now))
+
+    async def acknowledge(self, release: int) -> Ack:
+        """Wait until `release` is acknowledged, and record who confirmed it."""
+        async with self._changed:
+            while not self._membership.acknowledged(release):
+                await self._next_change()
+            members = self._membership.outcome(release)
+        now = time.time()
+        started = self._activated_at.get(release)
+        ms = (time.monotonic() - started) * 1000 if started is not None else 0.0
+        if self._ledger.state.confirmed < release:
+            await asyncio.to_thread(self._record.confirmation, release, members, ms)
+        await asyncio.to_thread(self._record.seen)
+        return Ack(release=release, at=now, ms=round(ms, 3), members=members)
+
+    async def members(self) -> dict[str, dict[str, object]]:
+        """What is known of each member, for status pages."""
+        return self._membership.view()
+
+    # -- how
+
+    async def _activate(
+        self, define: Callable[[], Release], author: Author, *, prepare: bool = False
+    ) -> Outcome:
+        """Publish, prepare, activate, acknowledge; anew when another release came in between."""
+        while True:
+            release = await self._defined(define, prepare=prepare)
+            if isinstance(release, Refusal):
+                return release
+            try:
+                committed = await self._commit(release.number, author)
+            except RegistryError as error:
+                return Refusal("registry", str(error))
+            if committed:
+                return await self.acknowledge(release.number)
+
+    async def _defined(self, define: Callable[[], Release], *, prepare: bool) -> Release | Refusal:
+        """A release that is published and, if so wished, resident on every member."""
+        # Asked first: who waits for replicas tries again and again, and releases are for good.
+        nobody = await self._why_none_builds() if prepare else None
+        if nobody is not None:
+            return nobody
+        try:
+            release = await asyncio.to_thread(define)
+        except ConflictError as error:
+            return Refusal("stack", str(error))
+        except RegistryError as error:
+            log.error("a release can't be published: %s", error)
+            return Refusal("registry", str(error))
+        if prepare:
+            problems = await self._prepare(release.number)
+            if problems:
+                detail = "; ".join(f"{who}: {why}" for who, why in problems.items())
+                return Refusal("prepare", detail)
+            nobody = await self._why_none_builds()
+        return nobody or release
+
+    async def _why_none_builds(self) -> Refusal | None:
+        async with self._changed:
+            while not self._membership.settled:
+                await self._next_change()
+        if self._membership.suspended:
+            return Refusal("suspended", "serving is suspended, so no replica builds it")
+        if not self._membership.leased:
+            return Refusal("members", "no replica holds a lease, so none could build it")
+        return None
+
+    async def _record_trial(self, act: Callable[[], State]) -> Refusal | None:
+        """Make the beginning or the end of a trial durable, then known."""
+        async with self._committing:
+            try:
+                await asyncio.to_thread(act)
+            except ConflictError as error:
+                return Refusal("stack", str(error))
+            except RegistryError as error:
+                return Refusal("registry", str(error))
+            finally:
+                # As with an activation: it may stand in the log all the same.
+                await self._tell_trial()
+        return None
+
+    async def _tell_trial(self) -> None:
+        async with self._changed:
+            self._trial = _trial_of(self._ledger.state)
+            self._changed.notify_all()
+
+    async def _commit(self, release: int, author: Author) -> bool:
+        """Make the activation durable, then known. False when another release is active by now,
+        so that `release` has to be published again on top of it."""
+        async with self._committing:
+            try:
+                await asyncio.to_thread(self._record.activation, release, author)
+            except ConflictError as error:
+                log.info("release %d: %s", release, error)
+                return False
+            except RegistryError as error:
+                # It may be in the log all the same: then it is active, whatever failed after.
+                log.error("release %d: %s", release, error)
+                if (await asyncio.to_thread(self._ledger.refresh)).active < release:
+                    raise
+            await self._tell_activation(release)
+        return True
+
+    async def _tell_activation(self, release: int) -> None:
+        self._activated_at[release] = time.monotonic()
+        async with self._changed:
+            self._membership.commit(release)
+            self._trial = _trial_of(self._ledger.state)
+            self._changed.notify_all()
+
+    async def _prepare(self, release: int) -> dict[str, str]:
+        """Have every member under a lease build `release`; what went wrong, by member.
+
+        Ends early when a newer one is activated meanwhile: then `release` can't be any more.
+        """
+        deadline = time.monotonic() + PREPARE_S
+        async with self._prepared_one_by_one, self._changed:
+            self._preparing = release
+            self._changed.notify_all()
+            while self._membership.unprepared(release) or not self._membership.settled:
+                if self._membership.committed > release:
+                    return {}
+                if self._membership.problems(release):
+                    break
+                if time.monotonic() > deadline:
+                    late = self._membership.unprepared(release)
+                    return dict.fromkeys(late, f"not built within {PREPARE_S:g} s")
+                await self._next_change()
+            return self._membership.problems(release)
+
+    async def _next_change(self) -> None:
+        """Wait for news, with `_changed` held. Leases end by themselves: for the next one too."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), self._membership.next_change() + 0.01)
+
+    async def _record_standing(self, wanted: ServingState, author: Author) -> Refusal | None:
+        """Make it durable that serving is suspended or not, then known."""
+        async with self._committing:
+            try:
+                await asyncio.to_thread(self._record.standing, wanted, author)
+            except RegistryError as error:
+                # As with an activation: it may stand in the log all the same.
+                log.error("%s: %s", wanted, error)
+                state = await asyncio.to_thread(self._ledger.refresh)
+                if state.suspended is not (wanted == "suspended"):
+                    return Refusal("registry", str(error))
+            await self._tell_standing(wanted == "suspended")
+        await asyncio.to_thread(self._record.seen)
+        return None
+
+    async def _tell_standing(self, suspended: bool) -> None:
+        async with self._changed:
+            self._membership.suspend(suspended)
+            self._changed.notify_all()
+
+    async def _keep_house(self) -> None:
+        """Finish what a predecessor, or a failure, left; drop members that fell silent."""
+        while True:
+            try:
+                await self._tidy(await asyncio.to_thread(self._ledger.refresh))
+                await asyncio.to_thread(self._record.seen)
+            except Exception as error:
+                # Whatever it is, this is tried again. What is active goes on: leases hang on what
+                # was committed, not on this.
+                log.error("housekeeping failed (%s): %s", type(error).__name__, error)
+            await asyncio.sleep(self._terms.seconds)
+            self._membership.drop_silent(self._terms.seconds * 4)
+
+    async def _tidy(self, state: State) -> None:
+        if state.active > self._membership.committed:
+            async with self._committing:
+                # Still: then it was durable, and the storage failed before that was known.
+                if (active := self._ledger.state.active) > self._membership.committed:
+                    await self._tell_activation(active)
+        if self._trial != _trial_of(state):
+            await self._tell_trial()
+        if state.suspended != self._membership.suspended:  # recorded by somebody else
+            async with self._committing:
+                await self._tell_standing(self._ledger.state.suspended)
+        if state.active > state.confirmed and state.active == self._membership.committed:
+            await self.acknowledge(state.active)
+        await self._mask_exposed(state)
+        rested = is_time_to_bring_back(state, now=utc_now(), every_s=self._terms.seconds)
+        if rested and to_bring_back(state) and not state.suspended:
+            author = Author(ACTOR, "a restoration that was cut off", f"tidy-{state.seq}")
+            outcome = await self.bring_back(author)
+            if isinstance(outcome, Refusal):
+                log.warning("restored subjects are not served yet: %s", outcome.detail)
+        adapter = compaction_to_serve(state)
+        if adapter is not None and not state.suspended and state.canary is None:
+            await self._serve_compaction(adapter)
+
+    async def _mask_exposed(self, state: State) -> None:
+        """Mask who came under erasure a round ago and is in no guard yet: whoever asked died before
+        that, or was told that it is tried again."""
+        exposed = state.erasing - state.active_release.guard
+        overdue, self._exposed = exposed & self._exposed, exposed
+        if overdue:
+            job = job_about(state, overdue)
+            outcome = await self.guard(job.id, Author(job.actor, job.reason, job.request_id))
+            if isinstance(outcome, Refusal):
+                log.error("%s is not masked yet: %s", job.id, outcome.detail)
+
+    async def _serve_compaction(self, adapter: str) -> None:
+        """Serve one adapter in the place of the stack that it stands for."""
+        author = Author(ACTOR, "one adapter for the stack", f"compaction-{adapter[-12:]}")
+        outcome = await self._activate(
+            lambda: self._record.compaction(adapter, author),
+            author,
+            prepare=True,
+        )
+        if isinstance(outcome, Refusal):
+            log.warning("the compaction %s is not served: %s", adapter, outcome.detail)
+
+
+def _trial_of(state: State) -> int:
+    """Names the trial that is on, by the record that began it; 0: none."""
+    return 0 if state.canary is None else state.canary.seq

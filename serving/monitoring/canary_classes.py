@@ -1,0 +1,146 @@
+"""Probes: images of canary classes, sent through the real endpoint all the time.
+
+A canary class is a synthetic or consented one that is in the model to be forgotten on purpose. Its
+images have known labels, so each probe is one trial: the answer's `before_mask` says whether the
+weights still name it. That needs no unadapted backbone, and shows that the whole way works, from
+the proxy to the weights; of other classes it says nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from itertools import cycle
+from typing import Any, Literal
+
+import httpx
+
+from registry.errors import RegistryError
+from registry.log.ledger import Ledger
+from registry.subjects.subject_map import SubjectMap
+from serving.client import IMAGE_SUFFIXES, ClientError, read_images
+from serving.config.settings import ProbeSettings
+from serving.monitoring.metrics import Metrics
+from serving.monitoring.tally import Counts, stack_name
+
+log = logging.getLogger(__name__)
+
+Outcome = Literal["quiet", "leak", "exposed", "waiting", "failed"]
+OUTCOMES: tuple[Outcome, ...] = ("quiet", "leak", "exposed", "waiting", "failed")
+PATH = "/v1/predict"
+STACKS = 16
+"""Stacks whose counts are reported: the latest that were asked."""
+
+
+class ProbeError(Exception):
+    """The canary classes can't be probed as the settings say; the message says why."""
+
+
+def read_canaries(settings: ProbeSettings) -> dict[str, list[bytes]]:
+    """The probe images of each canary class, from `images/CLASS/*`. Raises `ProbeError`."""
+    if settings.images is None:
+        return {}
+    found = {}
+    for name in settings.classes:
+        folder = settings.images / name
+        if folder.parent != settings.images or not folder.is_dir():
+            raise ProbeError(
+                f"probes.images has no folder {name!r}: put images of that canary class "
+                f"({', '.join(IMAGE_SUFFIXES)}) into {settings.images}/{name}"
+            )
+        try:
+            found[name] = read_images(folder)
+        except ClientError as error:
+            raise ProbeError(f"probes.images: {error}") from None
+    return found
+
+
+class Prober:
+    """Sends one probe at a time and counts what it finds. One thread probes; others may read."""
+
+    def __init__(
+        self,
+        images: Mapping[str, list[bytes]],
+        *,
+        ledger: Ledger,
+        subjects: SubjectMap,
+        metrics: Metrics,
+        http: httpx.Client,
+    ) -> None:
+        """`metrics` are the watch's; `http` knows the server's address and carries the auditor's
+        token."""
+        self.metrics = metrics
+        for outcome in OUTCOMES:
+            # From 0 on, so that Prometheus sees the first as an increase.
+            self.metrics.count("lethe_probes_total", outcome, by=0)
+        self.metrics.set("lethe_canary_classes", len(images))
+        self._classes = tuple(images)
+        self._turns = cycle([(name, cycle(pictures)) for name, pictures in images.items()])
+        self._ledger = ledger
+        self._subjects = subjects
+        self._http = http
+        self._counts: dict[str, Counts] = {}
+        self._books = threading.Lock()
+
+    def probe(self) -> Outcome:
+        """Send the next image, class after class."""
+        name, pictures = next(self._turns)
+        outcome = self._send(name, next(pictures))
+        self.metrics.count("lethe_probes_total", outcome)
+        return outcome
+
+    def counts(self) -> dict[str, Counts]:
+        """What was found since the start, by stack of adapters."""
+        with self._books:
+            return dict(self._counts)
+
+    def _send(self, name: str, picture: bytes) -> Outcome:
+        try:
+            response = self._http.post(
+                PATH,
+                content=picture,
+                params={"top_k": 1},
+                headers={"Content-Type": "application/octet-stream", "X-Lethe-Probe": "true"},
+            )
+            if response.status_code != 200:
+                return "failed"
+            answer: dict[str, Any] = response.json()
+            release = int(answer["release"])
+            shown = answer["predictions"][0]["label"]
+            beneath = answer["before_mask"][0]["label"]
+            stack, forgotten, masked = self._standing(release, name)
+        except (httpx.HTTPError, RegistryError, ValueError, LookupError, TypeError) as error:
+            # Without the error's words: they may name a class.
+            log.warning("a probe failed (%s)", type(error).__name__)
+            return "failed"
+        self.metrics.set("lethe_last_probe_timestamp_seconds", time.time())
+        if not forgotten:
+            return "exposed" if masked and shown == name else "waiting"
+        leak = beneath == name
+        self._count(stack, Counts(matches=1, leaks=int(leak)))
+        if masked and shown == name:
+            return "exposed"
+        return "leak" if leak else "quiet"
+
+    def _standing(self, release: int, name: str) -> tuple[str, bool, bool]:
+        """Of the release that answered: its stack's name, and whether its weights have forgotten
+        the class, and whether it masks it."""
+        state = self._ledger.state
+        if release not in state.releases:
+            state = self._ledger.refresh()
+        served = state.releases[release]
+        learned = state.subjects_erased_by_weights(release)
+        own = {canary: self._subjects.find(canary) for canary in self._classes}
+        self.metrics.set(
+            "lethe_canary_classes_forgotten", sum(subject in learned for subject in own.values())
+        )
+        subject = own[name]
+        return stack_name(served.adapters), subject in learned, subject in served.guard
+
+    def _count(self, stack: str, found: Counts) -> None:
+        with self._books:
+            self._counts[stack] = self._counts.pop(stack, Counts()) + found
+            while len(self._counts) > STACKS:
+                del self._counts[next(iter(self._counts))]

@@ -1,0 +1,183 @@
+"""What the shadow found, per stack of adapters, summed over all replicas that ever were.
+
+Evidence speaks of weights, so counts are kept for the stack that was asked, not for the release:
+a release that only widens the guard goes on with its stack's evidence, another adapter begins anew.
+A replica sends its totals since its start; each time, what they grew by is added here. The totals
+and what was added of whom are one value and one file, so nothing is counted twice or lost when
+this process or a replica starts again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from serving.monitoring import evidence
+
+log = logging.getLogger(__name__)
+
+STACKS = 64
+"""Stacks whose evidence is kept: the latest that were asked."""
+REPLICAS = 256
+"""Replicas whose part is known: the latest heard of. Each runs once, so old names don't return."""
+_FORMAT = 1
+Source = Literal["shadow", "canary"]
+SOURCES: tuple[Source, ...] = ("shadow", "canary")
+
+
+def stack_name(adapters: Sequence[str]) -> str:
+    """A short name of an ordered stack of adapter ids."""
+    return hashlib.sha256("\n".join(adapters).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Shadow samples of one stack, by what was found."""
+
+    matches: int = 0
+    leaks: int = 0
+    retained: int = 0
+    disagreements: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def __sub__(self, other: Counts) -> Counts:
+        return Counts(*(a - b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Rates that the evidence is against."""
+
+    leak: float
+    drift: float
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the counts of one stack prove; field names are those of the gauges."""
+
+    leak_evidence_log10: float
+    leak_detector_log10: float
+    leak_upper_bound_ratio: float
+    drift_evidence_log10: float
+
+
+def entry(stack: str, source: Source) -> str:
+    """The name under which a stack's counts from one source are kept: live traffic and probes are
+    two streams, so their evidence is kept apart."""
+    return stack if source == "shadow" else f"{source}:{stack}"
+
+
+class Tally:
+    """Counts of every stack. Not thread-safe: its owner has the lock."""
+
+    def __init__(self) -> None:
+        self._totals: OrderedDict[str, Counts] = OrderedDict()
+        self._detectors: dict[str, evidence.Array] = {}
+        self._seen: OrderedDict[str, dict[str, Counts]] = OrderedDict()
+
+    def take(self, replica: str, counts: Mapping[str, Counts], targets: Targets) -> bool:
+        """Add what `replica`'s totals by stack have grown by; whether there was anything."""
+        seen = self._seen.setdefault(replica, {})
+        self._seen.move_to_end(replica)
+        grew = False
+        for stack, now in counts.items():
+            grown = now - seen.get(stack, Counts())
+            if grown == Counts() or min(astuple(grown)) < 0:  # an older snapshot, arriving late
+                continue
+            grew = True
+            seen[stack] = now
+            self._totals[stack] = self._totals.get(stack, Counts()) + grown
+            self._totals.move_to_end(stack)
+            if grown.matches:
+                self._detect(stack, grown, targets.leak)
+        self._bound()
+        return grew
+
+    def _detect(self, stack: str, grown: Counts, target: float) -> None:
+        state = self._detectors.get(stack)
+        start = evidence.quiet(target)
+        if state is None or state.shape != start.shape:  # another target may have fewer rungs
+            state = start
+        self._detectors[stack] = evidence.detect(state, grown.matches, grown.leaks, target=target)
+
+    def _bound(self) -> None:
+        while len(self._seen) > REPLICAS:
+            self._seen.popitem(last=False)
+        while len(self._totals) > STACKS:
+            # Gone from every side at once: should it come back, it is counted anew, not twice.
+            stack, _ = self._totals.popitem(last=False)
+            self._detectors.pop(stack, None)
+            for seen in self._seen.values():
+                seen.pop(stack, None)
+
+    def total(self, stack: str) -> Counts:
+        return self._totals.get(stack, Counts())
+
+    def findings(self, stack: str, targets: Targets) -> Findings:
+        total = self.total(stack)
+        state = self._detectors.get(stack, evidence.quiet(targets.leak))
+        leak = evidence.log10_evidence(total.matches, total.leaks, target=targets.leak)
+        drift = evidence.log10_evidence(total.retained, total.disagreements, target=targets.drift)
+        return Findings(
+            leak_evidence_log10=float(leak),
+            leak_detector_log10=float(evidence.log10_detection(state)),
+            leak_upper_bound_ratio=float(evidence.upper_bound(total.matches, total.leaks)),
+            drift_evidence_log10=float(drift),
+        )
+
+    # -- across restarts
+
+    def save(self, path: Path) -> None:
+        """Replace the file at `path` in one step. Raises OSError."""
+        document = {
+            "format": _FORMAT,
+            "totals": [[stack, asdict(counts)] for stack, counts in self._totals.items()],
+            "detectors": {stack: state.tolist() for stack, state in self._detectors.items()},
+            "seen": [
+                [replica, {stack: asdict(counts) for stack, counts in seen.items()}]
+                for replica, seen in self._seen.items()
+            ],
+        }
+        beside = path.with_suffix(".new")
+        with beside.open("w") as file:
+            json.dump(document, file)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Tally:
+        """The tally that was saved, or an empty one, with a word in the log, where it can't be
+        read: evidence comes again with traffic, and a monitor that doesn't start sees nothing."""
+        tally = cls()
+        try:
+            document: dict[str, Any] = json.loads(path.read_text())
+            if document["format"] != _FORMAT:
+                raise ValueError(f"format {document['format']} instead of {_FORMAT}")
+            totals = {stack: Counts(**counts) for stack, counts in document["totals"]}
+            detectors = {s: np.asarray(v, dtype=float) for s, v in document["detectors"].items()}
+            seen = [
+                (replica, {stack: Counts(**counts) for stack, counts in stacks.items()})
+                for replica, stacks in document["seen"]
+            ]
+        except FileNotFoundError:
+            return tally
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("the evidence in %s can't be read, it begins anew: %s", path, error)
+            return tally
+        tally._totals.update(totals)
+        tally._detectors.update(detectors)
+        tally._seen.update(seen)
+        return tally

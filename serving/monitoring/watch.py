@@ -1,0 +1,183 @@
+"""The watch actor: probes canary classes, and reacts to what the monitor proves.
+
+Only started where the settings name canary classes, a reaction or Ray's exporter. It holds nothing:
+what the probes found is the monitor's, what was done stands in the ledger.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import ray
+
+from registry.subjects.subject_map import SubjectMap
+from serving.config.home import home_of, token, wait_for_ledger, wait_for_private_store
+from serving.config.settings import Settings
+from serving.coordination.jobs import Rejection
+from serving.coordination.membership import boot_clock
+from serving.monitoring.canary_classes import Prober, read_canaries
+from serving.monitoring.metrics import Metrics
+from serving.monitoring.monitor import ProbeSnapshot, Proof
+from serving.monitoring.ray_export import RayMirror
+from serving.monitoring.reactions import ACTOR as AUTHOR
+from serving.monitoring.reactions import due_remark, due_rollback, stack_before
+
+log = logging.getLogger(__name__)
+
+ACTOR = "lethe-watch"
+REPORT_S = 1.0
+REACT_S = 2.0
+RENEW_S = 5.0
+AGAIN_S = 60.0
+"""After a reaction that was refused, the next try."""
+MONITOR_S = 5.0
+PROBE_S = 10.0
+"""A probe that is not answered by then has failed."""
+REACTIONS = ("leak", "drift")
+OUTCOMES = ("done", "refused")
+
+
+def wanted(settings: Settings) -> bool:
+    """Whether there is anything to do for this actor."""
+    chosen = settings.reactions
+    exported = settings.monitor.ray_metrics
+    return bool(settings.probes.classes) or chosen.leak or chosen.drift or exported
+
+
+class Watch:
+    """Runs as a threaded Ray actor, with threads of its own for what it does."""
+
+    def __init__(self, settings: Settings, *, monitor: Any, control: Any) -> None:
+        """`monitor` and `control` are actor handles."""
+        self._settings = settings
+        self._monitor = monitor
+        self._control = control
+        self._name = f"watch-{uuid.uuid4().hex[:8]}"
+        self._probing = threading.Event()
+        exported = settings.monitor.ray_metrics
+        self._metrics = Metrics("watch", RayMirror("watch") if exported else None)
+        for reaction in REACTIONS:
+            for outcome in OUTCOMES:
+                self._metrics.count("lethe_reactions_total", reaction, outcome, by=0)
+        home = home_of(settings)
+        self._ledger = wait_for_ledger(home, read_only=True)
+        self._prober: Prober | None = None
+        if settings.probes.classes:
+            self._prober = Prober(
+                read_canaries(settings.probes),
+                ledger=wait_for_ledger(home, read_only=True),
+                subjects=SubjectMap(wait_for_private_store(home, read_only=True)),
+                metrics=self._metrics,
+                http=httpx.Client(
+                    base_url=settings.url,
+                    headers={"Authorization": f"Bearer {token(home, 'auditor')}"},
+                    timeout=PROBE_S,
+                    trust_env=False,
+                ),
+            )
+            self._start("probes", self._probe, 60 / settings.probes.per_minute)
+        if settings.reactions.leak:
+            self._start("leaks", self._react_to_a_leak, REACT_S)
+        if settings.reactions.drift:
+            self._start("drift", self._react_to_drift, REACT_S)
+        if exported:
+            self._start("renewal", self._renew, RENEW_S)
+        self._start("report", self._report, REPORT_S)
+
+    def ping(self) -> str:
+        """Answers once this process is there."""
+        return self._name
+
+    def _start(self, name: str, step: Callable[[], float | None], every: float) -> None:
+        def run() -> None:
+            while True:
+                pause: float | None = None
+                try:
+                    pause = step()
+                except Exception as error:
+                    # Whatever it is, it is tried again: counts are totals, and what was done
+                    # stands in the ledger. Without the error's words, which may name a class.
+                    log.warning("%s: failed (%s)", name, type(error).__name__)
+                time.sleep(every if pause is None else pause)
+
+        threading.Thread(target=run, name=name, daemon=True).start()
+
+    def _report(self) -> None:
+        counts = self._prober.counts() if self._prober else {}
+        snapshot = ProbeSnapshot(self._metrics.families(), taken=boot_clock(), counts=counts)
+        asked = ray.get(self._monitor.push_probes.remote(self._name, snapshot), timeout=MONITOR_S)
+        if asked:
+            self._probing.set()
+        else:
+            self._probing.clear()
+
+    def _renew(self) -> None:
+        """Have the monitor work out its rows and control's, as a scrape of its page would."""
+        figures = ray.get(self._control.figures.remote(), timeout=MONITOR_S)
+        ray.get(self._monitor.page.remote(figures), timeout=MONITOR_S)
+
+    def _probe(self) -> None:
+        self._probing.wait()
+        if self._prober is not None:
+            self._prober.probe()
+
+    # -- reactions
+
+    def _proof(self) -> Proof | None:
+        proof: Proof | None = ray.get(self._monitor.proof.remote(), timeout=MONITOR_S)
+        return proof
+
+    def _react_to_a_leak(self) -> float | None:
+        proof = self._proof()
+        remark = None if proof is None else due_remark(self._ledger.refresh(), proof)
+        if remark is None:
+            return None
+        written = any(
+            entry.record.request_id == remark.request_id
+            for entry in self._ledger.records(remark.since)
+        )
+        if written:
+            return AGAIN_S
+        ray.get(self._control.remark.remote(remark.text, AUTHOR, remark.request_id))
+        log.warning("a leak is proven; the ledger has a remark")
+        self._metrics.count("lethe_reactions_total", "leak", "done")
+        return None
+
+    def _react_to_drift(self) -> float | None:
+        proof = self._proof()
+        state = self._ledger.refresh()
+        below = stack_before(state)
+        if proof is None or below is None:
+            return None
+        rollback = due_rollback(
+            state,
+            proof,
+            ray.get(self._monitor.proof_of.remote(*below), timeout=MONITOR_S),
+            now=datetime.now(UTC),
+            hold_off_s=self._settings.reactions.hold_off_hours * 3600,
+        )
+        if rollback is None:
+            return None
+        log.warning("drift is proven; going back to release %d", rollback.to)
+        answer = ray.get(
+            self._control.rollback.remote(
+                rollback.to,
+                AUTHOR,
+                rollback.reason,
+                rollback.request_id,
+                rollback.instead_of,
+            )
+        )
+        if isinstance(answer, Rejection):
+            log.warning("the automatic rollback was not made")
+            self._metrics.count("lethe_reactions_total", "drift", "refused")
+            return AGAIN_S
+        self._metrics.count("lethe_reactions_total", "drift", "done")
+        return None

@@ -1,0 +1,157 @@
+"""A backbone as an ONNX graph without weights: every parameter is an input beside the images.
+
+So the graph holds nothing that the backbone knows and may be kept in a file, a release needs no
+graph of its own, and the tensors are those of the PyTorch model, not copies. Linears are written
+as one GEMM over all tokens that reads a weight as PyTorch keeps it, (out, in).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import tempfile
+import warnings
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from forgetting.erasure.edit import EditLayer
+from forgetting.models.backbone import Backbone
+from serving.replica.engines import EngineError
+from serving.replica.engines.tensors import editable_copy
+
+IMAGES, LOGITS = "images", "logits"
+_OPSET = 17  # the first with LayerNormalization as one operator
+_FORMAT = 1
+_EXAMPLE_BATCH = 2  # any but 1, which an exporter might take for a constant
+
+
+class _FlatLinear(nn.Module):
+    """A linear over all tokens of all images at once."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.width_in, self.width_out = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        # (.., in) -> (n, in) @ (in, out) -> (.., out)
+        flat = F.linear(x.reshape(-1, self.width_in), self.weight, self.bias)
+        return flat.reshape(*x.shape[:-1], self.width_out)
+
+
+class _Function(nn.Module):
+    """The model as a function of the images and of its parameters, which it has no more itself."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        for path, module in list(model.named_modules()):
+            if type(module) is nn.Linear:  # a subclass computes something else
+                model.set_submodule(path, _FlatLinear(module))
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = False  # timm's plain attention, in single operators
+        self.model = model
+        self.places: list[tuple[nn.Module, str]] = []
+        self.tensors: dict[str, Tensor] = {}
+        for path, module in model.named_modules():
+            own = module._buffers if isinstance(module, EditLayer) else module._parameters
+            for name, tensor in own.items():
+                if tensor is not None:
+                    self.places.append((module, name))
+                    self.tensors[f"{path}.{name}" if path else name] = tensor.detach()
+        for module, name in self.places:
+            module._parameters.pop(name, None)
+            module._buffers.pop(name, None)
+
+    def forward(self, images: Tensor, *tensors: Tensor) -> Tensor:
+        for (module, name), tensor in zip(self.places, tensors, strict=True):
+            module.__dict__[name] = tensor
+        logits: Tensor = self.model(images)
+        return logits
+
+
+def export(backbone: Backbone) -> bytes:
+    """The graph: `images` (n, C, H, W) and the tensors by their names -> `logits` (n, K).
+
+    Raises:
+        EngineError: The model has parts that ONNX has no operator for.
+    """
+    function = _Function(editable_copy(backbone.model)).eval()
+    images = torch.zeros(_EXAMPLE_BATCH, *backbone.spec.preprocess.input_size)
+    try:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(None),
+            torch.no_grad(),
+        ):
+            written = Path(folder) / "graph.onnx"
+            # It warns of each Python number in the model's code, and of its own old age: the
+            # exporter by torch.export takes ten times as long and needs two packages more.
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                function,
+                (images, *function.tensors.values()),
+                written,
+                dynamo=False,
+                input_names=[IMAGES, *function.tensors],
+                output_names=[LOGITS],
+                dynamic_axes={IMAGES: {0: "n"}, LOGITS: {0: "n"}},
+                opset_version=_OPSET,
+            )
+            return written.read_bytes()
+    except Exception as error:  # whatever the model's own code raises under tracing
+        first = str(error).strip().partition("\n")[0]
+        raise EngineError(
+            f"{backbone.spec.model} can't be written as an ONNX graph "
+            f'({type(error).__name__}: {first}): set engine.name to "torch"'
+        ) from error
+
+
+def graph_name(backbone: Backbone) -> str:
+    """Names the graph of every backbone of this kind: by shapes and versions, not by weights."""
+    spec = backbone.spec
+    digest = hashlib.sha256()
+    facts = [
+        [_FORMAT, torch.__version__, timm.__version__],
+        [spec.model, dict(spec.model_args), list(spec.preprocess.input_size)],
+        [[name, list(tensor.shape)] for name, tensor in backbone.model.named_parameters()],
+    ]
+    digest.update(json.dumps(facts, sort_keys=True).encode())
+    for name, buffer in backbone.model.named_buffers():  # these do stand in the graph
+        digest.update(f"{name} {buffer.dtype} {tuple(buffer.shape)}".encode())
+        digest.update(
+            buffer.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        )
+    return digest.hexdigest()[:24]
+
+
+def kept_graph(backbone: Backbone, folder: Path) -> bytes | None:
+    """The graph that an earlier start left in `folder`."""
+    try:
+        return (folder / f"{graph_name(backbone)}.onnx").read_bytes()
+    except OSError:
+        return None
+
+
+def keep_graph(backbone: Backbone, folder: Path, graph: bytes) -> None:
+    """Leave a graph for the next start. Raises as `write_whole`."""
+    write_whole(folder / f"{graph_name(backbone)}.onnx", graph)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that a reader sees whole or not at all.
+
+    Raises:
+        OSError: It can't be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    beside.write_bytes(content)
+    os.replace(beside, path)

@@ -1,0 +1,140 @@
+"""ONNX Runtime on the CPU: one session for all releases, a release is what it feeds to it.
+
+The session holds no weights; the tensors that are fed are those of the PyTorch model, and in their
+place the tensors that a release changed. No memory is copied for either.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnxruntime
+import torch
+from onnxruntime import InferenceSession, IOBinding, OrtValue
+from torch import Tensor
+
+from forgetting.adapter.stack import EffectiveState
+from forgetting.models.backbone import Backbone
+from serving.replica.engines import EngineError
+from serving.replica.engines.onnx_graph import IMAGES, LOGITS, export, keep_graph, kept_graph
+from serving.replica.engines.tensors import bare_tensors, changed_tensors
+
+log = logging.getLogger(__name__)
+
+TOLERANCE = 1e-4
+"""Of the logits, against PyTorch's: absolute up to a magnitude of 1, relative above."""
+_CHECK_BATCHES = (1, 3)
+_QUIET = 3  # errors only
+
+
+class OnnxForward:
+    """The forward pass of one release. Any number of threads may call it at once."""
+
+    def __init__(self, session: InferenceSession, feeds: Mapping[str, OrtValue]) -> None:
+        self._session = session
+        self._feeds = feeds
+        # Binding a hundred tensors takes longer than a small model, so it is done once for each
+        # thread that calls at the same time.
+        self._idle: deque[IOBinding] = deque()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> logits (B, K) float32."""
+        try:
+            binding = self._idle.pop()
+        except IndexError:
+            binding = self._bound()
+        binding.bind_ortvalue_input(IMAGES, _value(images))
+        binding.bind_output(LOGITS)
+        self._session.run_with_iobinding(binding)
+        logits = torch.from_numpy(binding.get_outputs()[0].numpy())
+        self._idle.append(binding)
+        return logits
+
+    def _bound(self) -> IOBinding:
+        binding = self._session.io_binding()
+        for name, value in self._feeds.items():
+            binding.bind_ortvalue_input(name, value)
+        return binding
+
+
+class OnnxEngine:
+    def __init__(self, backbone: Backbone, *, threads: int = 1, graphs: Path | None = None) -> None:
+        """
+        Args:
+            backbone: The bare backbone; its tensors are used where they are.
+            threads: That one forward pass uses.
+            graphs: A folder in which the graph is looked for, and left for the next start.
+
+        Raises:
+            EngineError: The model can't be written as a graph, or the graph's logits are not
+                those of PyTorch.
+        """
+        self._tensors = bare_tensors(backbone.model)
+        graph = None if graphs is None else kept_graph(backbone, graphs)
+        session = None if graph is None else _open_kept(graph, threads)
+        if session is None:
+            graph = export(backbone)
+            session = _open(graph, threads)
+            if graphs is not None:
+                try:
+                    keep_graph(backbone, graphs, graph)
+                except OSError as error:
+                    log.warning("the graph is not kept for the next start: %s", error)
+        self._session = session
+        self._inputs = {node.name for node in session.get_inputs()} - {IMAGES}
+        self._feeds = {n: _value(t) for n, t in self._tensors.items() if n in self._inputs}
+        self._check(backbone)
+
+    def build(self, state: EffectiveState) -> OnnxForward:
+        """See `Engine.build`."""
+        changed = changed_tensors(state, self._tensors)
+        unread = changed.keys() - self._inputs
+        if unread:
+            raise EngineError(f"the backbone's forward pass doesn't read {min(unread)}")
+        fed = {name: _value(tensor) for name, tensor in changed.items()}
+        return OnnxForward(self._session, self._feeds | fed)
+
+    def _check(self, backbone: Backbone) -> None:
+        """Hold the graph against the model, for one image and for several."""
+        bare = self.build(EffectiveState())
+        noise = torch.Generator().manual_seed(0)
+        for batch in _CHECK_BATCHES:
+            images = torch.randn(batch, *backbone.spec.preprocess.input_size, generator=noise)
+            with torch.inference_mode():
+                expected: Tensor = backbone.model(images)
+            found = bare(images)
+            far = found.shape != expected.shape or not torch.allclose(
+                found, expected, rtol=TOLERANCE, atol=TOLERANCE
+            )
+            if far:
+                raise EngineError(
+                    f"the ONNX graph of {backbone.spec.model} doesn't give PyTorch's logits (for "
+                    f'{batch} images at a time): set engine.name to "torch"'
+                )
+
+
+def _open(graph: bytes, threads: int) -> InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Threads that spin for work take the core from those that have some.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = _QUIET
+    return InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def _open_kept(graph: bytes, threads: int) -> InferenceSession | None:
+    """None for a file that is damaged: it is made anew."""
+    try:
+        return _open(graph, threads)
+    except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
+        log.warning("the kept ONNX graph is damaged, it is made anew: %s", type(error).__name__)
+        return None
+
+
+def _value(tensor: Tensor) -> OrtValue:
+    """The same memory as ONNX Runtime sees it; it keeps the tensor alive."""
+    return OrtValue.ortvalue_from_numpy(tensor.detach().float().contiguous().numpy())

@@ -1,0 +1,63 @@
+"""A backbone as a function of its tensors: every release is another set of arguments to it.
+
+For engines that prepare the forward pass once (a compiled or an exported graph) and feed it the
+tensors: those of the bare backbone, and in their place what a release changed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from forgetting.adapter.stack import EffectiveState, shared_copy
+from forgetting.erasure.edit import FeatureEdit, edit_point, install_edit
+from forgetting.errors import TargetError
+from serving.replica.engines import EngineError
+
+MATRIX, OFFSET = "head_drop.matrix", "head_drop.offset"
+
+
+def editable_copy(model: nn.Module) -> nn.Module:
+    """A copy over the same tensors, in eval mode, with a feature edit that changes nothing where
+    the model has a place for one: e I + 0 is e, bit for bit."""
+    copy = shared_copy(model).eval()
+    try:
+        width = edit_point(copy)
+    except TargetError:
+        return copy
+    install_edit(copy, FeatureEdit(torch.eye(width), torch.zeros(width)))
+    return copy
+
+
+def bare_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter of a backbone, and the edit that changes nothing, by their names in
+    `editable_copy`'s model."""
+    copy = editable_copy(model)
+    named = {name: tensor.detach() for name, tensor in copy.named_parameters()}
+    buffers = dict(copy.named_buffers())
+    return named | {name: buffers[name] for name in (MATRIX, OFFSET) if name in buffers}
+
+
+def changed_tensors(state: EffectiveState, bare: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a release changes, by the tensors' names in `editable_copy`'s model.
+
+    Raises:
+        TargetError: The model has no place for the edit, or for one of another width.
+        EngineError: A weight is no tensor of the model, or has another shape.
+    """
+    changed = {f"{path}.weight": weight for path, weight in state.weights.items()}
+    if state.edit is not None:
+        if MATRIX not in bare or bare[MATRIX].shape != state.edit.matrix.shape:
+            found = f"one of {len(bare[MATRIX])}" if MATRIX in bare else "none"
+            raise TargetError(
+                f"expected a place for an edit of {len(state.edit.matrix)} features, found {found}"
+            )
+        changed |= {MATRIX: state.edit.matrix, OFFSET: state.edit.offset}
+    for name, tensor in changed.items():
+        if name not in bare or bare[name].shape != tensor.shape:
+            found = f"it is {tuple(bare[name].shape)}" if name in bare else "there is none"
+            raise EngineError(
+                f"a release changes {name} of shape {tuple(tensor.shape)}, but in the backbone "
+                f"{found}"
+            )
+    return changed

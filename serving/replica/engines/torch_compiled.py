@@ -1,0 +1,93 @@
+"""PyTorch, compiled by TorchInductor: once for the backbone, with the tensors as arguments.
+
+No release compiles anything anew. Compiling takes 25 to 50 seconds on a CPU, for each of three
+kinds of batch, and needs a C++ compiler; so this is for who asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from forgetting.adapter.stack import EffectiveState
+from serving.replica.engines import EngineError
+from serving.replica.engines.tensors import changed_tensors, editable_copy
+from serving.replica.engines.torch_eager import on_device, open_device
+
+_WARM_BATCHES = (1, 2, 3)
+"""What Inductor tells apart: one image, the next size that it sees, and any size after that."""
+
+_Compiled = Callable[[dict[str, Tensor], Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class CompiledForward:
+    """The forward pass of one release."""
+
+    run: _Compiled
+    tensors: dict[str, Tensor]
+    device: torch.device
+    bfloat16: bool
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> logits (B, K) float32, on the CPU."""
+        with (
+            torch.no_grad(),
+            torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16),
+        ):
+            # Other strides would be compiled for anew.
+            here = images.contiguous().to(self.device, non_blocking=True)
+            logits = self.run(self.tensors, here)
+        return logits.float().cpu()
+
+
+class CompiledEngine:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        input_size: tuple[int, int, int],
+        device: str = "cpu",
+        bfloat16: bool = False,
+    ) -> None:
+        """Compiles, for every size of a batch.
+
+        Args:
+            model: The bare backbone.
+            input_size: (C, H, W) of an image.
+            device: `cpu` or `cuda`.
+            bfloat16: As of `TorchEngine`.
+
+        Raises:
+            EngineError: The device isn't there, or the model can't be compiled here.
+        """
+        self._device = open_device(device)
+        self._bfloat16 = bfloat16
+        skeleton = editable_copy(on_device(model, self._device))
+        tensors = (*skeleton.named_parameters(), *skeleton.named_buffers())
+        self._tensors = {name: tensor.detach() for name, tensor in tensors}
+
+        def forward(tensors: dict[str, Tensor], images: Tensor) -> Tensor:
+            logits: Tensor = functional_call(skeleton, tensors, (images,))
+            return logits
+
+        self._run: _Compiled = torch.compile(forward)
+        bare = self.build(EffectiveState())
+        try:
+            for batch in _WARM_BATCHES:
+                bare(torch.zeros(batch, *input_size))
+        except RuntimeError as error:  # Dynamo's and Inductor's, a missing compiler's too
+            first = str(error).strip().partition("\n")[0]
+            raise EngineError(
+                f'the model can\'t be compiled here ({first}): set engine.name to "torch"'
+            ) from error
+
+    def build(self, state: EffectiveState) -> CompiledForward:
+        """See `Engine.build`."""
+        changed = changed_tensors(state, self._tensors)
+        moved = {name: tensor.to(self._device) for name, tensor in changed.items()}
+        return CompiledForward(self._run, self._tensors | moved, self._device, self._bfloat16)

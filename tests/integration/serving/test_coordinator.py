@@ -1,0 +1,507 @@
+"""The coordinator on a real ledger, with members that follow, lag, fail or fall silent."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry.errors import IntegrityError
+from registry.fold.state import Job
+from registry.log.highwater import read_mark
+from registry.log.ledger import Ledger
+from registry.publish import declarations as publish_declarations
+from registry.publish import jobs as publish
+from serving.config.home import Home, open_ledger, open_subjects, prepare_home, signer
+from serving.coordination.coordinator import Coordinator
+from serving.coordination.membership import CONFIRMED, LEASE_EXPIRED, Terms, Wake
+from serving.coordination.messages import Ack, Author, Halt, Refusal, Resumption, TrialBegun
+from serving.coordination.release_state import ReleaseState
+
+TERMS = Terms(seconds=1.2, margin=0.2, heartbeat=0.1)
+BACKBONE = "sha256:" + "0" * 64
+AUTHOR = Author("tester", "a test", "request-of-the-test")
+
+
+@dataclass
+class Replica:
+    """A member as `serving.replica.member` behaves, without a model behind it."""
+
+    name: str
+    problem: str | None = None
+    frozen: bool = False
+    running: int = -1
+    built: list[int] = field(default_factory=list)
+    silent: bool = False
+    leases: list[bool] = field(default_factory=list)
+    trial: int = 0
+
+    async def live(self, coordinator: Coordinator) -> None:
+        self.running = await coordinator.register(self.name)
+        await asyncio.gather(self._beat(coordinator), self._follow(coordinator))
+
+    async def _beat(self, coordinator: Coordinator) -> None:
+        while True:
+            if not self.frozen:
+                pulse = await coordinator.heartbeat(self.name, self.running, self.silent)
+                self.leases.append(pulse.granted > 0)
+            await asyncio.sleep(TERMS.heartbeat)
+
+    async def _follow(self, coordinator: Coordinator) -> None:
+        seen = Wake(self.running, -1)
+        while True:
+            wake = await coordinator.follow(self.name, seen, 0.5)
+            while self.frozen:
+                await asyncio.sleep(0.01)
+            if wake.prepare > seen.prepare:
+                self.built.append(wake.prepare)
+                state = ReleaseState(wake.prepare, "resident", self.problem)
+                await coordinator.prepared(self.name, state)
+            if wake.committed > self.running or wake.suspended != self.silent:
+                self.running, self.silent = wake.committed, wake.suspended
+                await coordinator.heartbeat(self.name, self.running, self.silent)
+            seen, self.trial = wake, wake.trial
+
+
+@dataclass(frozen=True)
+class Stage:
+    home: Home
+    ledger: Ledger
+
+    def coordinator(self) -> Coordinator:
+        return Coordinator(self.home.path, self.home.registry, TERMS)
+
+    def request(self, name: str) -> Job:
+        return publish.request_forget(
+            self.ledger,
+            signer(self.home, "operator"),
+            subjects=[open_subjects(self.home).assign(name)],
+            backbone=BACKBONE,
+            actor="tester",
+            reason="a test",
+            request_id=f"forget-{name}",
+        )
+
+    def trained(self, job: Job, stack: tuple[str, ...]) -> str:
+        entry = publish.record_trained(
+            self.ledger,
+            signer(self.home, "publisher"),
+            job=job.id,
+            files={"adapter": job.id.encode()},
+            stack=stack,
+            report=b"{}",
+            actor="tester",
+            reason="a test",
+            request_id=f"train-{job.id}",
+        )
+        return entry.id
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    home = Home(tmp_path, tmp_path / "registry")
+    prepare_home(home)
+    return Stage(home, open_ledger(home))
+
+
+def play(
+    stage: Stage, replicas: list[Replica], act: Callable[[Coordinator], Coroutine[Any, Any, None]]
+) -> None:
+    """Run `act` against a coordinator whose members are `replicas`, its first grace over."""
+
+    async def run() -> None:
+        coordinator = stage.coordinator()
+        lives = [asyncio.create_task(replica.live(coordinator)) for replica in replicas]
+        await asyncio.sleep(TERMS.seconds + 0.1)
+        try:
+            await asyncio.wait_for(act(coordinator), 30)
+        finally:
+            for life in lives:
+                life.cancel()
+
+    asyncio.run(run())
+
+
+def test_a_forget_is_guarded_adopted_and_rolled_back_with_its_guard(stage: Stage) -> None:
+    replicas = [Replica("a"), Replica("b")]
+
+    async def act(coordinator: Coordinator) -> None:
+        job = stage.request("ada")
+        guard = await coordinator.guard(job.id, AUTHOR)
+        assert isinstance(guard, Ack)
+        assert guard.members == {"a": CONFIRMED, "b": CONFIRMED}
+        adapter = stage.trained(job, ())
+        adopted = await coordinator.adopt(job.id, AUTHOR)
+        assert isinstance(adopted, Ack)
+        assert adopted.release == 2
+        back = await coordinator.roll_back(1, AUTHOR)
+        assert isinstance(back, Ack)
+        state = stage.ledger.refresh()
+        assert (state.active, state.confirmed) == (3, 3)
+        assert state.releases[2].adapters == (adapter,)
+        assert state.releases[3].adapters == ()
+        assert state.releases[3].guard == frozenset(job.subjects)
+        assert state.jobs[job.id].state == "done"
+
+    play(stage, replicas, act)
+    # A release that only masks has nothing to build.
+    assert [replica.built for replica in replicas] == [[2, 3], [2, 3]]
+
+
+def test_a_release_that_one_member_cannot_build_is_not_activated(stage: Stage) -> None:
+    async def act(coordinator: Coordinator) -> None:
+        job = stage.request("ada")
+        await coordinator.guard(job.id, AUTHOR)
+        stage.trained(job, ())
+        outcome = await coordinator.adopt(job.id, AUTHOR)
+        assert isinstance(outcome, Refusal)
+        assert outcome.stage == "prepare"
+        assert "digest differs" in outcome.detail
+        assert stage.ledger.refresh().active == 1
+
+    play(stage, [Replica("a"), Replica("b", problem="digest differs")], act)
+
+
+def test_an_adapter_of_another_stack_is_refused(stage: Stage) -> None:
+    async def act(coordinator: Coordinator) -> None:
+        first, second = stage.request("ada"), stage.request("bo")
+        await coordinator.guard(first.id, AUTHOR)
+        await coordinator.guard(second.id, AUTHOR)
+        stage.trained(first, ())
+        stage.trained(second, ())
+        assert isinstance(await coordinator.adopt(first.id, AUTHOR), Ack)
+        outcome = await coordinator.adopt(second.id, AUTHOR)
+        assert isinstance(outcome, Refusal)
+        assert outcome.stage == "stack"
+
+    play(stage, [Replica("a")], act)
+
+
+def test_a_frozen_member_holds_the_acknowledgement_up_until_its_lease_is_out(
+    stage: Stage,
+) -> None:
+    frozen = Replica("b")
+
+    async def act(coordinator: Coordinator) -> None:
+        job = stage.request("ada")
+        frozen.frozen = True
+        ack = await coordinator.guard(job.id, AUTHOR)
+        assert isinstance(ack, Ack)
+        assert ack.members == {"a": CONFIRMED, "b": LEASE_EXPIRED}
+        assert 100 < ack.ms <= (TERMS.seconds + 0.5) * 1000
+
+    play(stage, [Replica("a"), frozen], act)
+
+
+def test_a_new_coordinator_acknowledges_what_the_old_one_activated(stage: Stage) -> None:
+    job = stage.request("ada")
+    release = publish.publish_release(
+        stage.ledger,
+        signer(stage.home, "publisher"),
+        kind="guard",
+        job=job.id,
+        actor="tester",
+        reason="a test",
+        request_id="r",
+    )
+    publish.activate(
+        stage.ledger,
+        signer(stage.home, "operator"),
+        release=release.number,
+        actor="tester",
+        reason="then the coordinator was killed",
+        request_id="r",
+    )
+
+    async def act(coordinator: Coordinator) -> None:
+        await coordinator.acknowledge(release.number)
+        state = stage.ledger.refresh()
+        assert (state.confirmed, state.jobs[job.id].guarded) == (1, True)
+
+    play(stage, [Replica("a")], act)
+
+
+def test_a_guard_is_not_held_up_by_a_release_that_is_being_built(stage: Stage) -> None:
+    """The build ends after the guard is acknowledged; it is published anew on top of that."""
+    slow = Replica("a")
+
+    async def act(coordinator: Coordinator) -> None:
+        first, second = stage.request("ada"), stage.request("bo")
+        await coordinator.guard(first.id, AUTHOR)
+        stage.trained(first, ())
+        built = asyncio.Event()
+        report = coordinator.prepared
+
+        async def late(member: str, state: ReleaseState) -> None:
+            await built.wait()
+            await report(member, state)
+
+        coordinator.prepared = late  # type: ignore[method-assign]
+        adopting = asyncio.create_task(coordinator.adopt(first.id, AUTHOR))
+        await asyncio.sleep(0.2)
+        # The member's own follower waits for its build; the guard needs another one.
+        other = asyncio.create_task(Replica("b").live(coordinator))
+        await asyncio.sleep(0.2)
+        guarding = asyncio.create_task(coordinator.guard(second.id, AUTHOR))
+        for _ in range(100):
+            await asyncio.sleep(0.05)
+            if stage.ledger.refresh().active == 3:
+                break
+        assert stage.ledger.refresh().active == 3  # 1: first guard, 2: being built
+        built.set()
+        adopted, guard = await asyncio.gather(adopting, guarding)
+        other.cancel()
+        assert isinstance(adopted, Ack)
+        assert isinstance(guard, Ack)
+        state = stage.ledger.refresh()
+        assert state.active == adopted.release > guard.release
+        assert state.releases[adopted.release].guard == frozenset(
+            (*first.subjects, *second.subjects)
+        )
+
+    play(stage, [slow], act)
+
+
+def test_a_suspension_is_durable_and_acknowledged_when_nobody_serves(stage: Stage) -> None:
+    replicas = [Replica("a"), Replica("b")]
+
+    async def act(coordinator: Coordinator) -> None:
+        halt = await coordinator.suspend(AUTHOR)
+        assert isinstance(halt, Halt)
+        assert halt.members == {"a": CONFIRMED, "b": CONFIRMED}
+        assert stage.ledger.refresh().suspended
+        again = await coordinator.suspend(AUTHOR)
+        assert isinstance(again, Halt)
+        given = len(replicas[0].leases)
+        await asyncio.sleep(TERMS.heartbeat * 4)
+        assert not any(replicas[0].leases[given:])
+        # A command is accepted and masked all the same; what has to be built waits.
+        job = stage.request("ada")
+        assert isinstance(await coordinator.guard(job.id, AUTHOR), Ack)
+        stage.trained(job, ())
+        outcome = await coordinator.adopt(job.id, AUTHOR)
+        assert isinstance(outcome, Refusal)
+        assert outcome.stage == "suspended"
+        resumed = await coordinator.resume(AUTHOR)
+        assert isinstance(resumed, Resumption)
+        assert resumed.members == ["a", "b"]
+        assert not stage.ledger.refresh().suspended
+        assert isinstance(await coordinator.adopt(job.id, AUTHOR), Ack)
+
+    play(stage, replicas, act)
+
+
+def test_a_frozen_member_holds_a_suspension_up_until_its_lease_is_out(stage: Stage) -> None:
+    frozen = Replica("b")
+
+    async def act(coordinator: Coordinator) -> None:
+        frozen.frozen = True
+        halt = await coordinator.suspend(AUTHOR)
+        assert isinstance(halt, Halt)
+        assert halt.members == {"a": CONFIRMED, "b": LEASE_EXPIRED}
+        assert 100 < halt.ms <= (TERMS.seconds + 0.5) * 1000
+
+    play(stage, [Replica("a"), frozen], act)
+
+
+def test_a_new_coordinator_finds_serving_suspended(stage: Stage) -> None:
+    publish_declarations.suspend(
+        stage.ledger,
+        signer(stage.home, "operator"),
+        state="suspended",
+        actor="tester",
+        reason="then the coordinator was killed",
+        request_id="r",
+    )
+    replica = Replica("a")
+
+    async def act(coordinator: Coordinator) -> None:
+        assert isinstance(await coordinator.suspend(AUTHOR), Halt)
+        assert not any(replica.leases)
+
+    play(stage, [replica], act)
+
+
+def test_a_suspension_that_somebody_else_recorded_is_noticed(stage: Stage) -> None:
+    async def act(coordinator: Coordinator) -> None:
+        publish_declarations.suspend(
+            stage.ledger,
+            signer(stage.home, "operator"),
+            state="suspended",
+            actor="tester",
+            reason="by another process",
+            request_id="r",
+        )
+        await asyncio.sleep(TERMS.seconds + 0.3)
+        assert replica.silent
+
+    replica = Replica("a")
+    play(stage, [replica], act)
+
+
+def restore(stage: Stage, job: Job) -> None:
+    publish_declarations.restore(
+        stage.ledger,
+        signer(stage.home, "operator"),
+        subjects=job.subjects,
+        actor="tester",
+        reason="asked for it",
+        request_id=f"restore-{job.id}",
+    )
+
+
+def test_who_was_restored_is_brought_back_and_the_others_stay_masked(stage: Stage) -> None:
+    async def act(coordinator: Coordinator) -> None:
+        first, second = stage.request("ada"), stage.request("bo")
+        await coordinator.guard(first.id, AUTHOR)
+        await coordinator.guard(second.id, AUTHOR)
+        stage.trained(first, ())
+        assert isinstance(await coordinator.adopt(first.id, AUTHOR), Ack)
+        restore(stage, first)
+        ack = await coordinator.bring_back(AUTHOR)
+        assert isinstance(ack, Ack)
+        state = stage.ledger.refresh()
+        assert state.active == state.confirmed == ack.release
+        assert state.active_release.adapters == ()
+        assert state.active_release.guard == frozenset(second.subjects)
+        # The second was masked and no more: a smaller mask is enough.
+        restore(stage, second)
+        assert isinstance(await coordinator.bring_back(AUTHOR), Ack)
+        assert stage.ledger.refresh().active_release.kind == "guard"
+        assert stage.ledger.state.active_release.guard == frozenset()
+
+    play(stage, [Replica("a"), Replica("b")], act)
+
+
+def test_a_new_coordinator_brings_back_who_was_restored_before_the_old_one_died(
+    stage: Stage,
+) -> None:
+    job = stage.request("ada")
+
+    async def die(coordinator: Coordinator) -> None:
+        await coordinator.guard(job.id, AUTHOR)
+        stage.trained(job, ())
+        assert isinstance(await coordinator.adopt(job.id, AUTHOR), Ack)
+
+    async def finish(_: Coordinator) -> None:
+        for _ in range(100):
+            await asyncio.sleep(0.05)
+            state = stage.ledger.refresh()
+            if state.active == state.confirmed and not state.active_release.guard:
+                break
+        assert state.active_release.guard == frozenset()
+        assert state.active_release.adapters == ()
+        assert state.confirmed == state.active
+
+    play(stage, [Replica("a")], die)
+    restore(stage, job)
+    play(stage, [Replica("a")], finish)
+
+
+def test_what_was_acknowledged_cannot_be_taken_back_by_an_older_copy(
+    stage: Stage, tmp_path: Path
+) -> None:
+    job = stage.request("ada")
+    shutil.copytree(stage.home.registry, tmp_path / "older")
+
+    async def act(coordinator: Coordinator) -> None:
+        assert isinstance(await coordinator.guard(job.id, AUTHOR), Ack)
+        mark = read_mark(stage.home.highwater, stage.home.trust)
+        assert mark is not None
+        assert mark.seq == stage.ledger.refresh().seq
+
+    play(stage, [Replica("a")], act)
+    shutil.rmtree(stage.home.registry)
+    shutil.copytree(tmp_path / "older", stage.home.registry)
+
+    async def start() -> None:
+        stage.coordinator()
+
+    with pytest.raises(IntegrityError, match="older copy"):
+        asyncio.run(start())
+
+
+def test_a_canary_is_made_known_promoted_and_acknowledged(stage: Stage) -> None:
+    a, b = Replica("a"), Replica("b")
+
+    async def act(coordinator: Coordinator) -> None:
+        job = stage.request("ada")
+        await coordinator.guard(job.id, AUTHOR)
+        stage.trained(job, ())
+        begun = await coordinator.try_out(job.id, 10, AUTHOR)
+        assert isinstance(begun, TrialBegun)
+        await asyncio.sleep(0.1)
+        state = stage.ledger.refresh()
+        assert state.active == 1
+        assert state.canary is not None
+        assert (state.canary.release, a.trial, b.trial) == (2, state.canary.seq, state.canary.seq)
+        assert a.built == b.built == [2]
+        ack = await coordinator.promote(2, AUTHOR)
+        assert isinstance(ack, Ack)
+        assert set(ack.members.values()) == {CONFIRMED}
+        await asyncio.sleep(0.1)
+        assert (a.trial, b.trial) == (0, 0)
+        assert stage.ledger.refresh().confirmed == 2
+
+    play(stage, [a, b], act)
+
+
+def test_a_canary_that_is_taken_off_is_never_served_and_a_guard_ends_one_at_once(
+    stage: Stage,
+) -> None:
+    replica = Replica("a")
+
+    async def act(coordinator: Coordinator) -> None:
+        first, second = stage.request("ada"), stage.request("bo")
+        await coordinator.guard(first.id, AUTHOR)
+        stage.trained(first, ())
+        # Somebody else is under erasure by now, and masked before anything is tried out.
+        begun = await coordinator.try_out(first.id, 10, AUTHOR)
+        assert isinstance(begun, TrialBegun)
+        await asyncio.sleep(0.1)
+        ack = await coordinator.guard(second.id, AUTHOR)
+        assert isinstance(ack, Ack)
+        assert stage.ledger.refresh().canary is None
+        gone = await coordinator.promote(begun.release, AUTHOR)
+        assert isinstance(gone, Refusal)
+        assert gone.stage == "stack"
+        again = await coordinator.try_out(first.id, 10, AUTHOR)
+        assert isinstance(again, TrialBegun)
+        assert again.release > ack.release
+        guard = stage.ledger.refresh().releases[again.release].guard
+        assert guard == stage.ledger.state.erasing
+        assert await coordinator.end_trial(again.release, "it leaks", AUTHOR) is None
+        assert await coordinator.end_trial(again.release, "it leaks", AUTHOR) is None
+        await asyncio.sleep(0.1)
+        assert replica.trial == 0
+        state = stage.ledger.refresh()
+        assert state.active == ack.release
+        assert state.releases[again.release].returned == "it leaks"
+
+    play(stage, [replica], act)
+
+
+def test_a_restarted_coordinator_goes_on_with_the_trial_that_the_ledger_knows(
+    stage: Stage,
+) -> None:
+    async def act(coordinator: Coordinator) -> None:
+        job = stage.request("ada")
+        await coordinator.guard(job.id, AUTHOR)
+        stage.trained(job, ())
+        assert isinstance(await coordinator.try_out(job.id, 10, AUTHOR), TrialBegun)
+        successor = stage.coordinator()
+        wake = await successor.follow("late", Wake(1, -1), 0.5)
+        trial = stage.ledger.refresh().canary
+        assert trial is not None
+        assert wake.trial == trial.seq
+        live = asyncio.create_task(Replica("late").live(successor))
+        ack = await successor.promote(trial.release, AUTHOR)
+        assert isinstance(ack, Ack)
+        live.cancel()
+
+    play(stage, [Replica("a")], act)

@@ -1,0 +1,121 @@
+"""The home folder: who can read what."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from registry.errors import IntegrityError, TrustError
+from registry.publish import declarations as publish_declarations
+from serving.config.home import (
+    Home,
+    HomeError,
+    check_registry,
+    note_seen,
+    open_current_ledger,
+    open_ledger,
+    open_subjects,
+    prepare_home,
+    signer,
+    token,
+)
+
+
+def test_only_the_owner_can_read_the_subject_map(tmp_path: Path) -> None:
+    home = Home(tmp_path, tmp_path / "registry")
+    open_subjects(home).assign("alice")
+    files = [path for path in home.registry.rglob("*") if path.is_file()]
+    assert len(files) == 2
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+
+
+def test_an_empty_token_is_refused(tmp_path: Path) -> None:
+    home = Home(tmp_path, tmp_path / "registry")
+    prepare_home(home)
+    assert len(token(home, "operator")) >= 32
+    (home.tokens / "operator").write_text("")
+    with pytest.raises(HomeError, match="is empty"):
+        token(home, "operator")
+
+
+def note(home: Home, text: str) -> None:
+    publish_declarations.note(
+        open_ledger(home),
+        signer(home, "operator"),
+        text=text,
+        actor="t",
+        reason="",
+        request_id=text,
+    )
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    """A registry of two records, the newest of which was seen, and a copy of the first."""
+    home = Home(tmp_path, tmp_path / "registry")
+    prepare_home(home)
+    note(home, "one")
+    shutil.copytree(home.registry, tmp_path / "older")
+    note(home, "two")
+    note_seen(home, open_current_ledger(home), signer(home, "operator"))
+    return home
+
+
+def put_back(home: Home, name: str) -> None:
+    assert isinstance(home.registry, Path)
+    shutil.rmtree(home.registry)
+    shutil.copytree(home.path / name, home.registry)
+
+
+def test_an_older_copy_of_the_registry_is_refused_with_what_to_do(home: Home) -> None:
+    assert check_registry(home).state.seq == 2
+    put_back(home, "older")
+    with pytest.raises(HomeError, match="ends at record 1, but record 2 was seen") as error:
+        check_registry(home)
+    assert "Put the newest copy back" in str(error.value)
+    with pytest.raises(IntegrityError, match="older copy"):
+        open_current_ledger(home)
+    # It may go on by itself as long as it likes.
+    note(home, "another two")
+    note(home, "three")
+    with pytest.raises(HomeError, match="another log"):
+        check_registry(home)
+
+
+def test_a_mark_that_was_tampered_with_is_refused(home: Home) -> None:
+    mark = home.highwater.read_text()
+    assert '"seq":2' in mark
+    home.highwater.write_text(mark.replace('"seq":2', '"seq":1'))
+    with pytest.raises(TrustError, match="highwater"):
+        check_registry(home)
+
+
+def test_each_registry_of_a_home_has_a_mark_and_evidence_of_its_own(tmp_path: Path) -> None:
+    homes = [
+        Home(tmp_path, where)
+        for where in (
+            tmp_path / "registry",
+            tmp_path / "other" / "registry",
+            "s3://bucket/one",
+            "s3://bucket/two",
+        )
+    ]
+    assert len({home.highwater for home in homes}) == 4
+    assert len({home.evidence for home in homes}) == 4
+    assert homes[0].highwater == tmp_path / "highwater.json"
+    assert homes[2].highwater.parent == tmp_path
+
+
+class BusyHome(Home):
+    """Of a registry that somebody writes to whenever the mark is looked for."""
+
+    @property
+    def highwater(self) -> Path:
+        still = Home(self.path, self.registry)
+        note(still, "meanwhile")
+        note_seen(still, open_current_ledger(still), signer(still, "operator"))
+        return still.highwater
+
+
+def test_a_registry_that_grows_while_it_is_opened_is_no_older_copy(home: Home) -> None:
+    assert open_current_ledger(BusyHome(home.path, home.registry)).state.seq > 2
