@@ -30,9 +30,8 @@ from registry.log.ledger import blob_key
 from registry.publish import jobs as publish
 from serving.config.home import Home, open_ledger, open_subjects, prepare_home, signer
 from serving.replica.engines.torch_eager import TorchEngine
-from serving.replica.release_reader import ReleaseReader
+from serving.replica.release_reader import ReleaseReader, failed
 from serving.replica.slot import BuildError, Measured, ReadyRelease, SelfCheckError, Slot
-from serving.replica.stages import failed
 
 
 @pytest.fixture(scope="module")
