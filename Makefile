@@ -17,7 +17,7 @@ LONGEST := tests/e2e/test_forget.py tests/e2e/test_chaos.py
 # Types are checked while Debian's packages are fetched.
 MAKEFLAGS += --jobs=2
 
-.PHONY: setup demo test test-slow check bench promtool chromium clean
+.PHONY: setup demo test test-slow check structure bench promtool chromium clean
 
 setup: $(STAMP)
 
@@ -53,6 +53,10 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Rooms, arrows and circles; fails where there is a circle.
+structure: setup
+	$(BIN)/python -m tests.structure
 
 # promtool comes with Debian's prometheus package; it is unpacked, not installed, so no root is
 # needed. Where there is no apt, have promtool on the PATH or its tests are skipped, saying so.

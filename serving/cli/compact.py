@@ -28,8 +28,8 @@ from serving.cli.terminal import Config, Json, err, out, plain_errors, print_jso
 from serving.config.home import home_of, open_current_ledger, signer
 from serving.config.settings import Settings
 from serving.config.sources import load_settings
-from serving.coordination.compaction import releases_of
 from serving.coordination.jobs import pending_jobs
+from serving.coordination.unserved import releases_of
 
 POLL_S = 0.25
 PROBES = 16
@@ -119,7 +119,8 @@ def fold_active_stack(
 ) -> Folded:
     """Fold the stack of the active release, check that nothing changes by it, and record it.
 
-    Raises `BackboneError`, `AdapterError` (see `forgetting.adapter.compaction.compact`), `RegistryError`.
+    Raises `BackboneError`, `AdapterError` (as `forgetting.adapter.compaction.compact`) and
+    `RegistryError`.
     """
     # Imported here: torch takes seconds, and no other command on the registry needs it.
     import torch

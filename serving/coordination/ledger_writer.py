@@ -18,7 +18,7 @@ from registry.publish import trials as publish_trials
 from registry.records.declarations import ServingState
 from serving.config.home import Home, note_seen, signer
 from serving.coordination.messages import CONFIRMED, Author, How
-from serving.coordination.restoration import job_about, to_bring_back, way_back
+from serving.coordination.unserved import job_about, to_bring_back, way_back
 
 log = logging.getLogger(__name__)
 

@@ -22,6 +22,7 @@ from serving.coordination.messages import (
     CONFIRMED,
     LEASE_EXPIRED,
     How,
+    MemberView,
     ReleaseState,
     Terms,
 )
@@ -214,7 +215,7 @@ class Membership:
             if member.lease_until > float("-inf") or member.running >= release
         }
 
-    def view(self) -> dict[str, dict[str, object]]:
+    def view(self) -> dict[str, MemberView]:
         """What is known of each member, for status pages."""
         return {
             name: {

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 
 from forgetting.data.sources import ImageSet, image, indices, open_image_set, png_bytes
+from serving.errors import ServingError
 from serving.loadgen.sender import Answer, ask, connect, instructions
 
 
@@ -57,7 +58,7 @@ def audit(
     return asyncio.run(run())
 
 
-class TrafficError(Exception):
+class TrafficError(ServingError):
     """The traffic ended, or its answers stay away."""
 
 

@@ -22,6 +22,7 @@ from registry.log.ledger import Ledger
 from registry.subjects.subject_map import SubjectMap
 from serving.client import IMAGE_SUFFIXES, ClientError, read_images
 from serving.config.settings import ProbeSettings
+from serving.errors import ServingError
 from serving.monitoring.metrics import Metrics
 from serving.monitoring.tally import Counts, stack_name
 
@@ -34,7 +35,7 @@ STACKS = 16
 """Stacks whose counts are reported: the latest that were asked."""
 
 
-class ProbeError(Exception):
+class ProbeError(ServingError):
     """The canary classes can't be probed as the settings say; the message says why."""
 
 

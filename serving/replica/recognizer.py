@@ -17,9 +17,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import ray
 import torch
 from PIL import Image
 from prometheus_client.metrics_core import Metric as Family
@@ -33,10 +31,12 @@ from registry.subjects.subject_map import SubjectMap
 from serving.config.backbones import open_backbone
 from serving.config.home import home_of, token, wait_for_ledger, wait_for_private_store
 from serving.config.settings import Settings
+from serving.coordination.client import CoordinatorClient
 from serving.coordination.membership import boot_clock
 from serving.coordination.messages import Terms
+from serving.monitoring.client import MonitorClient
+from serving.monitoring.messages import OnTrial, Snapshot
 from serving.monitoring.metrics import Metrics
-from serving.monitoring.monitor import OnTrial, Snapshot
 from serving.monitoring.posture import Stance
 from serving.monitoring.ray_export import RayMirror
 from serving.monitoring.tally import Targets
@@ -77,12 +77,13 @@ class _Item:
 class Recognizer:
     """Served by Ray Serve behind `serving.api.routes`."""
 
-    def __init__(self, settings: Settings, coordinator: Any, monitor: Any, control: Any) -> None:
+    def __init__(
+        self, settings: Settings, coordinator: CoordinatorClient, monitor: MonitorClient
+    ) -> None:
         torch.set_num_threads(settings.threads)
         sys.setswitchinterval(SWITCH_S)
         self.settings = settings
-        self.control = control
-        self.monitor = monitor
+        self._monitor = monitor
         self.name = f"{os.getpid()}-{uuid.uuid4().hex[:6]}"
         home = home_of(settings)
         self.auditor_token = token(home, "auditor")
@@ -381,7 +382,7 @@ class Recognizer:
             if snapshot is None:
                 continue
             try:
-                ray.get(self.monitor.push.remote(self.name, snapshot), timeout=PUSH_S * 5)
+                self._monitor.push(self.name, snapshot, timeout=PUSH_S * 5)
             except RayError as error:
                 log.warning("the monitor is away: %s", type(error).__name__)
 

@@ -22,10 +22,11 @@ from torch import Tensor
 
 from forgetting.adapter.stack import EffectiveState
 from forgetting.errors import TargetError
+from serving.errors import ServingError
 from serving.replica.engines import Engine, EngineError, Forward
 
 
-class BuildError(Exception):
+class BuildError(ServingError):
     """A release could not be built; the active one serves on."""
 
 

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from serving.api.inference_protocol.asking import check_ready
 from serving.api.routes.answering import Replica
 from serving.api.routes.operator_probes import metrics_page
+from serving.control.client import ControlClient
+from serving.monitoring.client import AsyncMonitorClient
 
 router = APIRouter(tags=["probes"])
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Who fills the metrics page."""
+
+    control: ControlClient
+    monitor: AsyncMonitorClient
+
+
+def sources_of(request: Request) -> Sources:
+    """The sources that this process's application was built with."""
+    sources: Sources = request.app.state.sources
+    return sources
 
 
 @router.get("/healthz")
@@ -28,9 +45,9 @@ async def readyz(replica: Replica) -> dict[str, Any]:
 
 
 @router.get("/metrics")
-async def metrics(replica: Replica) -> Response:
+async def metrics(replica: Replica, sources: Annotated[Sources, Depends(sources_of)]) -> Response:
     """Every replica's numbers in Prometheus' text format. A missing control leaves its rows out."""
     snapshot = replica.snapshot()
     if snapshot is not None:
-        await replica.monitor.push.remote(replica.name, snapshot)
-    return await metrics_page(replica.control, replica.monitor)
+        await sources.monitor.push(replica.name, snapshot)
+    return await metrics_page(sources.control, sources.monitor)

@@ -27,7 +27,7 @@ from registry.publish import compaction as publish_compaction
 from registry.publish import jobs as publish
 from serving.cli.main import app
 from serving.config.home import Home, open_ledger, open_subjects, prepare_home, signer
-from serving.coordination.compaction import compaction_to_serve
+from serving.coordination.unserved import compaction_to_serve
 from serving.replica.engines.torch_eager import TorchEngine
 from serving.replica.release_reader import ReleaseReader
 from serving.replica.slot import Slot

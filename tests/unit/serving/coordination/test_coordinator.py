@@ -14,7 +14,7 @@ from registry.log.ledger import Ledger
 from registry.publish import jobs as publish
 from serving.config.home import Home, open_ledger, prepare_home, signer
 from serving.coordination.coordinator import Coordinator
-from serving.coordination.messages import Ack, Author, Refusal, ReleaseState, Terms
+from serving.coordination.messages import Ack, Author, Declined, ReleaseState, Terms
 
 TERMS = Terms(seconds=0.6, margin=0.1, heartbeat=0.05)
 SAID = {"actor": "ops", "reason": "a test"}
@@ -110,7 +110,7 @@ def test_an_activation_whose_outcome_was_not_known_is_acknowledged_all_the_same(
             ack = await asyncio.wait_for(coordinator.acknowledge(number), 5)
             assert ack.release == number
             assert (await coordinator.members())["a"]["behind"]
-        assert registry.log.ledger.refresh().confirmed == number
+        assert registry.ledger.refresh().confirmed == number
 
     asyncio.run(act())
 
@@ -126,9 +126,9 @@ def test_who_was_put_under_erasure_is_masked_though_nobody_asks_for_it(
         if cancelled:
             registry.cancel(job)
         with registry.coordinator():
-            await until(lambda: registry.log.ledger.refresh().jobs[job.id].guarded)
-        assert registry.log.ledger.state.active_release.guard == {ADA}
-        assert registry.log.ledger.state.last_release == 1
+            await until(lambda: registry.ledger.refresh().jobs[job.id].guarded)
+        assert registry.ledger.state.active_release.guard == {ADA}
+        assert registry.ledger.state.last_release == 1
 
     asyncio.run(act())
 
@@ -146,12 +146,12 @@ def test_no_release_is_defined_while_no_replica_could_build_it(
         with registry.coordinator() as coordinator:
             if why == "suspended":
                 await coordinator.suspend(AUTHOR)
-            before = registry.log.ledger.refresh().last_release
+            before = registry.ledger.refresh().last_release
             for _ in range(3):
                 refusal = await coordinator.adopt(job.id, AUTHOR)
-                assert isinstance(refusal, Refusal)
+                assert isinstance(refusal, Declined)
                 assert refusal.stage == why
-            assert registry.log.ledger.refresh().last_release == before
+            assert registry.ledger.refresh().last_release == before
 
     asyncio.run(act())
 
