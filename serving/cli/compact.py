@@ -20,7 +20,7 @@ from registry.fold.state import AdapterEntry, State
 from registry.log.adapters import adapter_files
 from registry.log.figures import report_figures
 from registry.log.ledger import Ledger
-from registry.publish import compaction as publish_compaction
+from registry.publish.compaction import record_compacted
 from registry.schema import Json as JsonValue
 from registry.signing.keys import Signer
 from serving.cli import registry_show
@@ -119,7 +119,7 @@ def fold_active_stack(
 ) -> Folded:
     """Fold the stack of the active release, check that nothing changes by it, and record it.
 
-    Raises `BackboneError`, `AdapterError` (see `forgetting.adapter.compaction.compact`), `RegistryError`.
+    Raises `BackboneError`, `AdapterError` (see `compact`), `RegistryError`.
     """
     # Imported here: torch takes seconds, and no other command on the registry needs it.
     import torch
@@ -150,7 +150,7 @@ def fold_active_stack(
         "bytes_after": bytes_after,
         **carried_figures([report_figures(ledger, ledger.state.adapters[a].report) for a in stack]),
     }
-    entry = publish_compaction.record_compacted(
+    entry = record_compacted(
         ledger,
         publisher,
         files=made.files,

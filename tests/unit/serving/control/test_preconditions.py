@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from registry.publish import jobs as publish
+from registry.publish.jobs import refuse_job
 from serving.control.preconditions import why_not_cancelled, why_not_forgotten, why_not_retried
 from serving.coordination.jobs import CANCELLED, job_figures, job_view, pending_jobs
 from tests.unit.registry.registry_acts import Acts, subject
 
 
 def cancel(acts: Acts, job: str) -> None:
-    publish.refuse(
+    refuse_job(
         acts.ledger,
         acts.signers["publisher"],
         job=job,

@@ -11,7 +11,8 @@ import pytest
 
 from registry.fold.state import Job
 from registry.log.ledger import Ledger
-from registry.publish import jobs as publish
+from registry.publish.jobs import record_trained, refuse_job, request_forget
+from registry.publish.releases import activate_release, publish_release
 from serving.config.home import Home, open_ledger, prepare_home, signer
 from serving.coordination.coordinator import Coordinator
 from serving.coordination.membership import Terms
@@ -36,7 +37,7 @@ class Registry:
         self.publisher = signer(self.home, "publisher")
 
     def forget(self, subject: str) -> Job:
-        return publish.request_forget(
+        return request_forget(
             self.ledger,
             self.operator,
             subjects=[subject],
@@ -46,7 +47,7 @@ class Registry:
         )
 
     def train(self, job: Job) -> None:
-        publish.record_trained(
+        record_trained(
             self.ledger,
             self.publisher,
             job=job.id,
@@ -58,7 +59,7 @@ class Registry:
         )
 
     def cancel(self, job: Job) -> None:
-        publish.refuse(
+        refuse_job(
             self.ledger,
             self.publisher,
             job=job.id,
@@ -70,10 +71,10 @@ class Registry:
         )
 
     def activate_guard(self, job: Job) -> int:
-        made = publish.publish_release(
+        made = publish_release(
             self.ledger, self.publisher, kind="guard", job=job.id, request_id="guard", **SAID
         )
-        publish.activate(
+        activate_release(
             self.ledger, self.operator, release=made.number, request_id="guard", **SAID
         )
         return made.number
@@ -112,7 +113,7 @@ def test_an_activation_whose_outcome_was_not_known_is_acknowledged_all_the_same(
             ack = await asyncio.wait_for(coordinator.acknowledge(number), 5)
             assert ack.release == number
             assert (await coordinator.members())["a"]["behind"]
-        assert registry.log.ledger.refresh().confirmed == number
+        assert registry.ledger.refresh().confirmed == number
 
     asyncio.run(act())
 
@@ -128,9 +129,9 @@ def test_who_was_put_under_erasure_is_masked_though_nobody_asks_for_it(
         if cancelled:
             registry.cancel(job)
         with registry.coordinator():
-            await until(lambda: registry.log.ledger.refresh().jobs[job.id].guarded)
-        assert registry.log.ledger.state.active_release.guard == {ADA}
-        assert registry.log.ledger.state.last_release == 1
+            await until(lambda: registry.ledger.refresh().jobs[job.id].guarded)
+        assert registry.ledger.state.active_release.guard == {ADA}
+        assert registry.ledger.state.last_release == 1
 
     asyncio.run(act())
 
@@ -148,12 +149,12 @@ def test_no_release_is_defined_while_no_replica_could_build_it(
         with registry.coordinator() as coordinator:
             if why == "suspended":
                 await coordinator.suspend(AUTHOR)
-            before = registry.log.ledger.refresh().last_release
+            before = registry.ledger.refresh().last_release
             for _ in range(3):
                 refusal = await coordinator.adopt(job.id, AUTHOR)
                 assert isinstance(refusal, Refusal)
                 assert refusal.stage == why
-            assert registry.log.ledger.refresh().last_release == before
+            assert registry.ledger.refresh().last_release == before
 
     asyncio.run(act())
 
