@@ -37,7 +37,7 @@ from serving.control import control
 from serving.control.control import Control
 from serving.coordination import coordinator
 from serving.coordination.coordinator import Coordinator
-from serving.coordination.membership import Terms
+from serving.coordination.messages import Terms
 from serving.loadgen.traffic import held_out
 from serving.monitoring import monitor
 from serving.monitoring.monitor import Monitor

@@ -35,7 +35,7 @@ from serving.control import control
 from serving.control.control import Control
 from serving.coordination import coordinator
 from serving.coordination.coordinator import Coordinator
-from serving.coordination.membership import Terms
+from serving.coordination.messages import Terms
 from serving.monitoring import monitor, watch
 from serving.monitoring.canary_classes import ProbeError, read_canaries
 from serving.monitoring.monitor import Monitor

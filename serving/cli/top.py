@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -20,12 +18,10 @@ from rich.text import Text
 from serving.client import Client, ClientError
 from serving.coordination.jobs import ENDED
 from serving.monitoring.metrics import FAILED
+from serving.monitoring.metrics_page import Look, look
 from serving.monitoring.tally import SOURCES
+from serving.monitoring.thresholds import PROOF, SUSPICION
 
-PROOF = 3.0
-"""Evidence at which ForgottenClassRecognised fires."""
-SUSPICION = 5.0
-"""Detector at which LeakSuspected fires."""
 BLINDNESS = {
     "off": "the monitor is off",
     "ended": "shadowing has ended, and no canary class is probed",
@@ -34,41 +30,6 @@ BLINDNESS = {
     "no_numbers": "no replica is heard of",
 }
 """The reasons of `lethe_monitor_blind` in words."""
-
-
-@dataclass(frozen=True)
-class Look:
-    """The metrics page at one moment, by sample name."""
-
-    at: float
-    samples: Mapping[str, tuple[tuple[Mapping[str, str], float], ...]]
-
-    def total(self, name: str, **labels: str) -> float:
-        """Sum of the samples that have `labels`."""
-        return sum(
-            value
-            for found, value in self.samples.get(name, ())
-            if labels.items() <= dict(found).items()
-        )
-
-    def gauge(self, name: str, **labels: str) -> float | None:
-        """The one sample of a gauge that has `labels`; None when it is not on the page."""
-        wanted = labels.items()
-        found = (v for given, v in self.samples.get(name, ()) if wanted <= dict(given).items())
-        return next(found, None)
-
-    def chosen(self, name: str, label: str) -> str | None:
-        """The value of `label` for which a gauge is 1; None where it is 1 for none."""
-        return next((given[label] for given, v in self.samples.get(name, ()) if v == 1), None)
-
-
-def look(page: str, *, at: float) -> Look:
-    """Read a metrics page that was fetched at `at` (seconds)."""
-    samples: dict[str, list[tuple[Mapping[str, str], float]]] = {}
-    for family in text_string_to_metric_families(page):
-        for sample in family.samples:
-            samples.setdefault(sample.name, []).append((sample.labels, sample.value))
-    return Look(at, {name: tuple(values) for name, values in samples.items()})
 
 
 def screen(now: Look, before: Look | None, status: Mapping[str, Any]) -> Group:

@@ -28,17 +28,20 @@ from registry.records.declarations import ServingState
 from serving.config.home import Home, wait_for_ledger
 from serving.coordination.compaction import compaction_to_serve
 from serving.coordination.ledger_writer import Recording
-from serving.coordination.membership import Membership, Pulse, Terms, Wake
+from serving.coordination.membership import Membership
 from serving.coordination.messages import (
     Ack,
     Author,
     Halt,
     Outcome,
+    Pulse,
     Refusal,
+    ReleaseState,
     Resumption,
+    Terms,
     TrialBegun,
+    Wake,
 )
-from serving.coordination.release_state import ReleaseState
 from serving.coordination.restoration import is_time_to_bring_back, job_about, to_bring_back
 
 log = logging.getLogger(__name__)

@@ -23,8 +23,7 @@ from registry.publish.releases import (
 )
 from registry.records.declarations import ServingState
 from serving.config.home import Home, note_seen, signer
-from serving.coordination.membership import CONFIRMED, How
-from serving.coordination.messages import Author
+from serving.coordination.messages import CONFIRMED, Author, How
 from serving.coordination.restoration import job_about, to_bring_back, way_back
 
 log = logging.getLogger(__name__)

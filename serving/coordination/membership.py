@@ -17,29 +17,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
-from serving.coordination.release_state import ReleaseState
+from serving.coordination.messages import (
+    CONFIRMED,
+    LEASE_EXPIRED,
+    How,
+    ReleaseState,
+    Terms,
+)
 
 Clock = Callable[[], float]
-
-How = Literal["confirmed", "lease_expired"]
-CONFIRMED: How = "confirmed"
-LEASE_EXPIRED: How = "lease_expired"
 
 
 def boot_clock() -> float:
     """Seconds since boot, time asleep included: a suspended machine's leases run out too."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-@dataclass(frozen=True)
-class Terms:
-    """Lease terms, in seconds."""
-
-    seconds: float
-    margin: float
-    heartbeat: float
 
 
 @dataclass(frozen=True)
@@ -56,27 +48,6 @@ class Standing:
     """It has said that it holds no lease and answers nothing, since serving is suspended."""
     beat: int = 0
     """Number of its newest heartbeat."""
-
-
-@dataclass(frozen=True)
-class Pulse:
-    """The coordinator's answer to a heartbeat."""
-
-    committed: int
-    granted: float
-    """Seconds of lease from when the heartbeat was received; 0: not extended."""
-
-
-@dataclass(frozen=True)
-class Wake:
-    """What `follow` waits for: a newer committed release, one to prepare, a stop or its end, a
-    trial or its end."""
-
-    committed: int
-    prepare: int
-    suspended: bool = False
-    trial: int = 0
-    """Names the trial that is on; 0: none."""
 
 
 class Membership:

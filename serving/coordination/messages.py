@@ -3,8 +3,56 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from serving.coordination.membership import How
+How = Literal["confirmed", "lease_expired"]
+CONFIRMED: How = "confirmed"
+LEASE_EXPIRED: How = "lease_expired"
+Stage = Literal["fetched", "verified", "built", "checked", "resident", "active"]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Lease terms, in seconds."""
+
+    seconds: float
+    margin: float
+    heartbeat: float
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """The coordinator's answer to a heartbeat."""
+
+    committed: int
+    granted: float
+    """Seconds of lease from when the heartbeat was received; 0: not extended."""
+
+
+@dataclass(frozen=True)
+class Wake:
+    """What `follow` waits for: a newer committed release, one to prepare, a stop or its end, a
+    trial or its end."""
+
+    committed: int
+    prepare: int
+    suspended: bool = False
+    trial: int = 0
+    """Names the trial that is on; 0: none."""
+
+
+@dataclass(frozen=True)
+class ReleaseState:
+    """How far a release has come on one replica. A failure leaves what is active as it is.
+
+        fetched -> verified -> built -> checked -> resident -> active
+
+    The last stage that was reached, or with `problem` the one that was not, and why.
+    """
+
+    release: int
+    stage: Stage
+    problem: str | None = None
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from registry.fold.state import Release, State
-from serving.cli.top import PROOF
 from serving.monitoring.monitor import Proof
 from serving.monitoring.tally import SOURCES, stack_name
+from serving.monitoring.thresholds import PROOF
 
 ACTOR = "monitor"
 RETRY_S = 60.0

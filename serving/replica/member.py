@@ -17,11 +17,10 @@ import ray
 from ray.exceptions import RayError
 
 from registry.errors import RegistryError
-from serving.coordination.membership import Clock, Pulse, Terms, Wake, boot_clock
-from serving.coordination.release_state import ReleaseState, Stage
-from serving.replica.release_reader import ReleaseReader
+from serving.coordination.membership import Clock, boot_clock
+from serving.coordination.messages import Pulse, ReleaseState, Stage, Terms, Wake
+from serving.replica.release_reader import ReleaseReader, failed
 from serving.replica.slot import BuildError, Slot
-from serving.replica.stages import failed
 
 log = logging.getLogger(__name__)
 

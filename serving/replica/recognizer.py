@@ -33,7 +33,8 @@ from registry.subjects.subject_map import SubjectMap
 from serving.config.backbones import open_backbone
 from serving.config.home import home_of, token, wait_for_ledger, wait_for_private_store
 from serving.config.settings import Settings
-from serving.coordination.membership import Terms, boot_clock
+from serving.coordination.membership import boot_clock
+from serving.coordination.messages import Terms
 from serving.monitoring.metrics import Metrics
 from serving.monitoring.monitor import OnTrial, Snapshot
 from serving.monitoring.posture import Stance

@@ -10,20 +10,29 @@ from torch import Tensor
 
 from forgetting.adapter.low_rank import Adapter, AnyAdapter, from_files
 from forgetting.adapter.stack import EffectiveState, effective_state
-from forgetting.errors import AdapterError
+from forgetting.errors import AdapterError, ForgettingError
 from forgetting.models.backbone import Backbone
 from forgetting.models.golden import TOLERANCE, golden_error, golden_figures
-from registry.errors import IntegrityError, NotFoundError, RegistryError
+from registry.errors import (
+    CheckError,
+    IntegrityError,
+    NotFoundError,
+    RegistryError,
+    StoreError,
+)
 from registry.fold.state import Release, Trial
 from registry.log.adapters import adapter_files
 from registry.log.figures import report_figures
 from registry.log.ledger import Ledger
 from registry.schema import Json
 from registry.subjects.subject_map import SubjectMap
+from serving.coordination.messages import ReleaseState, Stage
 from serving.monitoring.tally import stack_name
 from serving.replica.slot import BuildError, Measured, ReadyRelease, SelfCheckError, Slot
 
 log = logging.getLogger(__name__)
+
+LONGEST_PROBLEM = 400
 
 
 class ReleaseReader:
@@ -198,3 +207,22 @@ def _share(figures: Mapping[str, Json], name: str) -> float:
         case {"value": int() | float() as value}:
             return float(value)
     return 0.0
+
+
+def failed(release: int, error: Exception) -> ReleaseState:
+    """What `error`, raised while `release` was made ready, says of it."""
+    words = " ".join(f"{type(error).__name__}: {error}".split())
+    stage = stage_of(error)
+    return ReleaseState(release, stage, f"not {stage}: {words}"[:LONGEST_PROBLEM])
+
+
+def stage_of(error: Exception) -> Stage:
+    """The stage that was not reached."""
+    match error:
+        case StoreError() | NotFoundError() | OSError() | CheckError(check="presence"):
+            return "fetched"
+        case SelfCheckError():
+            return "checked"
+        case BuildError(__cause__=ForgettingError()) | RegistryError() | ForgettingError():
+            return "verified"
+    return "built"

@@ -15,10 +15,10 @@ from forgetting.data.sources import open_image_set
 from registry.publish.jobs import record_trained, request_forget
 from registry.publish.releases import activate_release, publish_release
 from serving.app import prepare
-from serving.cli.top import Look, look
 from serving.config.home import home_of, open_ledger, open_subjects, signer
 from serving.config.sources import load_settings
 from serving.loadgen.traffic import audit, held_out
+from serving.monitoring.metrics_page import Look, look
 from tests.e2e.conftest import Server
 from tests.e2e.test_prometheus import record_an_adapter_that_forgets_nothing
 

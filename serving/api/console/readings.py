@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from serving.cli.top import PROOF, SUSPICION, Look
 from serving.monitoring.metrics import OUTCOMES
+from serving.monitoring.metrics_page import Look
 from serving.monitoring.tally import Counts, Source
+from serving.monitoring.thresholds import PROOF, SUSPICION
 
 PREDICT = "/v1/predict"
 PROBE_OUTCOMES = ("quiet", "leak", "exposed", "waiting", "failed")

@@ -23,9 +23,9 @@ from serving.api.console.files import HEADERS, PAGE, File, read_files
 from serving.api.console.readings import drift_view, leak_view, replicas_view, watching_view
 from serving.api.routes.access import AtDesk, Desk, operator_only
 from serving.api.routes.problems import ProblemError
-from serving.cli.top import look
 from serving.config.home import home_of, open_current_ledger, open_subjects
 from serving.coordination.jobs import Rejection, named
+from serving.monitoring.metrics_page import look
 from serving.monitoring.tally import Counts, Tally, entry, stack_name
 
 router = APIRouter(tags=["console"])

@@ -20,9 +20,19 @@ from registry.publish.jobs import record_trained, request_forget
 from registry.publish.releases import activate_release, publish_release
 from serving.config.home import Home, open_ledger, open_subjects, prepare_home, signer
 from serving.coordination.coordinator import Coordinator
-from serving.coordination.membership import CONFIRMED, LEASE_EXPIRED, Terms, Wake
-from serving.coordination.messages import Ack, Author, Halt, Refusal, Resumption, TrialBegun
-from serving.coordination.release_state import ReleaseState
+from serving.coordination.messages import (
+    CONFIRMED,
+    LEASE_EXPIRED,
+    Ack,
+    Author,
+    Halt,
+    Refusal,
+    ReleaseState,
+    Resumption,
+    Terms,
+    TrialBegun,
+    Wake,
+)
 
 TERMS = Terms(seconds=1.2, margin=0.2, heartbeat=0.1)
 BACKBONE = "sha256:" + "0" * 64

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from serving.api.console.readings import drift_view, leak_view, replicas_view, watching_view
-from serving.cli.top import Look, look
 from serving.monitoring.metrics import Metrics
+from serving.monitoring.metrics_page import Look, look
 from serving.monitoring.monitor import Monitor, ProbeSnapshot, Snapshot
 from serving.monitoring.posture import Posture
 from serving.monitoring.tally import Counts, Targets

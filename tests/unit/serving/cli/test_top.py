@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from serving.cli.top import Look, look, screen
+from serving.cli.top import screen
 from serving.monitoring.metrics import FAILED, OUTCOMES, Metrics, outcome_of
+from serving.monitoring.metrics_page import Look, look
 from serving.monitoring.monitor import Monitor, ProbeSnapshot, Snapshot
 from serving.monitoring.posture import Posture
 from serving.monitoring.tally import Counts, Targets

@@ -15,9 +15,7 @@ from registry.publish.jobs import record_trained, refuse_job, request_forget
 from registry.publish.releases import activate_release, publish_release
 from serving.config.home import Home, open_ledger, prepare_home, signer
 from serving.coordination.coordinator import Coordinator
-from serving.coordination.membership import Terms
-from serving.coordination.messages import Ack, Author, Refusal
-from serving.coordination.release_state import ReleaseState
+from serving.coordination.messages import Ack, Author, Refusal, ReleaseState, Terms
 
 TERMS = Terms(seconds=0.6, margin=0.1, heartbeat=0.05)
 SAID = {"actor": "ops", "reason": "a test"}

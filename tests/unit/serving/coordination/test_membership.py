@@ -7,8 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from serving.coordination.membership import CONFIRMED, LEASE_EXPIRED, Membership, Terms
-from serving.coordination.release_state import ReleaseState
+from serving.coordination.membership import Membership
+from serving.coordination.messages import CONFIRMED, LEASE_EXPIRED, ReleaseState, Terms
 
 TERMS = Terms(seconds=8.0, margin=0.5, heartbeat=0.5)
 

@@ -31,9 +31,8 @@ from registry.publish.jobs import record_trained, request_forget
 from registry.publish.releases import activate_release, publish_release, roll_back
 from serving.config.home import Home, open_ledger, open_subjects, prepare_home, signer
 from serving.replica.engines.torch_eager import TorchEngine
-from serving.replica.release_reader import ReleaseReader
+from serving.replica.release_reader import ReleaseReader, failed
 from serving.replica.slot import BuildError, Measured, ReadyRelease, SelfCheckError, Slot
-from serving.replica.stages import failed
 
 
 @pytest.fixture(scope="module")
