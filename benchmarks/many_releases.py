@@ -30,8 +30,9 @@ from forgetting.adapter.low_rank import Adapter, AdapterFacts, to_files
 from forgetting.models.backbone import Backbone
 from forgetting.models.golden import golden_image
 from registry.fold.state import State
-from registry.publish import declarations as publish_declarations
-from registry.publish import jobs as publish
+from registry.publish.declarations import restore_subjects
+from registry.publish.jobs import record_trained, request_forget
+from registry.publish.releases import activate_release, confirm_release, publish_release, roll_back
 from serving.config.backbones import open_backbone, prepare_backbone
 from serving.config.home import (
     Home,
@@ -68,19 +69,17 @@ class Past:
 
     def forget(self, name: str) -> None:
         """Two releases: masked, then out of the weights."""
-        job = publish.request_forget(
+        job = request_forget(
             self._ledger,
             self._operator,
             subjects=[self._subjects.assign(name)],
             backbone=self._backbone.fingerprint,
             **self._origin(),
         )
-        publish.publish_release(
-            self._ledger, self._publisher, kind="guard", job=job.id, **self._origin()
-        )
+        publish_release(self._ledger, self._publisher, kind="guard", job=job.id, **self._origin())
         self._serve()
         stack = self.state.active_release.adapters
-        publish.record_trained(
+        record_trained(
             self._ledger,
             self._publisher,
             job=job.id,
@@ -89,25 +88,21 @@ class Past:
             report=json.dumps({"job": job.id}).encode(),
             **self._origin(),
         )
-        publish.publish_release(
-            self._ledger, self._publisher, kind="adapter", job=job.id, **self._origin()
-        )
+        publish_release(self._ledger, self._publisher, kind="adapter", job=job.id, **self._origin())
         self._serve()
 
     def restore(self, name: str) -> None:
         """One release, with the adapters of one that knows the class."""
         subjects = [self._subjects.assign(name)]
-        publish_declarations.restore(
-            self._ledger, self._operator, subjects=subjects, **self._origin()
-        )
+        restore_subjects(self._ledger, self._operator, subjects=subjects, **self._origin())
         to = self.state.release_without(frozenset(subjects))
-        publish.roll_back(self._ledger, self._operator, to=to, **self._origin())
+        roll_back(self._ledger, self._operator, to=to, **self._origin())
         self._serve()
 
     def _serve(self) -> None:
         release = self.state.last_release
-        publish.activate(self._ledger, self._operator, release=release, **self._origin())
-        publish.confirm(
+        activate_release(self._ledger, self._operator, release=release, **self._origin())
+        confirm_release(
             self._ledger,
             self._operator,
             release=release,

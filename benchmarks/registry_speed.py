@@ -26,7 +26,8 @@ from pathlib import Path
 
 from registry.log import checkpoint
 from registry.log.ledger import Ledger, utc_now
-from registry.publish import jobs as publish
+from registry.publish.jobs import record_trained, request_forget
+from registry.publish.releases import activate_release, confirm_release, publish_release, roll_back
 from registry.signing.keys import Signer, Trust, init_keys
 from registry.store.directory import DirectoryStore
 from registry.upkeep.collection import collect
@@ -61,9 +62,9 @@ class Deployment:
     def serve(self) -> None:
         release = self.ledger.state.last_release
         ledger, operator = self.ledger, self.operator
-        self.timed(lambda: publish.activate(ledger, operator, release=release, **self.origin()))
+        self.timed(lambda: activate_release(ledger, operator, release=release, **self.origin()))
         self.timed(
-            lambda: publish.confirm(
+            lambda: confirm_release(
                 ledger,
                 operator,
                 release=release,
@@ -77,18 +78,16 @@ class Deployment:
         subject = hashlib.sha256(str(number).encode()).hexdigest()[:32]
         ledger, publisher = self.ledger, self.publisher
         self.timed(
-            lambda: publish.request_forget(
+            lambda: request_forget(
                 ledger, self.operator, subjects=[subject], backbone=BACKBONE, **self.origin()
             )
         )
         job = list(ledger.state.jobs)[-1]
         self.timed(
-            lambda: publish.publish_release(
-                ledger, publisher, kind="guard", job=job, **self.origin()
-            )
+            lambda: publish_release(ledger, publisher, kind="guard", job=job, **self.origin())
         )
         self.serve()
-        publish.record_trained(
+        record_trained(
             ledger,
             publisher,
             job=job,
@@ -98,9 +97,7 @@ class Deployment:
             **self.origin(),
         )
         self.timed(
-            lambda: publish.publish_release(
-                ledger, publisher, kind="adapter", job=job, **self.origin()
-            )
+            lambda: publish_release(ledger, publisher, kind="adapter", job=job, **self.origin())
         )
         self.serve()
 
@@ -110,9 +107,7 @@ class Deployment:
             self.erase(number, adapter=f"adapter {number}".encode() * 100)
         while self.ledger.state.seq < records:
             to = self.ledger.state.active - 1
-            self.timed(
-                partial(publish.roll_back, self.ledger, self.operator, to=to, **self.origin())
-            )
+            self.timed(partial(roll_back, self.ledger, self.operator, to=to, **self.origin()))
             self.serve()
 
 
@@ -174,7 +169,7 @@ def publish_1mb(deployment: Deployment, top: Path, *, times: int) -> dict[str, f
     """
     ledger = deployment.ledger
     subject = hashlib.sha256(b"the one to publish for").hexdigest()[:32]
-    job = publish.request_forget(
+    job = request_forget(
         ledger,
         deployment.operator,
         subjects=[subject],
@@ -192,7 +187,7 @@ def publish_1mb(deployment: Deployment, top: Path, *, times: int) -> dict[str, f
 
         one = files["adapter_model.safetensors"]
         record = partial(
-            publish.record_trained,
+            record_trained,
             ledger,
             deployment.publisher,
             job=job,

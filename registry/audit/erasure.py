@@ -15,19 +15,10 @@ from registry.errors import NotFoundError
 from registry.fold.state import AdapterEntry, State
 from registry.log.figures import report_figures
 from registry.log.ledger import Ledger
-from registry.records.bodies import (
-    Activated,
-    Compacted,
-    Confirmed,
-    Published,
-    Refused,
-    Requested,
-    RolledBack,
-    Trained,
-)
+from registry.records.bodies import Compacted, Refused, Requested, Trained
 from registry.records.declarations import LegalHold, Restored, Retried, Sealed, Tombstone
 from registry.records.record import Entry
-from registry.records.trials import Canary
+from registry.records.releases import Activated, Canary, Confirmed, Published, RolledBack
 from registry.schema import Json, encode_time
 
 MASKED = "masked"

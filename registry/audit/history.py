@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from registry.errors import NotFoundError
 from registry.fold.state import AdapterEntry, Release, State
 from registry.log.ledger import Ledger
-from registry.records.bodies import Activated, Confirmed
 from registry.records.record import Entry
+from registry.records.releases import Activated, Confirmed
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from registry.audit.erasure import Audit, Evidence
 from registry.audit.summary import summary
 from registry.fold.state import AdapterEntry
 from registry.log.figures import figure_text
-from registry.records.bodies import Confirmed
 from registry.records.record import Entry
+from registry.records.releases import Confirmed
 from registry.schema import encode_time
 
 STANDINGS = {

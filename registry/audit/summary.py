@@ -3,21 +3,10 @@
 Subjects stay ids here; who may know the classes has the subject map.
 """
 
-from registry.records.bodies import (
-    Activated,
-    Body,
-    Compacted,
-    Confirmed,
-    Note,
-    Published,
-    Refused,
-    Requested,
-    RolledBack,
-    Trained,
-)
+from registry.records.bodies import Body, Compacted, Note, Refused, Requested, Trained
 from registry.records.declarations import LegalHold, Restored, Retried, Sealed, Suspended, Tombstone
 from registry.records.record import Entry
-from registry.records.trials import Canary
+from registry.records.releases import Activated, Canary, Confirmed, Published, RolledBack
 from registry.schema import Json, encode_time
 
 

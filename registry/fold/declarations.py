@@ -1,6 +1,6 @@
 """The fold of what people declare: restored, tombstone, legal_hold, suspended, sealed.
 
-As `fold`: pure, and a record that breaks a rule is a `ConflictError`.
+As `rules`: pure, and a record that breaks a rule is a `ConflictError`.
 """
 
 from collections.abc import Iterable

@@ -1,6 +1,6 @@
 """The fold of jobs: requested, trained (one alone, or several as one task), refused, retried.
 
-As `fold`: pure, and a record that breaks a rule is a `ConflictError`.
+As `rules`: pure, and a record that breaks a rule is a `ConflictError`.
 """
 
 from collections.abc import Iterable, Sequence

@@ -12,7 +12,6 @@ not used when others can write them.
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
@@ -26,16 +25,13 @@ from registry.log.ledger import Ledger, log_key, utc_now
 from registry.records.record import digest_of
 from registry.schema import encode_json
 from registry.signing.keys import Trust
-from registry.store.directory import Store
+from registry.store.contract import Store
 from registry.store.durable_file import replace_file
 
 WORTH_SAVING = 100
 """Records read since the last checkpoint from which another is made."""
-_CODE = (
-    "bodies", "declarations", "envelope", "file_refs", "fold", "fold_compaction",
-    "fold_declarations", "fold_jobs", "fold_trials", "keys", "persistent_map", "record", "schema",
-    "state", "state_json", "trials",
-)  # fmt: skip
+_DECIDING = ("schema.py", "signing/*.py", "records/*.py", "fold/*.py")
+"""The code that decides what a log adds up to."""
 
 
 def open_ledger(
@@ -94,7 +90,8 @@ def _name(store: Store, trust: Trust) -> str:
 def _code() -> str:
     """A digest of the code that decides what a log adds up to: another version starts anew."""
     digest = hashlib.sha256()
-    for name in _CODE:
-        path = sys.modules[f"registry.{name}"].__file__
-        digest.update(Path(str(path)).read_bytes())
+    package = Path(__file__).parents[1]
+    for pattern in _DECIDING:
+        for path in sorted(package.glob(pattern)):
+            digest.update(path.read_bytes())
     return digest.hexdigest()

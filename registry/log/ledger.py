@@ -32,7 +32,7 @@ from registry.records.record import (
 from registry.schema import DIGEST, Fields, decode_written, encode_json
 from registry.signing.envelope import MAX_ENVELOPE_BYTES
 from registry.signing.keys import Signer, Trust
-from registry.store.directory import Store
+from registry.store.contract import Store
 
 FORMAT_KEY = "format.json"
 FORMAT_NAME = "lethe-registry"

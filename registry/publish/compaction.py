@@ -1,4 +1,4 @@
-"""The two recorded acts of a compaction; as those in `publish`, and with the same errors."""
+"""The two recorded acts of a compaction."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,8 +6,9 @@ from registry.errors import ConflictError, NotFoundError
 from registry.fold.state import AdapterEntry, Release, State
 from registry.log.adapters import new_files
 from registry.log.ledger import Ledger
-from registry.records.bodies import Compacted, Published
+from registry.records.bodies import Compacted
 from registry.records.record import Draft
+from registry.records.releases import Published
 from registry.signing.keys import Signer
 
 

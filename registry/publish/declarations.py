@@ -1,5 +1,4 @@
-"""The recorded acts that declare something about subjects, serving or the registry itself; as those
-in `publish`, and with the same errors."""
+"""The recorded acts that declare something about subjects, serving or the registry itself."""
 
 from collections.abc import Callable, Sequence
 
@@ -22,7 +21,7 @@ from registry.records.record import Draft, Record
 from registry.signing.keys import Signer
 
 
-def restore(
+def restore_subjects(
     ledger: Ledger,
     signer: Signer,
     *,
@@ -71,7 +70,7 @@ def record_deletion(
     return ledger.append(lambda _: Draft(body, actor, reason, request_id), signer)
 
 
-def hold(
+def record_hold(
     ledger: Ledger,
     signer: Signer,
     *,
@@ -86,7 +85,7 @@ def hold(
     return ledger.append(lambda _: Draft(body, actor, reason, request_id), signer)
 
 
-def suspend(
+def record_suspension(
     ledger: Ledger,
     signer: Signer,
     *,
@@ -99,7 +98,7 @@ def suspend(
     return ledger.append(lambda _: Draft(Suspended(state), actor, reason, request_id), signer)
 
 
-def seal(
+def record_seal(
     ledger: Ledger,
     signer: Signer,
     *,
@@ -115,7 +114,7 @@ def seal(
     return ledger.append(lambda _: Draft(body, actor, reason, request_id), signer)
 
 
-def note(
+def write_note(
     ledger: Ledger,
     signer: Signer,
     *,

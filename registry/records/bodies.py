@@ -1,23 +1,26 @@
 """What a record can say: one frozen dataclass per record type, with its strict JSON form.
 
-Each type reads only its own fields and refuses any other. Those by which people declare something
-are in `declarations`. Nothing here names a class: subjects
-are opaque ids, and texts are for reasons, not for data.
+Each type reads only its own fields and refuses any other. Those about releases are in `releases`,
+those by which people declare something in `declarations`. Nothing here names a class: subjects are
+opaque ids, and texts are for reasons, not for data.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, cast, get_args
+from typing import TypeAlias
 
 from registry.records.declarations import LegalHold, Restored, Retried, Sealed, Suspended, Tombstone
 from registry.records.files import FileRef, adapter_id, files_from_fields, files_to_json
-from registry.records.trials import Canary, percentage
+from registry.records.releases import (
+    Activated,
+    Canary,
+    Confirmed,
+    Published,
+    RolledBack,
+    percentage,
+)
 from registry.schema import DIGEST, NAME, SUBJECT, Fields, Json
 from registry.signing.keys import Role
-
-ReleaseKind = Literal["guard", "adapter"]
-PublishedKind = Literal["guard", "adapter", "compaction"]
-MemberOutcome = Literal["confirmed", "lease_expired"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,123 +167,6 @@ class Refused:
             report=None if fields.is_null("report") else fields.text("report", DIGEST),
             others=_others_of(fields),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """A release is defined, for replicas to prepare; it is not served yet.
-
-    It is for a `job`, unless it is a compaction, which changes nothing for anybody.
-    """
-
-    release: int
-    kind: PublishedKind
-    backbone: str
-    adapters: tuple[str, ...]
-    guard: tuple[str, ...]
-    parent: int
-    job: str | None
-
-    def to_json(self) -> dict[str, Json]:
-        return {
-            "release": self.release,
-            "kind": self.kind,
-            "backbone": self.backbone,
-            "adapters": list(self.adapters),
-            "guard": list(self.guard),
-            "parent": self.parent,
-            "job": self.job,
-        }
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> "Published":
-        kind = cast(PublishedKind, fields.choice("kind", get_args(PublishedKind)))
-        jobless = fields.is_null("job")
-        if jobless != (kind == "compaction"):
-            expected = "null" if kind == "compaction" else "the id of a job"
-            fields.refuse("job", f"expected {expected} for a release of kind {kind}")
-        return cls(
-            release=fields.integer("release", at_least=1),
-            kind=kind,
-            backbone=fields.text("backbone", DIGEST),
-            adapters=fields.texts("adapters", DIGEST),
-            guard=fields.texts("guard", SUBJECT, in_order=True),
-            parent=fields.integer("parent", at_least=0),
-            job=None if jobless else fields.text("job", NAME),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class RolledBack:
-    """A release is defined with the adapters of the earlier release `to` (0: none)."""
-
-    release: int
-    to: int
-    backbone: str
-    adapters: tuple[str, ...]
-    guard: tuple[str, ...]
-    parent: int
-
-    def to_json(self) -> dict[str, Json]:
-        return {
-            "release": self.release,
-            "to": self.to,
-            "backbone": self.backbone,
-            "adapters": list(self.adapters),
-            "guard": list(self.guard),
-            "parent": self.parent,
-        }
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> "RolledBack":
-        return cls(
-            release=fields.integer("release", at_least=1),
-            to=fields.integer("to", at_least=0),
-            backbone=fields.text("backbone", DIGEST),
-            adapters=fields.texts("adapters", DIGEST),
-            guard=fields.texts("guard", SUBJECT, in_order=True),
-            parent=fields.integer("parent", at_least=0),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Activated:
-    """The release that replicas serve from here on."""
-
-    release: int
-
-    def to_json(self) -> dict[str, Json]:
-        return {"release": self.release}
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> "Activated":
-        return cls(release=fields.integer("release", at_least=1))
-
-
-@dataclass(frozen=True, slots=True)
-class Confirmed:
-    """Every member serves the release or can serve nothing; `ms` from command to here."""
-
-    release: int
-    members: Mapping[str, MemberOutcome]
-    ms: float
-
-    def to_json(self) -> dict[str, Json]:
-        return {"release": self.release, "members": dict(self.members), "ms": self.ms}
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> "Confirmed":
-        release = fields.integer("release", at_least=1)
-        members = fields.mapping("members")
-        for name, outcome in members.items():
-            if not NAME.fullmatch(name):
-                fields.refuse("members", f"expected ids like {NAME.pattern}, found {name!r}")
-            if outcome not in get_args(MemberOutcome):
-                fields.refuse(
-                    f"members.{name}",
-                    f"expected one of {', '.join(get_args(MemberOutcome))}, found {outcome!r}",
-                )
-        return cls(release=release, members=members, ms=fields.number("ms", at_least=0.0))
 
 
 @dataclass(frozen=True, slots=True)

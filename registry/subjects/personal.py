@@ -15,10 +15,10 @@ from typing import get_args
 
 from registry.errors import AlreadyExistsError, NotFoundError
 from registry.log.ledger import Ledger
-from registry.publish import declarations as publish_declarations
+from registry.publish.declarations import record_deletion
 from registry.records.declarations import Deletable
 from registry.signing.keys import Signer
-from registry.store.directory import Store
+from registry.store.contract import Store
 from registry.subjects.subject_map import PREFIX, SubjectMap
 
 FILES: tuple[Deletable, ...] = ("images", "prototypes")
@@ -83,7 +83,7 @@ def bury(
 
     While replicas need its class only its files can go. A call that was cut off is made again.
 
-    Raises: as `publish_declarations.record_deletion`; ConflictError too when nothing can be
+    Raises: as `record_deletion`; ConflictError too when nothing can be
     deleted.
     """
     state = ledger.refresh()
@@ -101,7 +101,7 @@ def bury(
             with suppress(NotFoundError):
                 SubjectMap(store).delete(subject)
 
-    publish_declarations.record_deletion(
+    record_deletion(
         ledger,
         signer,
         subjects=[subject],

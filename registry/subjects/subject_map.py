@@ -19,7 +19,7 @@ from contextlib import suppress
 
 from registry.errors import AlreadyExistsError, CheckError, IntegrityError, NotFoundError
 from registry.schema import SUBJECT, Fields, decode_written, encode_json
-from registry.store.directory import Store
+from registry.store.contract import Store
 
 PREFIX = "subjects/"
 CLAIM_PREFIX = "subjects/by-class/"

@@ -24,7 +24,7 @@ from registry.records.record import digest_of, open_record
 from registry.schema import DIGEST, Fields, Json, decode_json, encode_json
 from registry.signing.envelope import MAX_ENVELOPE_BYTES
 from registry.signing.keys import Trust
-from registry.store.directory import Store
+from registry.store.contract import Store
 
 MANIFEST_KEY = "archive.json"
 MAX_BLOB_BYTES = 8 * 1024**3

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from registry.log.ledger import BLOB_KEY, BLOB_PREFIX, Ledger, blob_key
 from registry.records.bodies import blobs_of
 from registry.schema import SUBJECT
-from registry.store.directory import Store
+from registry.store.contract import Store
 from registry.subjects.subject_map import PREFIX
 
 GRACE = timedelta(hours=24)

@@ -15,7 +15,7 @@ from registry.log.ledger import BLOB_KEY, LOG_KEY, Ledger, blob_key
 from registry.records.bodies import blobs_of
 from registry.records.record import Entry
 from registry.signing.keys import Trust
-from registry.store.directory import Store
+from registry.store.contract import Store
 from registry.subjects.subject_map import SubjectMap
 
 _OTHER_KEY = re.compile(

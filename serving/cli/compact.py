@@ -20,7 +20,7 @@ from registry.fold.state import AdapterEntry, State
 from registry.log.adapters import adapter_files
 from registry.log.figures import report_figures
 from registry.log.ledger import Ledger
-from registry.publish import compaction as publish_compaction
+from registry.publish.compaction import record_compacted
 from registry.schema import Json as JsonValue
 from registry.signing.keys import Signer
 from serving.cli import registry_show
@@ -151,7 +151,7 @@ def fold_active_stack(
         "bytes_after": bytes_after,
         **carried_figures([report_figures(ledger, ledger.state.adapters[a].report) for a in stack]),
     }
-    entry = publish_compaction.record_compacted(
+    entry = record_compacted(
         ledger,
         publisher,
         files=made.files,

@@ -20,7 +20,7 @@ from registry.audit.page import audit_html, audit_text
 from registry.audit.summary import entry_to_json
 from registry.log.figures import report_figures
 from registry.log.ledger import Ledger
-from registry.publish import declarations as publish_declarations
+from registry.publish.declarations import record_hold
 from registry.records.record import Entry
 from registry.schema import encode_time
 from registry.subjects.subject_map import SubjectMap
@@ -165,7 +165,7 @@ def hold(
         ledger = Ledger(store, trusted)
         known = subject in ledger.refresh().subjects
         subject_id = subject if known else subject_of(subject, store)
-        publish_declarations.hold(
+        record_hold(
             ledger,
             signer(home_of(load_settings(config)), "operator"),
             subjects=[subject_id],

@@ -11,7 +11,8 @@ import typer
 from registry.errors import NotFoundError, StoreError
 from registry.log.ledger import FORMAT_KEY, LOG_PREFIX
 from registry.signing.keys import TRUST_FILE, Trust
-from registry.store.directory import Store, open_store
+from registry.store.contract import Store
+from registry.store.directory import open_store
 from registry.subjects.subject_map import SubjectMap
 from serving.config.home import home_of
 from serving.config.sources import load_settings

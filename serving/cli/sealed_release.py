@@ -17,7 +17,7 @@ from forgetting.adapter.low_rank import from_files
 from forgetting.models.backbone import load_backbone, save_backbone
 from registry.errors import ConflictError
 from registry.log.adapters import adapter_files
-from registry.publish import declarations as publish_declarations
+from registry.publish.declarations import record_seal
 from registry.store.directory import open_store
 from registry.subjects.subject_map import SubjectMap
 from serving.cli.sealing import SealError, sealed_backbone
@@ -68,7 +68,7 @@ def seal_registry(settings: Settings, to: Path, *, actor: str, reason: str) -> S
         save_backbone(to, sealed)
         if load_backbone(to).fingerprint != sealed.fingerprint:
             raise SealError(f"{to} was not written as it should be")
-        after = publish_declarations.seal(
+        after = record_seal(
             ledger,
             operator,
             release=release.number,

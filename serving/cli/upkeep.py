@@ -18,7 +18,8 @@ from registry.errors import CheckError
 from registry.log.highwater import Mark, raise_mark, read_mark
 from registry.log.ledger import Ledger, utc_now
 from registry.signing.keys import Trust
-from registry.store.directory import Store, open_store
+from registry.store.contract import Store
+from registry.store.directory import open_store
 from registry.upkeep.archive import export_archive, import_archive
 from registry.upkeep.collection import GRACE, collect
 from registry.upkeep.verification import Verification

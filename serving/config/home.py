@@ -28,7 +28,8 @@ from registry.log import checkpoint
 from registry.log.highwater import HIGHWATER_FILE, check_mark, raise_mark, read_mark
 from registry.log.ledger import Ledger
 from registry.signing.keys import TRUST_FILE, Role, Signer, Trust, init_keys
-from registry.store.directory import Store, open_store
+from registry.store.contract import Store
+from registry.store.directory import open_store
 from registry.subjects.subject_map import SubjectMap
 from serving.config.settings import Settings
 from serving.errors import ServingError

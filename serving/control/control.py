@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 from registry.errors import ConflictError, FormatError
-from registry.publish import declarations as publish_declarations
-from registry.publish import jobs as publish
+from registry.publish.declarations import restore_subjects, write_note
+from registry.publish.jobs import refuse_job, request_forget, retry_job
 from registry.subjects.personal import keep_image
 from registry.subjects.subject_map import SubjectMap
 from serving.config.home import home_of, signer, wait_for_ledger, wait_for_private_store
@@ -134,7 +134,7 @@ class Control:
             if known is None:
                 self._keep(request.images, subjects)
             job = _recorded(
-                publish.request_forget,
+                request_forget,
                 self._ledger,
                 self._operator,
                 subjects=list(subjects.values()),
@@ -196,7 +196,7 @@ class Control:
             pending = {job.id for job in pending_jobs(state)}
             if subject in state.erasing:
                 ended = _recorded(
-                    publish_declarations.restore,
+                    restore_subjects,
                     self._ledger,
                     self._operator,
                     subjects=[subject],
@@ -239,7 +239,7 @@ class Control:
                     return Rejection(503, f"The trial goes on: {problem.detail}.", "Send it again.")
             if not is_cancelled(state.jobs[job_id]):
                 refused = _recorded(
-                    publish.refuse,
+                    refuse_job,
                     self._ledger,
                     self._publisher,
                     job=job_id,
@@ -275,7 +275,7 @@ class Control:
             # Before the worker can see the job: what it is told of an earlier try is void.
             self._worker.forgive(job_id)
             retried = _recorded(
-                publish.retry,
+                retry_job,
                 self._ledger,
                 self._operator,
                 job=job_id,
@@ -320,7 +320,7 @@ class Control:
 
     def remark(self, text: str, author: Author) -> None:
         """Write a remark into the ledger."""
-        publish_declarations.note(
+        write_note(
             self._ledger,
             self._operator,
             text=text,

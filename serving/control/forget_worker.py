@@ -22,10 +22,10 @@ from registry.errors import ConflictError, FormatError, RegistryError
 from registry.fold.state import Job, State
 from registry.log.adapters import adapter_files
 from registry.log.ledger import Ledger
-from registry.publish import jobs as publish
+from registry.publish.jobs import record_trained, refuse_job
 from registry.records.record import MAX_REASON
 from registry.signing.keys import Signer
-from registry.store.directory import Store
+from registry.store.contract import Store
 from registry.subjects.personal import images_of
 from registry.subjects.subject_map import SubjectMap
 from serving.coordination.activation import Activation
@@ -283,7 +283,7 @@ class ForgetWorker:
         provisional: bool = False,
     ) -> None:
         job, *others = jobs
-        publish.record_trained(
+        record_trained(
             self._ledger,
             self._publisher,
             job=job.id,
@@ -356,7 +356,7 @@ class ForgetWorker:
         """Of several, only that they are one task: each is trained alone then."""
         job, *others = jobs
         log.warning("%s is refused (%s); the guard stays on", [each.id for each in jobs], stage)
-        publish.refuse(
+        refuse_job(
             self._ledger,
             self._publisher,
             job=job.id,

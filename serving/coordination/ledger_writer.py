@@ -11,10 +11,16 @@ from typing import Literal
 from registry.errors import ConflictError, RegistryError
 from registry.fold.state import Release, State
 from registry.log.ledger import Ledger
-from registry.publish import compaction as publish_compaction
-from registry.publish import declarations as publish_declarations
-from registry.publish import jobs as publish
-from registry.publish import trials as publish_trials
+from registry.publish.compaction import publish_compaction
+from registry.publish.declarations import record_suspension
+from registry.publish.releases import (
+    activate_release,
+    begin_canary,
+    confirm_release,
+    end_canary,
+    publish_release,
+    roll_back,
+)
 from registry.records.declarations import ServingState
 from serving.config.home import Home, note_seen, signer
 from serving.coordination.messages import CONFIRMED, Author, How
@@ -36,7 +42,7 @@ class Recording:
 
     def release_for(self, kind: Literal["guard", "adapter"], job: str, author: Author) -> Release:
         """Define a release for a job on the active one."""
-        return publish.publish_release(
+        return publish_release(
             self._ledger,
             self._publisher,
             kind=kind,
@@ -48,7 +54,7 @@ class Recording:
 
     def compaction(self, adapter: str, author: Author) -> Release:
         """Define the active release anew, by one adapter that stands for its stack."""
-        return publish_compaction.publish_compaction(
+        return publish_compaction(
             self._ledger,
             self._publisher,
             adapter=adapter,
@@ -70,7 +76,7 @@ class Recording:
 
     def rollback(self, to: int, author: Author) -> Release:
         """Define a release with the adapters of release `to`."""
-        return publish.roll_back(
+        return roll_back(
             self._ledger,
             self._operator,
             to=to,
@@ -81,7 +87,7 @@ class Recording:
 
     def activation(self, release: int, author: Author) -> None:
         """Make a release the active one."""
-        publish.activate(
+        activate_release(
             self._ledger,
             self._operator,
             release=release,
@@ -92,7 +98,7 @@ class Recording:
 
     def trial(self, release: int, percent: int, author: Author) -> State:
         """Have a release answer `percent` of the requests."""
-        return publish_trials.begin_canary(
+        return begin_canary(
             self._ledger,
             self._operator,
             release=release,
@@ -104,7 +110,7 @@ class Recording:
 
     def end_of_trial(self, release: int, detail: str, author: Author) -> State:
         """Have the active release answer all requests again."""
-        return publish_trials.end_canary(
+        return end_canary(
             self._ledger,
             self._operator,
             release=release,
@@ -118,7 +124,7 @@ class Recording:
         """Say that serving is suspended or resumed, unless the ledger says so already."""
         if self._ledger.refresh().suspended is (wanted == "suspended"):
             return
-        publish_declarations.suspend(
+        record_suspension(
             self._ledger,
             self._operator,
             state=wanted,
@@ -130,7 +136,7 @@ class Recording:
     def confirmation(self, release: int, members: dict[str, How], ms: float) -> None:
         """Say who confirmed. Raises nothing: the acknowledgement is a fact about the replicas."""
         try:
-            publish.confirm(
+            confirm_release(
                 self._ledger,
                 self._operator,
                 release=release,

@@ -18,7 +18,8 @@ import yaml
 from forgetting.adapter.low_rank import from_files, to_files
 from forgetting.data.sources import open_image_set
 from registry.log.adapters import adapter_files
-from registry.publish import jobs as publish
+from registry.publish.jobs import record_trained, request_forget
+from registry.publish.releases import activate_release, publish_release
 from serving.config.backbones import open_backbone
 from serving.config.home import home_of, open_ledger, open_subjects, signer
 from serving.config.sources import load_settings
@@ -138,7 +139,7 @@ def record_an_adapter_that_forgets_nothing(server: Server, name: str) -> None:
     said = {"actor": "test", "reason": "", "request_id": f"behind-the-back-{name}"}
     subject = open_subjects(home).assign(name)
     stack = ledger.refresh().active_release.adapters
-    job = publish.request_forget(
+    job = request_forget(
         ledger, operator, subjects=[subject], backbone=backbone.fingerprint, **said
     )
     real = from_files(adapter_files(ledger, stack[0]), backbone)
@@ -147,7 +148,7 @@ def record_an_adapter_that_forgets_nothing(server: Server, name: str) -> None:
         pairs={path: (a, b * 1e-6) for path, (a, b) in real.pairs.items()},
         facts=replace(real.facts, stack=stack, subjects=(subject,)),
     )
-    publish.record_trained(
+    record_trained(
         ledger,
         publisher,
         job=job.id,
@@ -156,8 +157,8 @@ def record_an_adapter_that_forgets_nothing(server: Server, name: str) -> None:
         report=b'{"acc_f_after": {"value": 0.0, "n": 36}}',
         **said,
     )
-    release = publish.publish_release(ledger, publisher, kind="adapter", job=job.id, **said)
-    publish.activate(ledger, operator, release=release.number, **said)
+    release = publish_release(ledger, publisher, kind="adapter", job=job.id, **said)
+    activate_release(ledger, operator, release=release.number, **said)
 
 
 @pytest.mark.slow

@@ -12,7 +12,8 @@ import torch
 
 from forgetting.adapter.low_rank import Adapter, AdapterFacts, to_files
 from forgetting.data.sources import open_image_set
-from registry.publish import jobs as publish
+from registry.publish.jobs import record_trained, request_forget
+from registry.publish.releases import activate_release, publish_release
 from serving.app import prepare
 from serving.config.home import home_of, open_ledger, open_subjects, signer
 from serving.config.sources import load_settings
@@ -120,7 +121,7 @@ def record_an_adapter_that_harms_everyone(server: Server, name: str) -> None:
     operator, publisher = signer(home, "operator"), signer(home, "publisher")
     said = {"actor": "test", "reason": "", "request_id": f"behind-the-back-{name}"}
     subject = open_subjects(home).assign(name)
-    job = publish.request_forget(
+    job = request_forget(
         ledger, operator, subjects=[subject], backbone=backbone.fingerprint, **said
     )
     out, width = backbone.model.get_parameter("blocks.4.mlp.fc1.weight").shape
@@ -146,7 +147,7 @@ def record_an_adapter_that_harms_everyone(server: Server, name: str) -> None:
             groups_total=6,
         ),
     )
-    publish.record_trained(
+    record_trained(
         ledger,
         publisher,
         job=job.id,
@@ -155,8 +156,8 @@ def record_an_adapter_that_harms_everyone(server: Server, name: str) -> None:
         report=b'{"acc_f_after": {"value": 0.0, "n": 36}}',
         **said,
     )
-    release = publish.publish_release(ledger, publisher, kind="adapter", job=job.id, **said)
-    publish.activate(ledger, operator, release=release.number, **said)
+    release = publish_release(ledger, publisher, kind="adapter", job=job.id, **said)
+    activate_release(ledger, operator, release=release.number, **said)
 
 
 @pytest.mark.slow

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from registry.log.ledger import Ledger
-from registry.publish import jobs as publish
+from registry.publish.jobs import record_trained, request_forget
+from registry.publish.releases import activate_release, publish_release
 from registry.signing.keys import Signer, Trust
 from registry.store.directory import DirectoryStore
 from registry.subjects.subject_map import SubjectMap
@@ -39,7 +40,7 @@ class Operator:
 
     def forget(self, class_name: str) -> str:
         subject = SubjectMap(self.store).assign(class_name)
-        return publish.request_forget(
+        return request_forget(
             self.ledger,
             self.signers["operator"],
             subjects=[subject],
@@ -48,7 +49,7 @@ class Operator:
         ).id
 
     def train(self, job: str) -> None:
-        publish.record_trained(
+        record_trained(
             self.ledger,
             self.signers["publisher"],
             job=job,
@@ -59,7 +60,7 @@ class Operator:
         )
 
     def publish(self, job: str) -> None:
-        publish.publish_release(
+        publish_release(
             self.ledger,
             self.signers["publisher"],
             kind="adapter",
@@ -68,7 +69,7 @@ class Operator:
         )
 
     def activate(self) -> None:
-        publish.activate(
+        activate_release(
             self.ledger,
             self.signers["operator"],
             release=self.ledger.state.last_release,

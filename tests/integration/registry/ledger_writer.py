@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from registry.log.ledger import Ledger
-from registry.publish import declarations as publish_declarations
+from registry.publish.declarations import write_note
 from registry.signing.keys import Signer, Trust
 from registry.store.directory import open_store
 
@@ -19,7 +19,7 @@ def main(registry: str, keys: Path, name: str, count: int) -> None:
     number = 0
     while count == 0 or number < count:
         digest = ledger.put_blob(f"{name} {number}".encode() * 100)
-        record = publish_declarations.note(
+        record = write_note(
             ledger,
             operator,
             text=digest,

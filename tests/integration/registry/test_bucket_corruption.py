@@ -1,7 +1,7 @@
 """The corruption matrix in a bucket: what anybody with write access to it can do, is found there.
 
-The whole matrix, every region of every file, is `tests/unit/registry/upkeep/test_verification.py`, on a
-folder; here one object of each kind meets each kind of damage, through a real S3 API.
+The whole matrix, every region of every file, is in `upkeep/test_verification.py` of the unit tests,
+on a folder; here one object of each kind meets each kind of damage, through a real S3 API.
 """
 
 from collections.abc import Callable, Iterator

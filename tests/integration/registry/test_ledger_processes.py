@@ -15,7 +15,8 @@ import pytest
 from registry.log.ledger import Ledger, utc_now
 from registry.records.bodies import Note
 from registry.signing.keys import Trust, init_keys
-from registry.store.directory import TEMPORARY_PREFIX, DirectoryStore, Store
+from registry.store.contract import Store
+from registry.store.directory import TEMPORARY_PREFIX, DirectoryStore
 from tests.integration.registry.bucket_server import BUCKET, BucketServer
 
 WRITER = Path(__file__).with_name("ledger_writer.py")

@@ -9,7 +9,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from forgetting.models.backbone import BackboneSpec, Preprocess, build_model, freeze, save_backbone
-from registry.publish import declarations as publish_declarations
+from registry.publish.declarations import write_note
 from serving.cli.main import app
 from serving.config.home import (
     Home,
@@ -46,9 +46,7 @@ def test_serve_refuses_an_older_copy_of_its_registry(tmp_path: Path) -> None:
     for text in ("one", "two"):
         if text == "two":
             shutil.copytree(home.registry, tmp_path / "older")
-        publish_declarations.note(
-            open_ledger(home), operator, text=text, actor="ops", reason="", request_id=text
-        )
+        write_note(open_ledger(home), operator, text=text, actor="ops", reason="", request_id=text)
     note_seen(home, open_current_ledger(home), operator)
     shutil.rmtree(home.registry)
     shutil.copytree(tmp_path / "older", home.registry)

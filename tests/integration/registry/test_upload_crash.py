@@ -24,7 +24,7 @@ from tests.unit.registry.registry_acts import BACKBONE
 COMMAND = """
 import signal, sys
 from pathlib import Path
-from registry.publish import jobs as publish
+from registry.publish.jobs import request_forget
 from registry.signing.keys import Signer, Trust
 from registry.log.ledger import Ledger
 from registry.subjects.personal import keep_image
@@ -46,7 +46,7 @@ step("assigned")
 for image in (b"one", b"two"):
     keep_image(store, subject, image)
     step(f"kept {image.decode()}")
-publish.request_forget(
+request_forget(
     ledger, Signer.load(root / "keys" / "operator.pem"), subjects=[subject],
     backbone=sys.argv[3], actor="ops", reason="", request_id="request-1",
 )

@@ -23,8 +23,9 @@ from forgetting.task.run import run_task
 from forgetting.training.config import TrainConfig
 from forgetting.training.pretrain import PretrainConfig, pretrain, small_vit
 from registry.fold.state import Release
-from registry.publish import compaction as publish_compaction
-from registry.publish import jobs as publish
+from registry.publish.compaction import publish_compaction
+from registry.publish.jobs import record_trained, request_forget
+from registry.publish.releases import activate_release, confirm_release, publish_release, roll_back
 from serving.cli.main import app
 from serving.config.home import Home, open_ledger, open_subjects, prepare_home, signer
 from serving.coordination.unserved import compaction_to_serve
@@ -69,14 +70,14 @@ class Place:
         self.slot = Slot(TorchEngine(backbone.model), probe)
 
     def forget(self, name: str, files: dict[str, bytes], report: bytes) -> Release:
-        job = publish.request_forget(
+        job = request_forget(
             self.ledger,
             self.operator,
             subjects=[open_subjects(self.home).assign(name)],
             backbone=self.backbone.fingerprint,
             **SAID | {"request_id": name},
         ).id
-        publish.record_trained(
+        record_trained(
             self.ledger,
             self.publisher,
             job=job,
@@ -86,13 +87,13 @@ class Place:
             **SAID,
         )
         return self.activate(
-            publish.publish_release(self.ledger, self.publisher, kind="adapter", job=job, **SAID)
+            publish_release(self.ledger, self.publisher, kind="adapter", job=job, **SAID)
         )
 
     def activate(self, release: Release) -> Release:
-        publish.activate(self.ledger, self.operator, release=release.number, **SAID)
+        activate_release(self.ledger, self.operator, release=release.number, **SAID)
         members = {"replica-1": "confirmed"}
-        return publish.confirm(
+        return confirm_release(
             self.ledger,
             self.operator,
             release=release.number,
@@ -176,9 +177,7 @@ def test_a_compacted_stack_is_served_with_the_same_outputs_and_mask_and_can_be_u
     assert state.active == stacked.number
     assert compaction_to_serve(state) == view["adapter"]
     release = place.activate(
-        publish_compaction.publish_compaction(
-            place.ledger, place.publisher, adapter=view["adapter"], **SAID
-        )
+        publish_compaction(place.ledger, place.publisher, adapter=view["adapter"], **SAID)
     )
     assert release.adapters == (view["adapter"],)
     again, guard_after, erased_after = place.served(release, test.x)
@@ -193,9 +192,7 @@ def test_a_compacted_stack_is_served_with_the_same_outputs_and_mask_and_can_be_u
     assert "acc_f_after: 1.0% of 50" in shown.stdout
     assert lethe("verify").exit_code == 0
 
-    back = place.activate(
-        publish.roll_back(place.ledger, place.operator, to=stacked.number, **SAID)
-    )
+    back = place.activate(roll_back(place.ledger, place.operator, to=stacked.number, **SAID))
     before, *_ = place.served(back, test.x)
     assert torch.equal(before, logits)
     refused = lethe("compact", "--wait", 0)
@@ -204,7 +201,7 @@ def test_a_compacted_stack_is_served_with_the_same_outputs_and_mask_and_can_be_u
 
 
 def test_a_stack_of_one_is_refused_in_a_sentence(place: Place, lethe: Lethe) -> None:
-    place.activate(publish.roll_back(place.ledger, place.operator, to=1, **SAID))
+    place.activate(roll_back(place.ledger, place.operator, to=1, **SAID))
     refused = lethe("compact", "--wait", 0)
     assert refused.exit_code == 1
     assert "has 1 adapters: there is nothing to compact" in refused.stderr

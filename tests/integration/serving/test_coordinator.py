@@ -15,8 +15,9 @@ from registry.errors import IntegrityError
 from registry.fold.state import Job
 from registry.log.highwater import read_mark
 from registry.log.ledger import Ledger
-from registry.publish import declarations as publish_declarations
-from registry.publish import jobs as publish
+from registry.publish.declarations import record_suspension, restore_subjects
+from registry.publish.jobs import record_trained, request_forget
+from registry.publish.releases import activate_release, publish_release
 from serving.config.home import Home, open_ledger, open_subjects, prepare_home, signer
 from serving.coordination.coordinator import Coordinator
 from serving.coordination.messages import (
@@ -87,7 +88,7 @@ class Stage:
         return Coordinator(self.home.path, self.home.registry, TERMS)
 
     def request(self, name: str) -> Job:
-        return publish.request_forget(
+        return request_forget(
             self.ledger,
             signer(self.home, "operator"),
             subjects=[open_subjects(self.home).assign(name)],
@@ -98,7 +99,7 @@ class Stage:
         )
 
     def trained(self, job: Job, stack: tuple[str, ...]) -> str:
-        entry = publish.record_trained(
+        entry = record_trained(
             self.ledger,
             signer(self.home, "publisher"),
             job=job.id,
@@ -210,7 +211,7 @@ def test_a_frozen_member_holds_the_acknowledgement_up_until_its_lease_is_out(
 
 def test_a_new_coordinator_acknowledges_what_the_old_one_activated(stage: Stage) -> None:
     job = stage.request("ada")
-    release = publish.publish_release(
+    release = publish_release(
         stage.ledger,
         signer(stage.home, "publisher"),
         kind="guard",
@@ -219,7 +220,7 @@ def test_a_new_coordinator_acknowledges_what_the_old_one_activated(stage: Stage)
         reason="a test",
         request_id="r",
     )
-    publish.activate(
+    activate_release(
         stage.ledger,
         signer(stage.home, "operator"),
         release=release.number,
@@ -320,7 +321,7 @@ def test_a_frozen_member_holds_a_suspension_up_until_its_lease_is_out(stage: Sta
 
 
 def test_a_new_coordinator_finds_serving_suspended(stage: Stage) -> None:
-    publish_declarations.suspend(
+    record_suspension(
         stage.ledger,
         signer(stage.home, "operator"),
         state="suspended",
@@ -339,7 +340,7 @@ def test_a_new_coordinator_finds_serving_suspended(stage: Stage) -> None:
 
 def test_a_suspension_that_somebody_else_recorded_is_noticed(stage: Stage) -> None:
     async def act(coordinator: Coordinator) -> None:
-        publish_declarations.suspend(
+        record_suspension(
             stage.ledger,
             signer(stage.home, "operator"),
             state="suspended",
@@ -355,7 +356,7 @@ def test_a_suspension_that_somebody_else_recorded_is_noticed(stage: Stage) -> No
 
 
 def restore(stage: Stage, job: Job) -> None:
-    publish_declarations.restore(
+    restore_subjects(
         stage.ledger,
         signer(stage.home, "operator"),
         subjects=job.subjects,

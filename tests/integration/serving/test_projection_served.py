@@ -26,7 +26,8 @@ from forgetting.task.run import adapted_model, run_task
 from forgetting.training.config import TrainConfig
 from forgetting.training.pretrain import PretrainConfig, pretrain, small_vit
 from registry.fold.state import Release
-from registry.publish import jobs as publish
+from registry.publish.jobs import record_trained, request_forget
+from registry.publish.releases import activate_release, publish_release, roll_back
 from serving.config.home import Home, open_ledger, open_subjects, prepare_home, signer
 from serving.replica.engines.torch_eager import TorchEngine
 from serving.replica.release_reader import ReleaseReader
@@ -160,14 +161,14 @@ class Registry:
 
     def forget(self, name: str, adapter: Projection) -> Release:
         said = {"actor": "test", "reason": "", "request_id": name}
-        job = publish.request_forget(
+        job = request_forget(
             self._ledger,
             self._operator,
             subjects=[open_subjects(self.home).assign(name)],
             backbone=self._backbone.fingerprint,
             **said,
         ).id
-        publish.record_trained(
+        record_trained(
             self._ledger,
             self._publisher,
             job=job,
@@ -176,15 +177,13 @@ class Registry:
             report=b"{}",
             **said,
         )
-        made = publish.publish_release(
-            self._ledger, self._publisher, kind="adapter", job=job, **said
-        )
-        return publish.activate(self._ledger, self._operator, release=made.number, **said)
+        made = publish_release(self._ledger, self._publisher, kind="adapter", job=job, **said)
+        return activate_release(self._ledger, self._operator, release=made.number, **said)
 
     def roll_back(self, to: int) -> Release:
         said = {"actor": "test", "reason": "", "request_id": f"back to {to}"}
-        made = publish.roll_back(self._ledger, self._operator, to=to, **said)
-        return publish.activate(self._ledger, self._operator, release=made.number, **said)
+        made = roll_back(self._ledger, self._operator, to=to, **said)
+        return activate_release(self._ledger, self._operator, release=made.number, **said)
 
     def served(self, release: Release, x: Tensor) -> tuple[Tensor, frozenset[int]]:
         """Logits before the mask, and the guard, as the slot answers once it has flipped."""

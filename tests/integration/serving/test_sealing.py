@@ -22,7 +22,8 @@ from forgetting.models.backbone import (
     save_backbone,
 )
 from forgetting.task.run import adapted_model
-from registry.publish import jobs as publish
+from registry.publish.jobs import record_trained, request_forget
+from registry.publish.releases import activate_release, confirm_release, publish_release
 from serving.app import prepare
 from serving.cli.main import app
 from serving.cli.sealing import SealError, sealed_backbone
@@ -111,14 +112,14 @@ class Stage:
         )
         self.ledger = open_ledger(self.home)
         self.said = {"actor": "ops", "reason": "", "request_id": "forget"}
-        self.job = publish.request_forget(
+        self.job = request_forget(
             self.ledger,
             signer(self.home, "operator"),
             subjects=[open_subjects(self.home).assign("bo")],
             backbone=backbone.fingerprint,
             **self.said,
         ).id
-        publish.record_trained(
+        record_trained(
             self.ledger,
             signer(self.home, "publisher"),
             job=self.job,
@@ -129,12 +130,12 @@ class Stage:
         )
 
     def serve(self, kind: str) -> None:
-        made = publish.publish_release(
+        made = publish_release(
             self.ledger, signer(self.home, "publisher"), kind=kind, job=self.job, **self.said
         )
         operator = signer(self.home, "operator")
-        publish.activate(self.ledger, operator, release=made.number, **self.said)
-        publish.confirm(self.ledger, operator, release=made.number, members={}, ms=1.0, **self.said)
+        activate_release(self.ledger, operator, release=made.number, **self.said)
+        confirm_release(self.ledger, operator, release=made.number, members={}, ms=1.0, **self.said)
 
     def seal(self) -> Result:
         command = ["seal", "--out", str(self.folder / "new"), "--reason", "for good", "--json"]

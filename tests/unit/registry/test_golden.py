@@ -2,8 +2,8 @@
 
 `golden/v1` was written once, with keys that were then thrown away. Never rewrite it: a version
 that can't read it can't read what operators have on disk. New record types get a new
-directory, as `v1-declarations` of `test_publish_declarations`, `v1-compaction` of
-`test_fold_compaction`.
+directory, as `v1-declarations` of `publish/test_declarations`, `v1-compaction` of
+`fold/test_compaction`.
 """
 
 import shutil

@@ -11,12 +11,12 @@ from registry.audit.erasure import Audit, audit, audit_to_json
 from registry.audit.page import audit_html, audit_text
 from registry.errors import NotFoundError
 from registry.log.ledger import Ledger
-from registry.publish import declarations as publish_declarations
+from registry.publish.declarations import restore_subjects
 from registry.signing.keys import Trust
 from registry.store.directory import DirectoryStore
 from tests.unit.registry.registry_acts import Acts, subject
 
-GOLDEN = Path(__file__).with_name("golden")
+GOLDEN = Path(__file__).parents[1] / "golden"
 SEVEN = "b6a7330ddb2e8590631e25e6281611ec"
 
 
@@ -128,9 +128,7 @@ def test_texts_of_people_are_no_markup_on_the_page(acts: Acts) -> None:
     page = audit_html(audit(acts.ledger, subject(1)))
     assert "retained classes lost 3 points" in page
     origin = {"actor": "<b>ops", "request_id": "r-<i>", "reason": "<script>x</script>"}
-    publish_declarations.restore(
-        acts.ledger, acts.signers["operator"], subjects=[subject(1)], **origin
-    )
+    restore_subjects(acts.ledger, acts.signers["operator"], subjects=[subject(1)], **origin)
     page = audit_html(audit(acts.ledger, subject(1)))
     assert "<script>" not in page
     assert "&lt;script&gt;" in page

@@ -16,7 +16,7 @@ from registry.store.directory import DirectoryStore
 from registry.upkeep.verification import verify
 from tests.unit.registry.registry_acts import Acts, subject
 
-GOLDEN = Path(__file__).with_name("golden") / "v1-jobs"
+GOLDEN = Path(__file__).parents[1] / "golden" / "v1-jobs"
 
 
 def waiting(acts: Acts, *numbers: int) -> list[str]:

@@ -114,7 +114,7 @@ def test_a_refusal_leaves_the_provisional_adapter_in_service(acts: Acts) -> None
 
 # -- golden
 
-GOLDEN = Path(__file__).with_name("golden") / "v1-trials"
+GOLDEN = Path(__file__).parents[1] / "golden" / "v1-trials"
 HEAD = "sha256:994b02e041a5fa84d91d9b868b5b9d336ad27e64014a13454cdb9dfe83da5ba6"
 
 

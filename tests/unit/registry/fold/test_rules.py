@@ -7,7 +7,8 @@ import pytest
 from registry.errors import ConflictError
 from registry.fold.rules import apply
 from registry.fold.state import BARE, Release, State
-from registry.records.bodies import Activated, Body, Note, Refused
+from registry.records.bodies import Body, Note, Refused
+from registry.records.releases import Activated
 from tests.unit.registry.histories import (
     A1,
     A2,

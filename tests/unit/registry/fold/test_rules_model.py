@@ -15,22 +15,10 @@ from hypothesis import strategies as st
 from registry.errors import ConflictError
 from registry.fold.rules import apply
 from registry.fold.state import State
-from registry.records.bodies import (
-    BODIES,
-    Activated,
-    Body,
-    Compacted,
-    Confirmed,
-    Note,
-    Published,
-    Refused,
-    Requested,
-    RolledBack,
-    Trained,
-)
+from registry.records.bodies import BODIES, Body, Compacted, Note, Refused, Requested, Trained
 from registry.records.declarations import LegalHold, Restored, Retried, Sealed, Suspended, Tombstone
 from registry.records.files import FileRef, adapter_id
-from registry.records.trials import Canary
+from registry.records.releases import Activated, Canary, Confirmed, Published, RolledBack
 from tests.unit.registry.registry_acts import BACKBONE, record_after, subject
 
 REPORT = f"sha256:{'e' * 64}"

@@ -23,9 +23,10 @@ from registry.errors import (
 )
 from registry.fold.state import State
 from registry.log.ledger import FORMAT_KEY, Ledger, blob_key, log_key
-from registry.publish import declarations as publish_declarations
-from registry.records.bodies import Activated, Note, Published, RolledBack
+from registry.publish.declarations import write_note
+from registry.records.bodies import Note
 from registry.records.record import Draft, digest_of, seal_record
+from registry.records.releases import Activated, Published, RolledBack
 from registry.signing.envelope import MAX_ENVELOPE_BYTES
 from registry.signing.keys import Role, Signer, Trust
 from registry.store.directory import DirectoryStore
@@ -451,7 +452,7 @@ def test_a_missing_blob_and_a_false_digest_are_told_apart(ledger: Ledger) -> Non
 def test_the_longest_allowed_texts_fit_into_a_record(
     ledger: Ledger, signers: dict[Role, Signer]
 ) -> None:
-    publish_declarations.note(
+    write_note(
         ledger,
         signers["operator"],
         text="\u20ac" * 2000,

@@ -13,21 +13,17 @@ from registry.errors import CheckError, FormatError, TrustError
 from registry.records.bodies import (
     BODIES,
     SIGNED_BY,
-    Activated,
     Body,
     Compacted,
-    Confirmed,
     Note,
-    Published,
     Refused,
     Requested,
-    RolledBack,
     Trained,
 )
 from registry.records.declarations import LegalHold, Restored, Retried, Sealed, Suspended, Tombstone
 from registry.records.files import FileRef, adapter_id
 from registry.records.record import GENESIS, Entry, Record, encode_record, open_record, seal_record
-from registry.records.trials import Canary
+from registry.records.releases import Activated, Canary, Confirmed, Published, RolledBack
 from registry.signing.envelope import MAX_ENVELOPE_BYTES, Envelope, encode_envelope
 from registry.signing.keys import ROLES, Role, Signer, Trust
 from tests.unit.registry.registry_acts import NOON

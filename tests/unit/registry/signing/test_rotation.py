@@ -10,7 +10,7 @@ import pytest
 
 from registry.errors import TrustError
 from registry.log.ledger import Ledger
-from registry.publish import declarations as publish_declarations
+from registry.publish.declarations import write_note
 from registry.signing.keys import (
     ROLES,
     TRUST_FILE,
@@ -99,7 +99,7 @@ def test_a_running_reader_knows_the_new_key_without_a_restart(
     rotate_key(keys, "operator", now=NOON, overlap=DAY)
     writer = Ledger(store, trusted(keys))
     origin = {"actor": "ops", "reason": "", "request_id": "r"}
-    publish_declarations.note(writer, key_of(keys, "operator"), text="new key", **origin)
+    write_note(writer, key_of(keys, "operator"), text="new key", **origin)
     assert reader.refresh().seq == 1
 
 
@@ -109,10 +109,10 @@ def test_a_running_writer_can_not_sign_with_a_key_retired_since(
     """Otherwise it would write a record that stops every reader of the newer trust file."""
     writer, old = Ledger(store, trusted(keys)), key_of(keys, "operator")
     origin = {"actor": "ops", "reason": "", "request_id": "r"}
-    publish_declarations.note(writer, old, text="before", **origin)
+    write_note(writer, old, text="before", **origin)
     rotate_key(keys, "operator", now=NOON - 400 * DAY, overlap=DAY)
     with pytest.raises(TrustError, match="retired"):
-        publish_declarations.note(writer, old, text="after", **origin)
+        write_note(writer, old, text="after", **origin)
     assert writer.state.seq == 1
 
 

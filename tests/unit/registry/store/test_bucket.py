@@ -25,10 +25,11 @@ pytest.importorskip("moto", reason="moto, the S3 server of these tests, is not i
 
 from registry.errors import AlreadyExistsError, NotFoundError, StoreError
 from registry.log.ledger import Ledger, blob_key, utc_now
-from registry.publish import jobs as publish
+from registry.publish.jobs import request_forget
 from registry.signing.keys import Role, Signer, Trust
 from registry.store.bucket import ObjectStore
-from registry.store.directory import Store, open_store
+from registry.store.contract import Store
+from registry.store.directory import open_store
 from registry.upkeep.collection import collect
 from registry.upkeep.verification import verify
 from serving.config.home import Home, open_private_store, wait_for_private_store
@@ -294,7 +295,7 @@ def test_a_command_whose_outcome_was_unknown_is_the_same_command_when_repeated(
         proxy.answers_to_lose = 3  # all attempts at one record
 
         def request() -> object:
-            return publish.request_forget(
+            return request_forget(
                 acts.ledger,
                 signers["operator"],
                 subjects=("f" * 32,),

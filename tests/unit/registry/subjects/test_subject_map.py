@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from registry.errors import FormatError, IntegrityError, NotFoundError
-from registry.publish import jobs as publish
+from registry.publish.jobs import request_forget
 from registry.store.directory import DirectoryStore
 from registry.subjects.subject_map import CLAIM_PREFIX, SubjectMap
 from tests.unit.registry.registry_acts import BACKBONE, Acts
@@ -119,7 +119,7 @@ def test_no_class_name_gets_into_the_log(
     acts: Acts, subjects: SubjectMap, store: DirectoryStore
 ) -> None:
     subject = subjects.assign("alice")
-    publish.request_forget(
+    request_forget(
         acts.ledger,
         acts.signers["operator"],
         subjects=[subject],

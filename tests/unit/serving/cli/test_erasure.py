@@ -10,8 +10,9 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from registry.publish import declarations as publish_declarations
-from registry.publish import jobs as publish
+from registry.publish.declarations import restore_subjects
+from registry.publish.jobs import request_forget
+from registry.publish.releases import activate_release, publish_release
 from registry.store.directory import open_store
 from serving.cli.main import app
 from serving.config.home import Home, open_ledger, open_subjects, prepare_home, signer
@@ -30,11 +31,11 @@ class Stage:
     def restore(self) -> None:
         ledger, operator = open_ledger(self.home), signer(self.home, "operator")
         said = {"actor": "ops", "reason": "withdrawn", "request_id": "restore"}
-        publish_declarations.restore(ledger, operator, subjects=[self.subject], **said)
-        made = publish.publish_release(
+        restore_subjects(ledger, operator, subjects=[self.subject], **said)
+        made = publish_release(
             ledger, signer(self.home, "publisher"), kind="guard", job="job-1", **said
         )
-        publish.activate(ledger, operator, release=made.number, **said)
+        activate_release(ledger, operator, release=made.number, **said)
 
 
 @pytest.fixture
@@ -46,11 +47,9 @@ def stage(tmp_path: Path) -> Stage:
     said = {"actor": "ops", "reason": "", "request_id": "forget"}
     subject = open_subjects(home).assign("alice")
     backbone = f"sha256:{'b' * 64}"
-    publish.request_forget(ledger, operator, subjects=[subject], backbone=backbone, **said)
-    made = publish.publish_release(
-        ledger, signer(home, "publisher"), kind="guard", job="job-1", **said
-    )
-    publish.activate(ledger, operator, release=made.number, **said)
+    request_forget(ledger, operator, subjects=[subject], backbone=backbone, **said)
+    made = publish_release(ledger, signer(home, "publisher"), kind="guard", job="job-1", **said)
+    activate_release(ledger, operator, release=made.number, **said)
     for name in ("images/one", "prototypes/mean"):
         open_store(home.registry).create(f"subjects/{subject}/{name}", b"of alice")
     return Stage(home, subject)

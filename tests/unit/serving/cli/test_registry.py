@@ -13,8 +13,8 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from registry.publish import declarations as publish_declarations
-from registry.publish import jobs as publish
+from registry.publish.declarations import write_note
+from registry.publish.jobs import request_forget
 from registry.signing.keys import Signer
 from serving.cli.main import app
 from serving.config.home import Home, open_ledger, open_subjects, prepare_home
@@ -155,9 +155,7 @@ def test_verify_remembers_the_newest_record_and_notices_when_it_is_gone(tmp_path
     ledger = open_ledger(Home(home, home / "registry"))
     operator = Signer.load(home / "keys/operator.pem")
     for number in range(3):
-        publish_declarations.note(
-            ledger, operator, text=f"{number}", actor="a", reason="", request_id="r"
-        )
+        write_note(ledger, operator, text=f"{number}", actor="a", reason="", request_id="r")
     assert lethe("verify").exit_code == 0
     (home / "registry/log/00000000000000000003.json").unlink()
     assert "record 3 was seen before" in refused(lethe("verify"))
@@ -176,7 +174,7 @@ def test_a_hold_is_placed_and_lifted_by_class_and_stands_in_the_audit(tmp_path: 
     lethe("keys", "init")
     home = Home(tmp_path, tmp_path / "registry")
     subject = open_subjects(home).assign("alice")
-    publish.request_forget(
+    request_forget(
         open_ledger(home),
         Signer.load(tmp_path / "keys/operator.pem"),
         subjects=[subject],
@@ -298,7 +296,7 @@ def test_an_older_copy_put_back_is_sound_and_found_by_the_number_that_was_seen(
     ledger, operator = open_ledger(home), Signer.load(home.keys / "operator.pem")
 
     def request(name: str) -> int:
-        publish.request_forget(
+        request_forget(
             ledger,
             operator,
             subjects=[open_subjects(home).assign(name)],

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from registry.errors import IntegrityError, TrustError
-from registry.publish import declarations as publish_declarations
+from registry.publish.declarations import write_note
 from serving.config.home import (
     Home,
     HomeError,
@@ -39,7 +39,7 @@ def test_an_empty_token_is_refused(tmp_path: Path) -> None:
 
 
 def note(home: Home, text: str) -> None:
-    publish_declarations.note(
+    write_note(
         open_ledger(home),
         signer(home, "operator"),
         text=text,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from registry.publish import jobs as publish
+from registry.publish.jobs import refuse_job
 from serving.control.job_views import control_figures, job_view
 from serving.control.preconditions import why_not_cancelled, why_not_forgotten, why_not_retried
 from serving.coordination.jobs import CANCELLED, pending_jobs
@@ -10,7 +10,7 @@ from tests.unit.registry.registry_acts import Acts, subject
 
 
 def cancel(acts: Acts, job: str) -> None:
-    publish.refuse(
+    refuse_job(
         acts.ledger,
         acts.signers["publisher"],
         job=job,

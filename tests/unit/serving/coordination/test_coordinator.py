@@ -11,7 +11,8 @@ import pytest
 
 from registry.fold.state import Job
 from registry.log.ledger import Ledger
-from registry.publish import jobs as publish
+from registry.publish.jobs import record_trained, refuse_job, request_forget
+from registry.publish.releases import activate_release, publish_release
 from serving.config.home import Home, open_ledger, prepare_home, signer
 from serving.coordination.coordinator import Coordinator
 from serving.coordination.messages import Ack, Author, Declined, ReleaseState, Terms
@@ -34,7 +35,7 @@ class Registry:
         self.publisher = signer(self.home, "publisher")
 
     def forget(self, subject: str) -> Job:
-        return publish.request_forget(
+        return request_forget(
             self.ledger,
             self.operator,
             subjects=[subject],
@@ -44,7 +45,7 @@ class Registry:
         )
 
     def train(self, job: Job) -> None:
-        publish.record_trained(
+        record_trained(
             self.ledger,
             self.publisher,
             job=job.id,
@@ -56,7 +57,7 @@ class Registry:
         )
 
     def cancel(self, job: Job) -> None:
-        publish.refuse(
+        refuse_job(
             self.ledger,
             self.publisher,
             job=job.id,
@@ -68,10 +69,10 @@ class Registry:
         )
 
     def activate_guard(self, job: Job) -> int:
-        made = publish.publish_release(
+        made = publish_release(
             self.ledger, self.publisher, kind="guard", job=job.id, request_id="guard", **SAID
         )
-        publish.activate(
+        activate_release(
             self.ledger, self.operator, release=made.number, request_id="guard", **SAID
         )
         return made.number

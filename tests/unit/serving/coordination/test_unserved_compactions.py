@@ -7,19 +7,25 @@ from pathlib import Path
 import pytest
 
 from registry.errors import ConflictError
-from registry.records.bodies import Activated
 from registry.records.declarations import Sealed
+from registry.records.releases import Activated
 from serving.cli.compact import carried_figures, check_foldable
 from serving.coordination.unserved import ATTEMPTS, compaction_to_serve, releases_of
-from tests.unit.registry.fold.test_compaction import (
+from tests.unit.registry.histories import (
+    A1,
+    A2,
     FOLDED,
+    S1,
+    S2,
     SERVED,
     TWO,
+    UNKNOWN_ADAPTER,
     C,
     compacted,
     compaction,
+    rolled_back,
+    then,
 )
-from tests.unit.registry.histories import A1, A2, S1, S2, UNKNOWN_ADAPTER, rolled_back, then
 from tests.unit.serving.coordination.test_unserved_restorations import acts_in
 
 

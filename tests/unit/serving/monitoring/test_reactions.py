@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from registry.publish import jobs as publish
+from registry.publish.releases import activate_release, roll_back
 from serving.monitoring.messages import Proof
 from serving.monitoring.reactions import (
     ACTOR,
@@ -57,8 +57,8 @@ def due(
 def carry_out(acts: Acts, rollback: Rollback) -> int:
     """What control does with it."""
     said = {"actor": ACTOR, "reason": rollback.reason, "request_id": rollback.request_id}
-    made = publish.roll_back(acts.ledger, acts.signers["operator"], to=rollback.to, **said)
-    publish.activate(acts.ledger, acts.signers["operator"], release=made.number, **said)
+    made = roll_back(acts.ledger, acts.signers["operator"], to=rollback.to, **said)
+    activate_release(acts.ledger, acts.signers["operator"], release=made.number, **said)
     acts.confirm(made.number)
     return made.number
 
@@ -109,7 +109,7 @@ def test_a_rollback_that_was_not_carried_out_is_tried_less_and_less_often(acts: 
         found = due(acts, BAD, now=LATER)
         assert found is not None
         said = {"actor": ACTOR, "reason": found.reason, "request_id": found.request_id}
-        publish.roll_back(acts.ledger, acts.signers["operator"], to=found.to, **said)
+        roll_back(acts.ledger, acts.signers["operator"], to=found.to, **said)
         now = datetime.now(UTC)
         assert due(acts, BAD, now=now + timedelta(seconds=RETRY_S * 2**tries - 5)) is None
         assert due(acts, BAD, now=now + timedelta(seconds=RETRY_S * 2**tries + 5)) == found
