@@ -18,7 +18,7 @@ from pathlib import Path
 
 from forgetting.bench.claim import claim
 from forgetting.bench.recipes import Recipe
-from forgetting.data.sources import ImageSet
+from forgetting.data.image_set import ImageSet
 from forgetting.data.subset import without_classes
 from forgetting.errors import BackboneError, ForgettingError
 from forgetting.models.backbone import Backbone, load_backbone, save_backbone

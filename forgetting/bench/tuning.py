@@ -18,10 +18,11 @@ import torch
 from forgetting.bench.cell import replace_file
 from forgetting.bench.claim import claim
 from forgetting.bench.material import Material, forget_data
+from forgetting.data.samples import ForgetData
 from forgetting.errors import ForgettingError
 from forgetting.measure.accuracy import h_mean, predict, right
 from forgetting.methods import method
-from forgetting.methods.protocol import Budget, ForgetData, Method, Task
+from forgetting.methods.protocol import Budget, Method, Task
 
 
 @dataclass(frozen=True)

@@ -22,25 +22,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from forgetting.data.preprocess import Preprocess, preprocess_of, transform
+from forgetting.data.preprocess import Preprocess, preprocess_of
 from forgetting.errors import BackboneError
 from forgetting.models import face_transformer as _face_transformer  # noqa: F401 (timm learns its name)
-
-__all__ = [
-    "Backbone",
-    "BackboneSpec",
-    "Preprocess",
-    "build_model",
-    "features_and_logits",
-    "fingerprint",
-    "freeze",
-    "load_backbone",
-    "load_timm",
-    "preprocess_of",
-    "read_labels",
-    "save_backbone",
-    "transform",
-]
 
 SPEC_FILE = "backbone.json"
 WEIGHTS_FILE = "model.safetensors"
