@@ -1,15 +1,15 @@
-"""The HTTP face that every replica shows: inference, its probes and the metrics page."""
+"""The HTTP face that every replica shows: inference, health and the metrics page."""
 
 from __future__ import annotations
 
 from fastapi import FastAPI
 
-from serving.api.routes import answering, batch, inference, inference_protocol, probes, problems
+from serving.api.routes import answering, batch, health, inference, inference_protocol, problems
 from serving.api.routes.answering import recognizer
 from serving.api.routes.body_limit import BodyLimit
 from serving.api.routes.direct import Direct
+from serving.api.routes.health import Sources
 from serving.api.routes.measured import Measured
-from serving.api.routes.probes import Sources
 from serving.control.client import ControlClient
 from serving.monitoring.client import AsyncMonitorClient
 
@@ -31,7 +31,7 @@ def build_inference_api(
     problems.install(api)
     answering.install(api)
     inference_protocol.install(api)
-    for router in (inference.router, batch.router, inference_protocol.router, probes.router):
+    for router in (inference.router, batch.router, inference_protocol.router, health.router):
         api.include_router(router)
     api.add_middleware(Direct, handlers=api.exception_handlers)  # the innermost comes first
     api.add_middleware(BodyLimit, limit=max_body_bytes)

@@ -16,7 +16,7 @@ import time
 import uvicorn
 from fastapi import FastAPI
 
-from serving.api.routes import console, operations, operator_probes, problems
+from serving.api.routes import console, operations, operator_health, problems
 from serving.api.routes.access import Desk
 from serving.api.routes.body_limit import BodyLimit
 from serving.config.home import home_of, token
@@ -40,7 +40,7 @@ def build_operator_api(desk: Desk) -> FastAPI:
     )
     api.state.desk = desk
     problems.install(api)
-    for router in (operations.router, operator_probes.router, console.router):
+    for router in (operations.router, operator_health.router, console.router):
         api.include_router(router)
     api.add_middleware(BodyLimit, limit=desk.settings.limits.body_bytes)
     return api

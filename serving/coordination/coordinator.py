@@ -194,7 +194,7 @@ class Coordinator:
     async def suspend(self, author: Author) -> Halt | Declined:
         """Have nothing answered; says so when that is true. Suspending twice is the same."""
         started = time.monotonic()
-        problem = await self._record_standing("suspended", author)
+        problem = await self._record_suspension("suspended", author)
         if problem is not None:
             return problem
         async with self._changed:
@@ -208,7 +208,7 @@ class Coordinator:
 
     async def resume(self, author: Author) -> Resumption | Declined:
         """Have replicas answer again, and wait, for a lease at most, until they do."""
-        problem = await self._record_standing("resumed", author)
+        problem = await self._record_suspension("resumed", author)
         if problem is not None:
             return problem
         deadline = time.monotonic() + self._terms.seconds
@@ -352,22 +352,22 @@ class Coordinator:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._changed.wait(), self._membership.next_change() + 0.01)
 
-    async def _record_standing(self, wanted: ServingState, author: Author) -> Declined | None:
+    async def _record_suspension(self, wanted: ServingState, author: Author) -> Declined | None:
         """Make it durable that serving is suspended or not, then known."""
         async with self._committing:
             try:
-                await asyncio.to_thread(self._record.standing, wanted, author)
+                await asyncio.to_thread(self._record.suspension, wanted, author)
             except RegistryError as error:
                 # As with an activation: it may stand in the log all the same.
                 log.error("%s: %s", wanted, error)
                 state = await asyncio.to_thread(self._ledger.refresh)
                 if state.suspended is not (wanted == "suspended"):
                     return Declined("registry", str(error))
-            await self._tell_standing(wanted == "suspended")
+            await self._tell_suspension(wanted == "suspended")
         await asyncio.to_thread(self._record.seen)
         return None
 
-    async def _tell_standing(self, suspended: bool) -> None:
+    async def _tell_suspension(self, suspended: bool) -> None:
         async with self._changed:
             self._membership.suspend(suspended)
             self._changed.notify_all()
@@ -395,7 +395,7 @@ class Coordinator:
             await self._tell_trial()
         if state.suspended != self._membership.suspended:  # recorded by somebody else
             async with self._committing:
-                await self._tell_standing(self._ledger.state.suspended)
+                await self._tell_suspension(self._ledger.state.suspended)
         if state.active > state.confirmed and state.active == self._membership.committed:
             await self.acknowledge(state.active)
         await self._mask_exposed(state)

@@ -120,7 +120,7 @@ class Recording:
             request_id=author.request_id,
         )
 
-    def standing(self, wanted: ServingState, author: Author) -> None:
+    def suspension(self, wanted: ServingState, author: Author) -> None:
         """Say that serving is suspended or resumed, unless the ledger says so already."""
         if self._ledger.refresh().suspended is (wanted == "suspended"):
             return

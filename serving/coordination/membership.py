@@ -36,7 +36,7 @@ def boot_clock() -> float:
 
 
 @dataclass(frozen=True)
-class Standing:
+class MemberState:
     """What the coordinator knows of one member."""
 
     running: int = -1
@@ -68,19 +68,19 @@ class Membership:
         self._suspended = suspended
         # A predecessor may have granted leases that we know nothing of.
         self._grace_until = clock() + terms.seconds
-        self._members: dict[str, Standing] = {}
+        self._members: dict[str, MemberState] = {}
 
     @property
     def committed(self) -> int:
         return self._committed
 
     @property
-    def members(self) -> dict[str, Standing]:
+    def members(self) -> dict[str, MemberState]:
         return dict(self._members)
 
     def register(self, name: str) -> int:
         """Add a member, without a lease, and read the committed release: one atomic step."""
-        self._members[name] = Standing(heard=self._clock())
+        self._members[name] = MemberState(heard=self._clock())
         return self._committed
 
     def leave(self, name: str) -> None:
@@ -94,7 +94,7 @@ class Membership:
         says nothing any more, or it could take back a lease that is in use.
         """
         now = self._clock()
-        member = self._members.get(name, Standing())
+        member = self._members.get(name, MemberState())
         if beat < member.beat:
             return False
         extended = running >= self._committed and not self._suspended and not silent

@@ -250,13 +250,13 @@ class Member:
         with self._swapping:
             trial = self._reader.trial
             if trial is None:
-                self._slot.end_canary()
+                self._slot.end_trial()
                 return
             try:
                 ready = self._reader.ready(trial.release, self._slot)
             except Exception as error:
                 log.exception("release %d can't be tried out", trial.release)
-                self._slot.end_canary()  # of a trial that has ended meanwhile, if there is one
+                self._slot.end_trial()  # of a trial that has ended meanwhile, if there is one
                 self._report_failure(trial.release, error)
             else:
                 self._slot.try_out(ready, trial.percent / 100)

@@ -108,11 +108,11 @@ class Recognizer:
             1, "build", initializer=torch.set_num_threads, initargs=(settings.threads,)
         )
         self._forwarding = threading.Event()
-        probe = golden_image(backbone.spec.preprocess.input_size)
+        golden = golden_image(backbone.spec.preprocess.input_size)
         engine = make_engine(
             settings.engine, backbone, threads=settings.threads, graphs=home.engines
         )
-        self.slot = Slot(engine, probe)
+        self.slot = Slot(engine, golden)
         self.reader = ReleaseReader(
             wait_for_ledger(home, read_only=True),
             SubjectMap(wait_for_private_store(home, read_only=True)),
@@ -202,7 +202,7 @@ class Recognizer:
         if asked is None:
             self._check_release(call, self.slot.active)
         await self._lease(loop.time() + self.settings.lease.patience)
-        # Who names the release that serves is answered by that one, and by no canary.
+        # Who names the release that serves is answered by that one, and by none on trial.
         place = lot(call.request_id) if call.release is None else 1.0
         item = _Item(images, call, Wish(call.ticket, place, asked), time.perf_counter())
         scored = await self._batches.ask(item)
@@ -235,7 +235,7 @@ class Recognizer:
 
     def _sampled_of(self, ready: ReadyRelease) -> float:
         """The share of the requests answered by `ready` that are shadowed."""
-        tried = self.slot.canary
+        tried = self.slot.trial
         if tried is not None and tried.number == ready.number and self.stance.shadowing:
             return self.settings.canary.shadowed
         return self.stance.share
@@ -258,7 +258,7 @@ class Recognizer:
     async def _classify(self, items: list[_Item]) -> list[Scored | None]:
         """Every item by one release; None for one whose client is gone or whose time is up.
 
-        All by the active one, but for a canary's share and what auditors ask for.
+        All by the active one, but for the share of a release on trial and what auditors ask for.
         """
         self.member.check()
         loop = asyncio.get_running_loop()
@@ -343,7 +343,7 @@ class Recognizer:
         ready = self.slot.active
         if ready is None:
             return None
-        tried = self.slot.canary
+        tried = self.slot.trial
         return Snapshot(
             self._families(ready),
             taken=boot_clock(),

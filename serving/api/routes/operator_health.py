@@ -14,7 +14,7 @@ from serving.api.routes.access import AtDesk
 from serving.control.client import ControlClient
 from serving.monitoring.client import AsyncMonitorClient
 
-router = APIRouter(tags=["probes"])
+router = APIRouter(tags=["health"])
 
 FIGURES_S = 2.0
 

@@ -10,11 +10,11 @@ from fastapi.responses import Response
 
 from serving.api.inference_protocol.asking import check_ready
 from serving.api.routes.answering import Replica
-from serving.api.routes.operator_probes import metrics_page
+from serving.api.routes.operator_health import metrics_page
 from serving.control.client import ControlClient
 from serving.monitoring.client import AsyncMonitorClient
 
-router = APIRouter(tags=["probes"])
+router = APIRouter(tags=["health"])
 
 
 @dataclass(frozen=True)
