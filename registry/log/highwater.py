@@ -22,7 +22,7 @@ from registry.log.ledger import Ledger, log_key, utc_now
 from registry.schema import DIGEST, Fields, decode_json, encode_json, encode_time
 from registry.signing.envelope import Signature
 from registry.signing.keys import Signer, Trust
-from registry.store.durable_file import replace_file
+from registry.store.durable_file import write_durably
 
 HIGHWATER_FILE = "highwater.json"
 HIGHWATER_TYPE = "application/vnd.lethe.highwater.v1+json"
@@ -91,7 +91,7 @@ def raise_mark(
         signature = signer.sign(_payload(mark), kind=HIGHWATER_TYPE)
         # A mark that no reader accepts, of a key that was retired meanwhile, would lock all out.
         _check_signed(mark, signature, trust, where=str(path))
-        replace_file(
+        write_durably(
             path,
             encode_json(
                 {
@@ -102,7 +102,6 @@ def raise_mark(
                     "sig": base64.b64encode(signature.signature).decode(),
                 }
             ),
-            mode=0o644,
         )
         return mark
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from registry.errors import TrustError
 from registry.schema import Json, encode_json, encode_time
 from registry.signing.keys import TRUST_FILE, Role, Signer, Trust, create_private_key
-from registry.store.durable_file import replace_file
+from registry.store.durable_file import sync_folder, write_durably
 
 OVERLAP = timedelta(hours=24)
 
@@ -52,10 +52,10 @@ def rotate_key(
         new = Signer.load(coming)
         if new.key_id not in trust.keys:
             entries = _with_rotation(trust, old=old, new=new, role=role, not_after=now + overlap)
-            replace_file(directory / TRUST_FILE, encode_json(entries), mode=0o644)
+            write_durably(directory / TRUST_FILE, encode_json(entries))
             trust = Trust.load(directory / TRUST_FILE)
         os.replace(coming, path)
-        _sync(directory)
+        sync_folder(directory)
     not_after = trust.keys[old.key_id].not_after
     return Rotation(role, old.key_id, new.key_id, not_after or now + overlap)
 
@@ -107,11 +107,3 @@ def _only_writer(directory: Path) -> Iterator[None]:
         raise TrustError(
             f"keys can't be rotated: {error.strerror}", check="key file", where=str(directory)
         ) from error
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
