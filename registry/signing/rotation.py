@@ -6,7 +6,6 @@ where the last one stopped. Old keys stay in the trust file, for their records h
 """
 
 import base64
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from registry.errors import TrustError
 from registry.schema import Json, encode_json, encode_time
 from registry.signing.keys import TRUST_FILE, Role, Signer, Trust, create_private_key
 from registry.store.durable_file import sync_folder, write_durably
+from registry.store.file_lock import only_writer
 
 OVERLAP = timedelta(hours=24)
 
@@ -44,7 +44,7 @@ def rotate_key(
     """
     directory = Path(directory)
     path, coming = directory / f"{role}.pem", directory / f"{role}.next.pem"
-    with _only_writer(directory):
+    with _os_errors(directory), only_writer(directory / TRUST_FILE):
         trust = Trust.load(directory / TRUST_FILE)
         old = Signer.load(path)
         _check_sole_role(trust, old.key_id, role, where=str(path))
@@ -94,15 +94,9 @@ def _check_sole_role(trust: Trust, key_id: str, role: Role, *, where: str) -> No
 
 
 @contextmanager
-def _only_writer(directory: Path) -> Iterator[None]:
-    """One rotation at a time; turns what the file system refuses into a TrustError."""
+def _os_errors(directory: Path) -> Iterator[None]:
     try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+        yield
     except OSError as error:
         raise TrustError(
             f"keys can't be rotated: {error.strerror}", check="key file", where=str(directory)
