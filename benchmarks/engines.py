@@ -23,9 +23,11 @@ from statistics import median
 
 import torch
 
-from forgetting.adapter.low_rank import Adapter, AdapterFacts, from_files, to_files
+from forgetting.adapter.files import AdapterFacts
+from forgetting.adapter.low_rank import Adapter, from_files, to_files
 from forgetting.adapter.stack import EffectiveState, effective_state
-from forgetting.models.backbone import Backbone, BackboneSpec, Preprocess, build_model, freeze
+from forgetting.data.preprocess import Preprocess
+from forgetting.models.backbone import Backbone, BackboneSpec, build_model, freeze
 from forgetting.models.targets import find_groups
 from serving.replica.engines import Engine
 from serving.replica.engines.onnx_runtime import OnnxEngine

@@ -9,8 +9,8 @@ the Face Transformer), whose weights and pixels are random: shapes decide what a
 
 Ratios only, no pass or fail; on a CPU they are of its own seconds, which others on the machine
 don't lengthen. What is timed is the product's own step, not a copy of it, so this reaches into
-`forgetting.training.sparse_lora`. The task's erasure, one matrix product an image, is left out of the steps and
-is in the split.
+`forgetting.training.sparse_lora`. The task's erasure, one matrix product an image, is left out of
+the steps and is in the split.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ from PIL import Image
 from torch import nn
 
 import forgetting
-from forgetting.data.image_set import ImageSet, digest_of, drawn_split
-from forgetting.data.sources import digits, to_tensors
+from forgetting.data.image_set import ImageSet, digest_of, drawn_split, to_tensors
+from forgetting.data.preprocess import Preprocess
+from forgetting.data.samples import ForgetData, Samples
+from forgetting.data.sources import digits
 from forgetting.measure.accuracy import predict
-from forgetting.methods.protocol import ForgetData, Samples
-from forgetting.models.backbone import Backbone, BackboneSpec, Preprocess, build_model, freeze
+from forgetting.models.backbone import Backbone, BackboneSpec, build_model, freeze
 from forgetting.models.face_transformer import NAME
 from forgetting.models.prefix import lowest_cut
 from forgetting.models.targets import find_groups
@@ -56,13 +57,17 @@ MODELS = {
     "ViT-B/16, 224 px": ("vit_base_patch16_224", 224),
     "Face Transformer, 112 px": (NAME, 112),
 }
-# Phase -> (module, function), whose time is counted with all that they call.
+# Phase -> (module in forgetting/, function), whose time is counted with all that they call.
 PHASES = {
-    "prefix": (("pools", "make_pools"), ("pools", "advanced")),
-    "select": (("train", "select"),),
-    "refit": (("train", "refit"),),
-    "erase": (("erase", "erase"), ("erase", "erase_again"), ("pools", "steered")),
-    "report": (("task_report", "measure_task"),),
+    "prefix": (("training/pools", "make_pools"), ("training/pools", "advanced")),
+    "select": (("training/sparse_lora", "select"),),
+    "refit": (("training/sparse_lora", "refit"),),
+    "erase": (
+        ("training/erase", "erase"),
+        ("training/erase", "erase_again"),
+        ("training/pools", "steered"),
+    ),
+    "report": (("task/outcome", "measure_task"),),
 }
 
 
@@ -118,7 +123,7 @@ def bare_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, variant: Varia
 
 
 def lethe_run(model: nn.Module, data: ForgetData, *, batch: int, seed: int = 0) -> _Run:
-    """A run of `forgetting.training.sparse_lora` with all groups live; each step sees `2 * batch` images."""
+    """A training run with all groups live; each step sees `2 * batch` images."""
     generator = torch.Generator().manual_seed(seed)
     config = TrainConfig(forget_batch=batch, retain_batch=batch)
     pools: Pools = make_pools(model, data, copies=0, generator=generator)
@@ -240,13 +245,13 @@ def task_split(
                 return float(sum(c[3] for (where, _, _), c in callers.items() if where == own))
         return 0.0
 
-    split = {"decode": spent("data", "to_tensors", caller="task")}
+    split = {"decode": spent("data/image_set", "to_tensors", caller="task/run")}
     split |= {phase: sum(spent(*at) for at in places) for phase, places in PHASES.items()}
     unseen = [phase for phase, seconds in split.items() if not seconds]
     if unseen:
         raise SystemExit(f"no time was seen in {', '.join(unseen)}: has a function been renamed?")
-    split["select"] -= spent("pools", "advanced")  # the cut moves up at its end
-    whole = spent("task", "run_task")
+    split["select"] -= spent("training/pools", "advanced")  # the cut moves up at its end
+    whole = spent("task/run", "run_task")
     split["rest"] = whole - sum(split.values())
     return split, to_markdown(result.report, result.gates)
 

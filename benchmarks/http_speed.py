@@ -44,7 +44,8 @@ from ray import serve
 from benchmarks.load import ANSWER_S, Arm, Load, press
 from benchmarks.peers.bare_serve import bare
 from benchmarks.peers.model import Model
-from forgetting.models.backbone import BackboneSpec, Preprocess, build_model, freeze, save_backbone
+from forgetting.data.preprocess import Preprocess
+from forgetting.models.backbone import BackboneSpec, build_model, freeze, save_backbone
 from serving.app import prepare
 from serving.cluster.local import running
 from serving.config.home import home_of

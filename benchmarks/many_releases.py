@@ -26,7 +26,8 @@ from pathlib import Path
 
 import torch
 
-from forgetting.adapter.low_rank import Adapter, AdapterFacts, to_files
+from forgetting.adapter.files import AdapterFacts
+from forgetting.adapter.low_rank import Adapter, to_files
 from forgetting.models.backbone import Backbone
 from forgetting.models.golden import golden_image
 from registry.fold.state import State

@@ -1,0 +1,1 @@
+"""What one forget task leaves behind: an adapter, its files, and a stack of them in a model."""

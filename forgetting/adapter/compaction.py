@@ -19,14 +19,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from forgetting.adapter.files import COMPACTION, AdapterFacts
-from forgetting.adapter.low_rank import Adapter, AnyAdapter, code_version, from_files, to_files
+from forgetting.adapter.files import COMPACTION, AdapterFacts, code_version
+from forgetting.adapter.low_rank import Adapter, AnyAdapter, from_files, to_files
 from forgetting.adapter.projection import Projection
 from forgetting.adapter.stack import EffectiveState, effective_state, install, shared_copy
 from forgetting.erasure.edit import Erasure
 from forgetting.errors import AdapterError
-from forgetting.methods.protocol import Pair
 from forgetting.models.backbone import Backbone
+from forgetting.models.targets import Pair
 
 TOLERANCE = 1e-5
 """How far a logit may be off, on a scale that is that of the largest logit where this exceeds 1."""
@@ -149,7 +149,7 @@ def _side_by_side(pairs: Sequence[Pair]) -> Pair:
 
 
 def _chain(erasures: Sequence[Erasure]) -> Erasure:
-    """E_t(... E_1(e)) as one erasure; see `feature_edit.chained`, but rounded once."""
+    """E_t(... E_1(e)) as one erasure; see `erasure.edit.chained`, but rounded once."""
     first = erasures[0]
     if len(erasures) == 1:
         return first

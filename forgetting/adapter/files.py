@@ -18,10 +18,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from forgetting.erasure.edit import MAX_RANK
 from forgetting.errors import AdapterError
 
 FACTS_FILE = "forget.json"
-MAX_RANK = 128
 COMPACTION = "compaction"
 """The `method` in the facts of an adapter that stands for a stack."""
 _FORMAT = 1

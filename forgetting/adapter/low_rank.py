@@ -24,12 +24,10 @@ from torch import Tensor, nn
 
 from forgetting.adapter.files import (
     FACTS_FILE,
-    MAX_RANK,
     AdapterFacts,
     check_backbone,
     check_names,
     check_tensor,
-    code_version,
     facts_bytes,
     json_bytes,
     rank_limit,
@@ -51,25 +49,8 @@ from forgetting.adapter.projection import (
 )
 from forgetting.erasure.edit import Erasure
 from forgetting.errors import AdapterError
-from forgetting.methods.protocol import Pair
 from forgetting.models.backbone import Backbone
-
-__all__ = [
-    "CONFIG_FILE",
-    "FACTS_FILE",
-    "FILES",
-    "MAX_RANK",
-    "TENSORS_FILE",
-    "Adapter",
-    "AdapterFacts",
-    "AnyAdapter",
-    "Projection",
-    "code_version",
-    "delta",
-    "effective_weights",
-    "from_files",
-    "to_files",
-]
+from forgetting.models.targets import Pair
 
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"

@@ -1,8 +1,8 @@
 """The second kind of adapter: a closed-form edit of the feature, as value and as files.
 
 On disk it is `projection.safetensors` with the tensors `A` (k, d), `B` (d, k), `mean` (d,) and
-`shift` (d,), and `forget.json`, as strict as the trained kind. How it is fitted: `project.py`; how
-it is served: `feature_edit.py`.
+`shift` (d,), and `forget.json`, as strict as the trained kind. How it is fitted:
+`forgetting.erasure.leace`; how it is served: `forgetting.erasure.edit`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import torch
 from forgetting.adapter.files import (
     COMPACTION,
     FACTS_FILE,
-    MAX_RANK,
     AdapterFacts,
     check_backbone,
     check_names,
@@ -25,7 +24,7 @@ from forgetting.adapter.files import (
     read_tensors,
     tensor_bytes,
 )
-from forgetting.erasure.edit import Erasure, edit_point
+from forgetting.erasure.edit import MAX_RANK, Erasure, edit_point
 from forgetting.errors import AdapterError, TargetError
 from forgetting.models.backbone import Backbone
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from forgetting.adapter.low_rank import Adapter, AnyAdapter, effective_weights
 from forgetting.erasure.edit import FeatureEdit, composed, install_edit
+from forgetting.models.backbone import Backbone
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +94,13 @@ def _own_children(module: nn.Module) -> nn.Module:
     for name in ("_modules", "_parameters", "_buffers"):
         twin.__dict__[name] = module.__dict__[name].copy()
     return twin
+
+
+def adapted_model(backbone: Backbone, stack: Sequence[AnyAdapter]) -> nn.Module:
+    """A copy of the backbone's model, sharing nothing with it, with the stack in force."""
+    model = copy.deepcopy(backbone.model)
+    install(model, effective_state(backbone.model, stack))
+    return model
 
 
 def shared_copy(model: nn.Module) -> nn.Module:

@@ -23,10 +23,10 @@ from forgetting.attacks.prototypes import (
 )
 from forgetting.attacks.recovery import RecoveryConfig, RecoveryPoint, recovery
 from forgetting.attacks.relearn import RelearnConfig, RelearnCurve, relearn
+from forgetting.data.samples import Samples
 from forgetting.errors import DataError
 from forgetting.measure.calibration import jensen_shannon
 from forgetting.measure.features import Features, extract, halves, split
-from forgetting.methods.protocol import Samples
 
 
 @dataclass(frozen=True)

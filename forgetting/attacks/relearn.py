@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from forgetting.attacks.head import bare_head, margin_logits, revived, with_head
+from forgetting.data.samples import Samples
 from forgetting.errors import DataError
 from forgetting.measure.accuracy import share_right
 from forgetting.measure.features import draw_per_class
-from forgetting.methods.protocol import Samples
 
 
 @dataclass(frozen=True)

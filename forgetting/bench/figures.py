@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from forgetting.adapter.low_rank import Adapter, AdapterFacts, code_version, to_files
+from forgetting.adapter.files import AdapterFacts, code_version
+from forgetting.adapter.low_rank import Adapter, to_files
 from forgetting.attacks.head import bare_head, margin_logits
 from forgetting.bench.cell import MarginFigures, TaskFigures
 from forgetting.bench.leaks import leak_figures
 from forgetting.bench.material import Material
+from forgetting.data.image_set import class_index
 from forgetting.data.roles import TaskClasses
-from forgetting.data.sources import class_index
 from forgetting.errors import TargetError
 from forgetting.measure.accuracy import Share, by_class, most_hit, right
 from forgetting.measure.calibration import ece, jensen_shannon

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from forgetting.attacks.leak import attack
 from forgetting.bench.material import Material
-from forgetting.data.sources import indices
+from forgetting.data.image_set import indices
 from forgetting.measure.accuracy import right
 from forgetting.measure.features import rows
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,17 +15,19 @@ from torch import nn
 from forgetting.bench.backbones import TrainedFacts, given_backbone, trained_backbone
 from forgetting.bench.recipes import Recipe
 from forgetting.bench.setting import Setting, check_images, class_order, task_classes
-from forgetting.bench.tensors import TensorMemo
+from forgetting.data.image_set import ImageSet, for_classes, indices, to_tensors
+from forgetting.data.preprocess import Preprocess
 from forgetting.data.roles import Rows, TaskClasses, training_data
-from forgetting.data.sources import ImageSet, for_classes, indices
+from forgetting.data.samples import ForgetData, Samples
 from forgetting.data.subset import some_classes
 from forgetting.errors import DataError
 from forgetting.measure.features import Features, extract
-from forgetting.methods.protocol import ForgetData, Samples
 from forgetting.models.backbone import Backbone
 from forgetting.training.pretrain import PretrainProgress
 
 Which = Literal["all", "last", "none"]
+# Larger sets are transformed anew at every use.
+KEEP_BYTES = 4 * 2**30
 # Enough of the classes that no model saw to tell how an unknown looks to it.
 _MOST_STRANGERS = 500
 
@@ -71,6 +74,31 @@ class Material:
     def test_features(self, model: nn.Module) -> Features:
         """What a model makes of the test images, in the same order."""
         return extract(model, self.samples(indices(self.images, "test")))
+
+
+class TensorMemo:
+    """From positions in an image set to samples. What was transformed once is kept."""
+
+    def __init__(self, images: ImageSet, preprocess: Preprocess) -> None:
+        self._images, self._preprocess = images, preprocess
+        keep = len(images) * math.prod(preprocess.input_size) * 4 <= KEEP_BYTES
+        self._x = torch.empty(len(images) if keep else 0, *preprocess.input_size)
+        self._known = torch.zeros(len(self._x), dtype=torch.bool)
+
+    def __call__(self, rows: Rows) -> Samples:
+        """Samples in the order of `rows`.
+
+        Raises:
+            DataError: An image can't be decoded.
+        """
+        if len(self._x) == 0:
+            return Samples(*to_tensors(self._images, rows, self._preprocess))
+        chosen = torch.from_numpy(rows)
+        new = chosen[~self._known[chosen]]
+        if len(new):
+            self._x[new] = to_tensors(self._images, new.tolist(), self._preprocess)[0]
+            self._known[new] = True
+        return Samples(self._x[chosen], torch.from_numpy(self._images.labels[rows]))
 
 
 def prepare(

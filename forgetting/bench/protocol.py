@@ -17,7 +17,8 @@ from forgetting.bench.cell import TaskFigures
 from forgetting.bench.figures import Measured, measure_task
 from forgetting.bench.material import Material, forget_data
 from forgetting.errors import ForgettingError
-from forgetting.methods.protocol import Budget, Learned, Method, Progress, Task
+from forgetting.methods.protocol import Budget, Learned, Method, Task
+from forgetting.training.progress import Progress
 
 BACKBONE, RETRAINED = "backbone", "retrained"
 ROWS = (BACKBONE, RETRAINED)

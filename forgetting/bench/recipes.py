@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from forgetting.data.augment import Augmentation
+from forgetting.data.preprocess import Preprocess
 from forgetting.errors import DataError
-from forgetting.models.backbone import Preprocess
 from forgetting.models.face_transformer import NAME
 from forgetting.training.pretrain import PretrainConfig
 

@@ -351,4 +351,4 @@ def code_digest() -> str:
 
 
 # Of this folder, what the figures depend on; tables and plots may change freely.
-_MEASURING = ("protocol.py", "figures.py", "leaks.py", "material.py", "setting.py", "tensors.py")
+_MEASURING = ("protocol.py", "figures.py", "leaks.py", "material.py", "setting.py")

@@ -11,8 +11,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from forgetting.data.image_set import ImageSet, indices
 from forgetting.data.roles import TaskClasses
-from forgetting.data.sources import ImageSet, indices
 from forgetting.errors import DataError
 
 _SINGLE = re.compile(r"(\d+)-(\d+)")

@@ -1,7 +1,7 @@
 """An image set: images, labels, class names and a train/val/test split, from whatever source.
 
 Whatever is selected (strength, early stop) sees `val`, which is cut from the training images,
-seeded and stratified; `test` is read once, for the report.
+seeded and stratified; `test` is read once, for the report. Sets are opened by `sources`.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
-from forgetting.data.preprocess import eight_bits
+from forgetting.data.preprocess import Preprocess, eight_bits, transform
 from forgetting.errors import DataError
 
 SPLITS = ("train", "val", "test")
@@ -123,3 +125,119 @@ def digest_of(entries: Iterable[tuple[bytes, int, str]]) -> str:
     for content, label, part in entries:
         digest.update(hashlib.sha256(content).digest() + f"|{label}|{part}\n".encode())
     return f"sha256:{digest.hexdigest()}"
+
+
+def indices(
+    images: ImageSet, split: str, *, classes: Sequence[str] | None = None
+) -> NDArray[np.int64]:
+    """Positions of the images of one split, in order; of the named classes only, if given.
+
+    Raises:
+        DataError: An unknown split or class.
+    """
+    if split not in SPLITS:
+        raise DataError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
+    chosen = np.array([s == split for s in images.split])
+    if classes is not None:
+        chosen &= np.isin(images.labels, [class_index(images, name) for name in classes])
+    return np.flatnonzero(chosen).astype(np.int64)
+
+
+def class_index(images: ImageSet, name: str) -> int:
+    """The label of a class.
+
+    Raises:
+        DataError: The set has no such class.
+    """
+    if name not in images.classes:
+        shown = ", ".join(images.classes[:10]) + (", ..." if len(images.classes) > 10 else "")
+        raise DataError(f"{images.name} has no class {name!r}; its classes are {shown}")
+    return images.classes.index(name)
+
+
+def for_classes(images: ImageSet, classes: Sequence[str]) -> ImageSet:
+    """The same images, labelled by the rows of a head with these class names.
+
+    Classes of the head without images are fine; images of classes that the head doesn't have are
+    not.
+
+    Raises:
+        DataError: The set has classes that the head doesn't have.
+    """
+    foreign = sorted(set(images.classes) - set(classes))
+    if foreign:
+        raise DataError(
+            f"{images.name} has {len(foreign)} classes that the backbone doesn't know: "
+            f"{', '.join(foreign[:5])}; its sub-folders must bear the backbone's class names"
+        )
+    if tuple(classes) == images.classes:
+        return images
+    row = {name: i for i, name in enumerate(classes)}
+    rows = np.array([row[name] for name in images.classes], dtype=np.int64)
+    return replace(images, classes=tuple(classes), labels=rows[images.labels])
+
+
+def replay(
+    images: ImageSet,
+    *,
+    per_class: int,
+    generator: torch.Generator,
+    classes: Sequence[str] | None = None,
+    split: str = "train",
+) -> NDArray[np.int64]:
+    """A few-shot replay: at most `per_class` images of each class, drawn without replacement."""
+    drawn = []
+    for name in classes if classes is not None else images.classes:
+        own = indices(images, split, classes=[name])
+        order = torch.randperm(len(own), generator=generator).numpy()
+        drawn.append(own[order[:per_class]])
+    return np.sort(np.concatenate(drawn)) if drawn else np.empty(0, dtype=np.int64)
+
+
+def image(images: ImageSet, index: int) -> Image.Image:
+    """The decoded image.
+
+    Raises:
+        DataError: Its file can't be decoded.
+    """
+    source = images.sources[index]
+    if isinstance(source, bytes):
+        source = decoded(source, f"image {index} of {images.name}")
+    elif isinstance(source, Path):
+        source = decoded(content_of(source), f"image {source}")
+    return Image.fromarray(source)
+
+
+def png_bytes(picture: Image.Image) -> bytes:
+    """The image as a PNG file, as a client would send it."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def to_tensors(
+    images: ImageSet, chosen: Sequence[int] | NDArray[np.int64], preprocess: Preprocess
+) -> tuple[Tensor, Tensor]:
+    """Images (n, c, h, w) float32 and labels (n,) int64, through the transform that serving uses.
+
+    Raises:
+        DataError: An image can't be decoded.
+    """
+    apply = transform(preprocess)
+    x = torch.empty(len(chosen), *preprocess.input_size)
+    for row, i in enumerate(chosen):
+        x[row] = apply(image(images, int(i)))
+    y = torch.from_numpy(images.labels[np.asarray(chosen, dtype=np.int64)])
+    return x, y
+
+
+def content_of(path: Path) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        DataError: It can't be read; names it.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"image {path} can't be read: {error.strerror}") from error

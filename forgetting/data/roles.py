@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from forgetting.data.sources import ImageSet, class_index, indices, replay
-from forgetting.methods.protocol import ForgetData, Samples
+from forgetting.data.image_set import ImageSet, class_index, indices, replay
+from forgetting.data.samples import ForgetData, Samples
 
 Rows = NDArray[np.int64]
 

@@ -1,23 +1,14 @@
-"""Where image sets come from, and the way from an image to a tensor.
-
-Three sources: scikit-learn's bundled digits, a folder with one sub-folder per class, and a pack
-(`packs`). The set itself and its split are in `image_set`.
-"""
+"""Where image sets come from: scikit-learn's digits, a folder of images, or a pack (`packs`)."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import io
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
 
 from forgetting.data.image_set import (
     KEEP_BYTES,
@@ -25,29 +16,13 @@ from forgetting.data.image_set import (
     ImageSet,
     Pixels,
     check_counts,
+    content_of,
     decoded,
     digest_of,
     drawn_split,
 )
 from forgetting.data.packs import image_pack, pack_in
 from forgetting.errors import DataError
-from forgetting.models.backbone import Preprocess, transform
-
-__all__ = [
-    "SPLITS",
-    "ImageSet",
-    "Pixels",
-    "class_index",
-    "digits",
-    "for_classes",
-    "image",
-    "image_folder",
-    "indices",
-    "open_image_set",
-    "png_bytes",
-    "replay",
-    "to_tensors",
-]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".pgm", ".ppm", ".tif", ".tiff")
 INDEX_FILE = "index.csv"
@@ -125,110 +100,6 @@ def image_folder(
     return ImageSet(root.name, names, labels, split, sources, digest)
 
 
-def indices(
-    images: ImageSet, split: str, *, classes: Sequence[str] | None = None
-) -> NDArray[np.int64]:
-    """Positions of the images of one split, in order; of the named classes only, if given.
-
-    Raises:
-        DataError: An unknown split or class.
-    """
-    if split not in SPLITS:
-        raise DataError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
-    chosen = np.array([s == split for s in images.split])
-    if classes is not None:
-        chosen &= np.isin(images.labels, [class_index(images, name) for name in classes])
-    return np.flatnonzero(chosen).astype(np.int64)
-
-
-def class_index(images: ImageSet, name: str) -> int:
-    """The label of a class.
-
-    Raises:
-        DataError: The set has no such class.
-    """
-    if name not in images.classes:
-        shown = ", ".join(images.classes[:10]) + (", ..." if len(images.classes) > 10 else "")
-        raise DataError(f"{images.name} has no class {name!r}; its classes are {shown}")
-    return images.classes.index(name)
-
-
-def for_classes(images: ImageSet, classes: Sequence[str]) -> ImageSet:
-    """The same images, labelled by the rows of a head with these class names.
-
-    Classes of the head without images are fine; images of classes that the head doesn't have are
-    not.
-
-    Raises:
-        DataError: The set has classes that the head doesn't have.
-    """
-    foreign = sorted(set(images.classes) - set(classes))
-    if foreign:
-        raise DataError(
-            f"{images.name} has {len(foreign)} classes that the backbone doesn't know: "
-            f"{', '.join(foreign[:5])}; its sub-folders must bear the backbone's class names"
-        )
-    if tuple(classes) == images.classes:
-        return images
-    row = {name: i for i, name in enumerate(classes)}
-    rows = np.array([row[name] for name in images.classes], dtype=np.int64)
-    return replace(images, classes=tuple(classes), labels=rows[images.labels])
-
-
-def replay(
-    images: ImageSet,
-    *,
-    per_class: int,
-    generator: torch.Generator,
-    classes: Sequence[str] | None = None,
-    split: str = "train",
-) -> NDArray[np.int64]:
-    """A few-shot replay: at most `per_class` images of each class, drawn without replacement."""
-    drawn = []
-    for name in classes if classes is not None else images.classes:
-        own = indices(images, split, classes=[name])
-        order = torch.randperm(len(own), generator=generator).numpy()
-        drawn.append(own[order[:per_class]])
-    return np.sort(np.concatenate(drawn)) if drawn else np.empty(0, dtype=np.int64)
-
-
-def image(images: ImageSet, index: int) -> Image.Image:
-    """The decoded image.
-
-    Raises:
-        DataError: Its file can't be decoded.
-    """
-    source = images.sources[index]
-    if isinstance(source, bytes):
-        source = decoded(source, f"image {index} of {images.name}")
-    elif isinstance(source, Path):
-        source = decoded(_content(source), f"image {source}")
-    return Image.fromarray(source)
-
-
-def png_bytes(picture: Image.Image) -> bytes:
-    """The image as a PNG file, as a client would send it."""
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def to_tensors(
-    images: ImageSet, chosen: Sequence[int] | NDArray[np.int64], preprocess: Preprocess
-) -> tuple[Tensor, Tensor]:
-    """Images (n, c, h, w) float32 and labels (n,) int64, through the transform that serving uses.
-
-    Raises:
-        DataError: An image can't be decoded.
-    """
-    apply = transform(preprocess)
-    x = torch.empty(len(chosen), *preprocess.input_size)
-    for row, i in enumerate(chosen):
-        x[row] = apply(image(images, int(i)))
-    y = torch.from_numpy(images.labels[np.asarray(chosen, dtype=np.int64)])
-    return x, y
-
-
 def _scan(root: Path) -> list[tuple[str, str, str]]:
     rows = []
     for folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
@@ -268,7 +139,7 @@ def _open_files(
     sources: list[Pixels | Path] = []
     entries, held = [], 0
     for path, label, part in zip(paths, labels, split, strict=True):
-        content = _content(path)
+        content = content_of(path)
         pixels = decoded(content, f"image {path}")
         held += pixels.nbytes
         sources.append(pixels if held <= KEEP_BYTES else path)
@@ -276,10 +147,3 @@ def _open_files(
     if held > KEEP_BYTES:
         sources = list(paths)
     return tuple(sources), digest_of(entries)
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"image {path} can't be read: {error.strerror}") from error

@@ -13,8 +13,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from forgetting.data.image_set import SPLITS, ImageSet
-from forgetting.data.sources import class_index
+from forgetting.data.image_set import SPLITS, ImageSet, class_index
 from forgetting.errors import DataError
 
 

@@ -21,6 +21,9 @@ from torch import Tensor, nn
 
 from forgetting.errors import TargetError
 
+MAX_RANK = 128
+"""The highest rank of anything that was learned at once: a trained pair or a fitted erasure."""
+
 
 @dataclass(frozen=True, eq=False)
 class Erasure:

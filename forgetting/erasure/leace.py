@@ -30,8 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from forgetting.adapter.files import MAX_RANK
-from forgetting.erasure.edit import Erasure
+from forgetting.erasure.edit import MAX_RANK, Erasure
 from forgetting.erasure.statistics import FeatureStatistics, merged, without
 from forgetting.errors import TargetError, TrainingError
 from forgetting.models.face_transformer import CosineHead

@@ -1,0 +1,1 @@
+"""Figures of one model on one set of images: accuracies, calibration, features."""

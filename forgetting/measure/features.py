@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from forgetting.data.samples import Samples
 from forgetting.errors import DataError
-from forgetting.methods.protocol import Samples
 from forgetting.models.backbone import features_and_logits
 
 

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from forgetting.measure.accuracy import predict
 from forgetting.methods.draws import Draws, label_loss
 from forgetting.methods.finetune import Recipe, Terms, answers, finetune
-from forgetting.methods.protocol import Budget, Learned, Task, Tell
+from forgetting.methods.protocol import Budget, Learned, Task
 from forgetting.methods.watch import Watch, check_images
+from forgetting.training.progress import Tell
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """(student logits (n, K), teacher logits (n, K)) -> scalar."""

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from forgetting.data.samples import ForgetData, Samples
 from forgetting.errors import TrainingError
-from forgetting.methods.protocol import Budget, ForgetData, Samples
+from forgetting.methods.protocol import Budget
 
 
 @dataclass(frozen=True)

@@ -23,16 +23,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from forgetting.data.samples import Samples
 from forgetting.errors import TrainingError
 from forgetting.methods.draws import Drawn, Draws, label_loss
 from forgetting.methods.finetune import Recipe
 from forgetting.methods.merging import detached, low_rank
-from forgetting.methods.protocol import Budget, Learned, Samples, Task, Tell
+from forgetting.methods.protocol import Budget, Learned, Task
 from forgetting.methods.watch import Watch, check_images, finite
 from forgetting.models.backbone import features_and_logits
 from forgetting.models.targets import Group, find_groups
 from forgetting.training.lora import LowRank, attach, update_norm, update_parts
 from forgetting.training.losses import group_norm, prox_threshold, shrink
+from forgetting.training.progress import Tell
 
 Attached = Mapping[Group, tuple[LowRank, LowRank]]
 Extra = Callable[[Tensor, Drawn, Drawn], Tensor]

@@ -25,13 +25,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from forgetting.data.samples import Samples
 from forgetting.errors import TrainingError
 from forgetting.methods.draws import label_loss
 from forgetting.methods.merging import low_rank
-from forgetting.methods.protocol import Budget, Learned, Pair, Samples, Task, Tell
+from forgetting.methods.protocol import Budget, Learned, Task
 from forgetting.methods.watch import Watch, check_images, finite
-from forgetting.models.targets import Group, find_groups
+from forgetting.models.targets import Group, Pair, find_groups
 from forgetting.training.lora import LowRank
+from forgetting.training.progress import Tell
 
 
 class ScaledPair(LowRank):

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from forgetting.errors import TrainingError
 from forgetting.methods.draws import head_of, retained_classes
-from forgetting.methods.protocol import Budget, Learned, Task, Tell
+from forgetting.methods.protocol import Budget, Learned, Task
 from forgetting.methods.watch import Watch
+from forgetting.training.progress import Tell
 
 MASKED = -1e4
 """The logit of a masked class: finite, also in half precision, and far below any other."""

@@ -1,4 +1,4 @@
-"""`lethe`: GS-LoRA++'s successor, as the forget command trains it (`forgetting.training.sparse_lora`)."""
+"""`lethe`: GS-LoRA++'s successor, as the forget command trains it (`training.sparse_lora`)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 
 from forgetting.erasure.edit import composed, install_edit, installed_edit
 from forgetting.methods.merging import low_rank
-from forgetting.methods.protocol import Budget, Learned, Task, Tell
+from forgetting.methods.protocol import Budget, Learned, Task
 from forgetting.models.targets import find_groups
 from forgetting.training.config import TrainConfig
+from forgetting.training.progress import Tell
 from forgetting.training.sparse_lora import train
 
 

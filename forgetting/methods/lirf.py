@@ -30,8 +30,9 @@ from forgetting.errors import TargetError
 from forgetting.methods.distilled import distillation, taught
 from forgetting.methods.draws import Draws, label_loss, retained_classes
 from forgetting.methods.finetune import Recipe, Terms, answers, finetune
-from forgetting.methods.protocol import Budget, Learned, Task, Tell
+from forgetting.methods.protocol import Budget, Learned, Task
 from forgetting.methods.watch import Watch, check_images
+from forgetting.training.progress import Tell
 
 
 class Deposit(nn.Module):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from forgetting.errors import TargetError
-from forgetting.methods.protocol import Learned, Pair
-from forgetting.models.targets import Group
+from forgetting.methods.protocol import Learned
+from forgetting.models.targets import Group, Pair
 
 
 def merged(model: nn.Module, pairs: Mapping[str, Pair]) -> nn.Module:

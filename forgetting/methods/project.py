@@ -16,8 +16,9 @@ import torch
 from forgetting.erasure.edit import composed, install_edit, installed_edit
 from forgetting.erasure.leace import MARGIN, SHRINKAGE, project
 from forgetting.erasure.statistics import feature_statistics
-from forgetting.methods.protocol import Budget, Learned, Task, Tell
+from forgetting.methods.protocol import Budget, Learned, Task
 from forgetting.methods.watch import Watch, check_images
+from forgetting.training.progress import Tell
 
 
 @dataclass(frozen=True)

@@ -7,48 +7,17 @@ never reach this module.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from forgetting.data.samples import ForgetData
 from forgetting.erasure.edit import Erasure
-
-Pair = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Images x (n, c, h, w), or their activations at a cut, and labels y (n,)."""
-
-    x: Tensor = field(repr=False)
-    y: Tensor = field(repr=False)
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-
-@dataclass(frozen=True)
-class ForgetData:
-    """What a method may see of a task: training and validation images, never test images.
-
-    Attributes:
-        forget: Images of the classes to forget.
-        retain: A replay of the classes to keep; classes without images are simply not in it.
-        earlier: Images of classes that were forgotten before; may be empty.
-        val_forget: For selection.
-        val_retain: For selection.
-        forgotten: Labels under erasure, this task's and all earlier ones (k,).
-    """
-
-    forget: Samples
-    retain: Samples
-    earlier: Samples
-    val_forget: Samples
-    val_retain: Samples
-    forgotten: Tensor
+from forgetting.models.targets import Pair
+from forgetting.training.progress import Tell
 
 
 @dataclass(frozen=True)
@@ -81,23 +50,6 @@ class Budget:
 
     steps: int = 300
     batch: int = 48
-
-
-@dataclass(frozen=True)
-class Progress:
-    """One look at the validation images. `groups` counts the non-zero ones, 0 where none exist."""
-
-    phase: str
-    step: int
-    steps: int
-    forget_loss: float
-    retain_loss: float
-    val_acc_f: float
-    val_acc_r: float
-    groups: int
-
-
-Tell = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from forgetting.data.samples import Samples
 from forgetting.errors import TrainingError
 from forgetting.methods.draws import Draws, head_of, label_loss
 from forgetting.methods.finetune import Recipe, Step, Terms, answers, finetune
-from forgetting.methods.protocol import Budget, Learned, Samples, Task, Tell
+from forgetting.methods.protocol import Budget, Learned, Task
 from forgetting.methods.watch import Watch, check_images
+from forgetting.training.progress import Tell
 
 Tensors = dict[str, Tensor]
 Importance = Callable[[nn.Module, Samples, torch.Generator], Tensors]

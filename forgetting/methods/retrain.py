@@ -18,8 +18,9 @@ from torch import nn
 from forgetting.errors import TrainingError
 from forgetting.methods.draws import Draws, label_loss
 from forgetting.methods.finetune import Recipe, Terms, finetune
-from forgetting.methods.protocol import Budget, Learned, Task, Tell
+from forgetting.methods.protocol import Budget, Learned, Task
 from forgetting.methods.watch import Watch
+from forgetting.training.progress import Tell
 
 
 def reset(model: nn.Module, *, generator: torch.Generator) -> nn.Module:

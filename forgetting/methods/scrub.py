@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from forgetting.methods.distilled import distillation, taught
 from forgetting.methods.draws import Draws, label_loss
 from forgetting.methods.finetune import Recipe, Step, Terms, finetune
-from forgetting.methods.protocol import Budget, Learned, Task, Tell
+from forgetting.methods.protocol import Budget, Learned, Task
 from forgetting.methods.watch import Watch, check_images
+from forgetting.training.progress import Tell
 
 
 def schedule(forget: int, retain: int, *, budget: Budget, share: float) -> Iterator[str]:

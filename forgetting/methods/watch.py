@@ -12,9 +12,10 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from forgetting.data.samples import ForgetData
 from forgetting.errors import TrainingError
 from forgetting.measure.accuracy import share_right
-from forgetting.methods.protocol import ForgetData, Progress, Tell
+from forgetting.training.progress import Progress, Tell
 
 
 class Watch:

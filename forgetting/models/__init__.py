@@ -1,0 +1,1 @@
+"""Backbones: frozen ViTs, what an adapter may change in them, and how outputs are compared."""

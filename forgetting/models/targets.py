@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from forgetting.errors import TargetError
+
+Pair = tuple[Tensor, Tensor]
+"""A (r, in) and B (out, r): what a low-rank update adds to a linear's weight is B A."""
 
 
 @dataclass(frozen=True)

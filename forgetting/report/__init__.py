@@ -1,0 +1,1 @@
+"""What a task did to held-out images: the figures, the gates that judge them, the card."""

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from forgetting.attacks.leak import AttackConfig, LeakFigures, attack
 from forgetting.attacks.probe import ProbeConfig
 from forgetting.attacks.recovery import RecoveryConfig
+from forgetting.data.image_set import ImageSet, class_index, indices, replay, to_tensors
 from forgetting.data.roles import TaskClasses
-from forgetting.data.sources import ImageSet, class_index, indices, replay, to_tensors
+from forgetting.data.samples import Samples
 from forgetting.measure.accuracy import Share
-from forgetting.methods.protocol import Samples
 from forgetting.models.backbone import Backbone
 
 # Training images of a class: the probe's most. Fewer where there are hundreds of classes.

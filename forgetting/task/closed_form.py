@@ -1,7 +1,7 @@
 """One forget task without any training: an erasure of the feature, fitted in closed form.
 
-What `task.run_task` makes in a minute, this makes about as fast as its report can be measured
-(`project.project`; LEACE). It is a stop-gap: it leaves the FFNs as they are, so what a new head
+What `run_task` makes in a minute, this makes about as fast as its report can be measured
+(LEACE, `erasure.leace`). It is a stop-gap: it leaves the FFNs as they are, so what a new head
 could learn from the features below the edit stays, and the gates judge it by the same limits.
 """
 
@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from forgetting.adapter.files import code_version
-from forgetting.adapter.low_rank import AdapterFacts, AnyAdapter, Projection
-from forgetting.data.sources import ImageSet
+from forgetting.adapter.files import AdapterFacts, code_version
+from forgetting.adapter.low_rank import AnyAdapter
+from forgetting.adapter.projection import Projection
+from forgetting.data.image_set import ImageSet
 from forgetting.erasure.leace import MARGIN, SHRINKAGE, project
 from forgetting.erasure.statistics import feature_statistics
 from forgetting.models.backbone import Backbone
@@ -28,7 +29,7 @@ METHOD = "project"
 
 @dataclass(frozen=True)
 class ClosedFormConfig:
-    """See `project.project`. `replay_per_class`: most images of each class for the statistics."""
+    """See `leace.project`. `replay_per_class`: most images of each class for the statistics."""
 
     shrinkage: float = SHRINKAGE
     margin: float = MARGIN
@@ -51,7 +52,7 @@ def run_closed_form(
     clock: Callable[[], float] = time.monotonic,
 ) -> TaskResult:
     """Erase some classes from the feature, on top of a stack, and judge the result on held-out
-    images. Arguments and errors as those of `task.run_task`; `seed` draws the replay."""
+    images. Arguments and errors as those of `run_task`; `seed` draws the replay."""
     config = config or ClosedFormConfig()
     task = prepared(
         backbone,

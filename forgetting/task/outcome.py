@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from forgetting.adapter.low_rank import AnyAdapter
+from forgetting.data.image_set import ImageSet, class_index, indices, to_tensors
 from forgetting.data.roles import TaskClasses
-from forgetting.data.sources import ImageSet, class_index, indices, to_tensors
+from forgetting.data.samples import Samples
 from forgetting.measure.accuracy import Share, by_class, most_hit, predict, right
 from forgetting.measure.calibration import ece
-from forgetting.methods.protocol import Samples
 from forgetting.models.backbone import Backbone
 from forgetting.report.figures import Report
 from forgetting.report.leaks import measure_leaks

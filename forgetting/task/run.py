@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,25 +9,20 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from forgetting.adapter.low_rank import (
-    Adapter,
-    AdapterFacts,
-    AnyAdapter,
-    code_version,
-    from_files,
-    to_files,
-)
-from forgetting.adapter.stack import effective_state, install
+from forgetting.adapter.files import AdapterFacts, code_version
+from forgetting.adapter.low_rank import Adapter, AnyAdapter, from_files, to_files
+from forgetting.adapter.stack import adapted_model
 from forgetting.attacks.head import bare_head
+from forgetting.data.image_set import ImageSet, class_index, for_classes, indices, to_tensors
 from forgetting.data.roles import TaskClasses, training_data
-from forgetting.data.sources import ImageSet, class_index, for_classes, indices, to_tensors
+from forgetting.data.samples import ForgetData, Samples
 from forgetting.errors import DataError
-from forgetting.methods.protocol import ForgetData, Progress, Samples
 from forgetting.models.backbone import Backbone
 from forgetting.report.figures import Report
 from forgetting.report.gates import GateConfig, GateResult, judge
 from forgetting.task.outcome import Cost, Models, measure_task
 from forgetting.training.config import TrainConfig
+from forgetting.training.progress import Progress
 from forgetting.training.sparse_lora import train
 
 METHOD = "lethe"
@@ -52,13 +46,6 @@ class TaskResult:
     @property
     def passed(self) -> bool:
         return all(gate.passed for gate in self.gates)
-
-
-def adapted_model(backbone: Backbone, stack: Sequence[AnyAdapter]) -> nn.Module:
-    """A copy of the backbone's model, sharing nothing with it, with the stack in force."""
-    model = copy.deepcopy(backbone.model)
-    install(model, effective_state(backbone.model, stack))
-    return model
 
 
 def run_task(

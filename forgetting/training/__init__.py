@@ -1,0 +1,1 @@
+"""Gradient descent: pretraining a backbone, and the sparse low-rank pairs of a forget task."""

@@ -1,4 +1,4 @@
-"""The hyper-parameters of `forgetting.training.sparse_lora`, and what follows from them for one backbone."""
+"""The hyper-parameters of `sparse_lora`, and what follows from them for one backbone."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class TrainConfig:
         disperse: Weight of the dispersion of forget features; 0 leaves it out.
         relearn: Weight of the loss against a relearner; 0 leaves it out.
         erase: Most dimensions that one task's erasure takes from the feature, as a share of its
-            width; fewer where classes are many (`forgetting.training.erase.CLASS_SHARE`). 0 leaves the
-            erasure out. A model whose feature can't be edited goes without.
+            width; fewer where classes are many (`forgetting.training.erase.CLASS_SHARE`). 0 leaves
+            the erasure out. A model whose feature can't be edited goes without.
         erase_cost: Most validation accuracy that erasing again after training may cost, against
             the model before the task.
         sparsity: Strength of the proximal step, a share of the optimizer's step (0..1).

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from forgetting.data.samples import ForgetData, Samples
 from forgetting.erasure.edit import (
     Erasure,
     chained,
@@ -24,7 +25,6 @@ from forgetting.erasure.leace import project
 from forgetting.erasure.statistics import statistics_of
 from forgetting.errors import TargetError
 from forgetting.measure.accuracy import right
-from forgetting.methods.protocol import ForgetData, Samples
 from forgetting.training.pools import Pools, answers
 
 # Ranks of the second erasure that are tried, as shares of the first one's.

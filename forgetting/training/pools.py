@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from forgetting.data.augment import Augmentation, augmented
+from forgetting.data.samples import ForgetData, Samples
 from forgetting.erasure.edit import Erasure, erased
 from forgetting.errors import TrainingError
 from forgetting.measure.accuracy import right
-from forgetting.methods.protocol import ForgetData, Samples
 from forgetting.models.prefix import PIXELS, advance, lowest_cut, outputs_from
 from forgetting.training.losses import chance_bound, cross_entropies, own_distribution
 

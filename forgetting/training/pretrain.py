@@ -17,17 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from forgetting.data.augment import Augmentation, augmented
-from forgetting.data.sources import ImageSet, image, indices, to_tensors
+from forgetting.data.image_set import ImageSet, image, indices, to_tensors
+from forgetting.data.preprocess import Preprocess, preprocess_of
 from forgetting.errors import TrainingError
 from forgetting.measure.accuracy import Share, share_right
 from forgetting.models.backbone import (
     Backbone,
     BackboneSpec,
-    Preprocess,
     build_model,
     features_and_logits,
     freeze,
-    preprocess_of,
 )
 from forgetting.models.face_transformer import CosineHead
 

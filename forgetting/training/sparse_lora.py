@@ -3,9 +3,9 @@
     min  L_r + beta L_f + sigma L_s + kappa L_k + delta L_d + alpha L_a  +  lambda sum_l |B_l|
 
 after GS-LoRA (Zhao et al., CVPR 2024, eq. 4 to 9) and Spotter (ICML 2026) for L_d; the terms are
-in `forgetting.training.losses`. First the closed form erases what distinguishes the forgotten classes in
-the feature (`forgetting.erasure.leace`); the pairs are trained with that erasure in place, win back what
-it cost, and go with it. Training has two phases. *select*: every block has its pair and each
+in `losses`. First the closed form erases what distinguishes the forgotten classes in the feature
+(`forgetting.erasure.leace`); the pairs are trained with that erasure in place, win back what it
+cost, and go with it. Training has two phases. *select*: every block has its pair and each
 optimizer step is followed by a proximal step; blocks that don't earn their keep become exactly
 zero. *refit*: the survivors alone are trained without shrinkage, on cached activations of the
 frozen blocks below them, until the validation images say that it is enough. The test images are
@@ -23,12 +23,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from forgetting.data.samples import ForgetData
 from forgetting.erasure.edit import Erasure
 from forgetting.errors import TrainingError
 from forgetting.measure.accuracy import right
-from forgetting.methods.protocol import ForgetData, Pair, Progress, Tell
 from forgetting.models.prefix import PIXELS, lowest_cut, outputs_from
-from forgetting.models.targets import Group, find_groups
+from forgetting.models.targets import Group, Pair, find_groups
 from forgetting.training.config import (
     TrainConfig,
     affordable_rank,
@@ -57,6 +57,7 @@ from forgetting.training.pools import (
     make_pools,
     steered,
 )
+from forgetting.training.progress import Progress, Tell
 
 # Steps until the rate is at its peak; nothing is pruned before.
 WARM_UP = 5

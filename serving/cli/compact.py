@@ -119,7 +119,8 @@ def fold_active_stack(
 ) -> Folded:
     """Fold the stack of the active release, check that nothing changes by it, and record it.
 
-    Raises `BackboneError`, `AdapterError` (see `compact`), `RegistryError`.
+    Raises `BackboneError`, `RegistryError`, and `AdapterError` as
+    `forgetting.adapter.compaction.compact` does.
     """
     # Imported here: torch takes seconds, and no other command on the registry needs it.
     import torch

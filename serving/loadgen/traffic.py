@@ -17,7 +17,8 @@ import time
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 
-from forgetting.data.sources import ImageSet, image, indices, open_image_set, png_bytes
+from forgetting.data.image_set import ImageSet, image, indices, png_bytes
+from forgetting.data.sources import open_image_set
 from serving.loadgen.sender import Answer, ask, connect, instructions
 
 

@@ -26,7 +26,7 @@ from prometheus_client.metrics_core import Metric as Family
 from ray.exceptions import RayError
 from torch import Tensor
 
-from forgetting.models.backbone import transform
+from forgetting.data.preprocess import transform
 from forgetting.models.golden import golden_image
 from registry.errors import NotFoundError, RegistryError
 from registry.subjects.subject_map import SubjectMap

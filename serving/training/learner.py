@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from forgetting.adapter.low_rank import AnyAdapter, from_files
+from forgetting.adapter.stack import adapted_model
 from forgetting.data.sources import open_image_set
 from forgetting.errors import (
     AdapterError,
@@ -19,14 +20,14 @@ from forgetting.errors import (
     TargetError,
     TrainingError,
 )
-from forgetting.methods.protocol import Progress
 from forgetting.models.backbone import Backbone
 from forgetting.models.golden import golden_figures, golden_image
 from forgetting.report.card import dumps
 from forgetting.report.gates import GateConfig
 from forgetting.task.closed_form import run_closed_form
-from forgetting.task.run import TaskResult, adapted_model, run_task
+from forgetting.task.run import TaskResult, run_task
 from forgetting.training.config import TrainConfig
+from forgetting.training.progress import Progress
 from serving.config.backbones import open_backbone
 from serving.config.settings import Settings
 from serving.training.messages import NotTrained, Trained, TrainJob

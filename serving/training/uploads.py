@@ -8,8 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from forgetting.data.image_set import ImageSet, Source
-from forgetting.data.sources import class_index
+from forgetting.data.image_set import ImageSet, Source, class_index
 
 
 def with_uploads(images: ImageSet, uploads: Mapping[str, Sequence[bytes]]) -> ImageSet:

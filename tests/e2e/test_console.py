@@ -22,7 +22,8 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
 
-from forgetting.data.sources import image, indices, open_image_set, png_bytes
+from forgetting.data.image_set import image, indices, png_bytes
+from forgetting.data.sources import open_image_set
 from serving.config.backbones import embedded_folder
 from serving.config.sources import load_settings
 from serving.loadgen.traffic import Traffic

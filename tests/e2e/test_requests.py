@@ -19,8 +19,8 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from tritonclient.utils import InferenceServerException
 
+from forgetting.data.preprocess import transform
 from forgetting.data.sources import open_image_set
-from forgetting.models.backbone import transform
 from serving.client import ClientError, InferenceClient
 from serving.config.backbones import open_backbone
 from serving.config.sources import load_settings

@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from forgetting.data.sources import image, indices, open_image_set, png_bytes
+from forgetting.data.image_set import image, indices, png_bytes
+from forgetting.data.sources import open_image_set
 from serving.client import ClientError
 from serving.loadgen.traffic import Traffic, audit, held_out
 from tests.e2e.conftest import Server

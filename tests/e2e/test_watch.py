@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from forgetting.adapter.low_rank import Adapter, AdapterFacts, to_files
+from forgetting.adapter.files import AdapterFacts
+from forgetting.adapter.low_rank import Adapter, to_files
 from forgetting.data.sources import open_image_set
 from registry.publish.jobs import record_trained, request_forget
 from registry.publish.releases import activate_release, publish_release

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,21 @@ def test_packages_keep_apart(project_root: Path, package: str) -> None:
         if name.split(".")[0] in FORBIDDEN[package]
     }
     assert not found
+
+
+@pytest.mark.parametrize("package", ["forgetting"])
+def test_folders_of_a_package_import_in_one_direction(project_root: Path, package: str) -> None:
+    folders = {path.parent.name for path in (project_root / package).glob("*/__init__.py")}
+    below = {
+        folder: {
+            name.split(".")[1]
+            for _, name in modules(project_root / package / folder)
+            if name.startswith(f"{package}.")
+        }
+        - {folder}
+        for folder in folders
+    }
+    TopologicalSorter(below).prepare()  # raises CycleError, which names the circle
 
 
 def test_ray_is_imported_only_where_processes_meet(project_root: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from forgetting.adapter.low_rank import Adapter, from_files
-from forgetting.data.sources import ImageSet, digits, indices, to_tensors
+from forgetting.data.image_set import ImageSet, indices, to_tensors
+from forgetting.data.sources import digits
 from forgetting.measure.accuracy import predict, right
 from forgetting.models.backbone import Backbone, load_backbone
 from forgetting.report.figures import Report

@@ -7,12 +7,15 @@ from typing import Any
 import pytest
 import torch
 
+from forgetting.adapter.stack import adapted_model
 from forgetting.data.augment import Augmentation
-from forgetting.data.sources import ImageSet, digits, indices, to_tensors
+from forgetting.data.image_set import ImageSet, indices, to_tensors
+from forgetting.data.preprocess import Preprocess
+from forgetting.data.sources import digits
 from forgetting.measure.accuracy import margin_right, right
-from forgetting.models.backbone import Preprocess, features_and_logits
+from forgetting.models.backbone import features_and_logits
 from forgetting.models.face_transformer import NAME
-from forgetting.task.run import adapted_model, run_task
+from forgetting.task.run import run_task
 from forgetting.training.pretrain import PretrainConfig, Pretrained, pretrain
 
 SMALL: dict[str, Any] = {

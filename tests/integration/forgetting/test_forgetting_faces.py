@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from forgetting.data.sources import ImageSet, image_folder
+from forgetting.data.image_set import ImageSet
+from forgetting.data.sources import image_folder
 from forgetting.task.run import run_task
 from forgetting.training.pretrain import PretrainConfig, Pretrained, pretrain
 

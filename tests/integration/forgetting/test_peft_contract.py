@@ -13,18 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from forgetting.adapter.compaction import compact
+from forgetting.adapter.files import FACTS_FILE, AdapterFacts
 from forgetting.adapter.low_rank import (
     CONFIG_FILE,
-    FACTS_FILE,
     TENSORS_FILE,
     Adapter,
-    AdapterFacts,
     effective_weights,
     from_files,
     to_files,
 )
+from forgetting.data.preprocess import Preprocess
 from forgetting.errors import AdapterError
-from forgetting.models.backbone import Backbone, BackboneSpec, Preprocess, build_model, freeze
+from forgetting.models.backbone import Backbone, BackboneSpec, build_model, freeze
 
 peft = pytest.importorskip("peft", reason="Hugging Face PEFT is not installed")
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from click.testing import Result
 from typer.testing import CliRunner
 
-from forgetting.models.backbone import BackboneSpec, Preprocess, build_model, freeze, save_backbone
+from forgetting.data.preprocess import Preprocess
+from forgetting.models.backbone import BackboneSpec, build_model, freeze, save_backbone
 from registry.publish.declarations import write_note
 from serving.cli.main import app
 from serving.config.home import (

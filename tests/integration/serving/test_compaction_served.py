@@ -12,12 +12,15 @@ from click.testing import Result
 from torch import Tensor
 from typer.testing import CliRunner
 
-from forgetting.adapter.low_rank import AdapterFacts, Projection, from_files, to_files
+from forgetting.adapter.files import AdapterFacts
+from forgetting.adapter.low_rank import from_files, to_files
+from forgetting.adapter.projection import Projection
 from forgetting.data.augment import Augmentation
-from forgetting.data.sources import ImageSet, digits, indices, to_tensors
+from forgetting.data.image_set import ImageSet, indices, to_tensors
+from forgetting.data.samples import Samples
+from forgetting.data.sources import digits
 from forgetting.erasure.leace import project
 from forgetting.erasure.statistics import feature_statistics
-from forgetting.methods.protocol import Samples
 from forgetting.models.backbone import Backbone, save_backbone
 from forgetting.task.run import run_task
 from forgetting.training.config import TrainConfig

@@ -15,13 +15,15 @@ from torch import nn
 
 from forgetting.attacks.leak import LeakFigures, attack, excess, scalars
 from forgetting.data.augment import Augmentation
+from forgetting.data.image_set import ImageSet, indices, to_tensors
 from forgetting.data.roles import TaskClasses, training_data
-from forgetting.data.sources import ImageSet, digits, indices, to_tensors
+from forgetting.data.samples import Samples
+from forgetting.data.sources import digits
 from forgetting.data.subset import without_classes
 from forgetting.measure.accuracy import drop, h_mean, most_hit, predict, right
 from forgetting.methods.head_mask import mask
 from forgetting.methods.lethe import Lethe
-from forgetting.methods.protocol import Budget, Samples, Task
+from forgetting.methods.protocol import Budget, Task
 from forgetting.training.pretrain import PretrainConfig, Pretrained, pretrain, small_vit
 
 GONE = ("3", "7")

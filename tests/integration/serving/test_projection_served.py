@@ -10,19 +10,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from forgetting.adapter.low_rank import AdapterFacts, Projection, from_files, to_files
-from forgetting.adapter.stack import effective_state, install, shared_copy
+from forgetting.adapter.files import AdapterFacts
+from forgetting.adapter.low_rank import from_files, to_files
+from forgetting.adapter.projection import Projection
+from forgetting.adapter.stack import adapted_model, effective_state, install, shared_copy
 from forgetting.attacks.prototypes import relearn_by_prototype
 from forgetting.data.augment import Augmentation
-from forgetting.data.sources import ImageSet, digits, indices, to_tensors
+from forgetting.data.image_set import ImageSet, indices, to_tensors
+from forgetting.data.samples import Samples
+from forgetting.data.sources import digits
 from forgetting.erasure.edit import composed
 from forgetting.erasure.leace import project
 from forgetting.erasure.statistics import edited, feature_statistics
 from forgetting.measure.accuracy import share_right
 from forgetting.measure.features import extract
-from forgetting.methods.protocol import Samples
 from forgetting.models.backbone import Backbone
-from forgetting.task.run import adapted_model, run_task
+from forgetting.task.run import run_task
 from forgetting.training.config import TrainConfig
 from forgetting.training.pretrain import PretrainConfig, pretrain, small_vit
 from registry.fold.state import Release

@@ -10,18 +10,20 @@ import torch
 from click.testing import Result
 from typer.testing import CliRunner
 
-from forgetting.adapter.low_rank import Adapter, AdapterFacts, AnyAdapter, Projection, to_files
+from forgetting.adapter.files import AdapterFacts
+from forgetting.adapter.low_rank import Adapter, AnyAdapter, to_files
+from forgetting.adapter.projection import Projection
+from forgetting.adapter.stack import adapted_model
+from forgetting.data.preprocess import Preprocess
 from forgetting.erasure.edit import Erasure
 from forgetting.models.backbone import (
     Backbone,
     BackboneSpec,
-    Preprocess,
     build_model,
     freeze,
     load_backbone,
     save_backbone,
 )
-from forgetting.task.run import adapted_model
 from registry.publish.jobs import record_trained, request_forget
 from registry.publish.releases import activate_release, confirm_release, publish_release
 from serving.app import prepare

@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 
 from forgetting.data.augment import Augmentation
-from forgetting.data.sources import ImageSet, digits
-from forgetting.models.backbone import Backbone, BackboneSpec, Preprocess, build_model, freeze
+from forgetting.data.image_set import ImageSet
+from forgetting.data.preprocess import Preprocess
+from forgetting.data.sources import digits
+from forgetting.models.backbone import Backbone, BackboneSpec, build_model, freeze
 from forgetting.training.pretrain import PretrainConfig, Pretrained, pretrain, small_vit
 
 SMALL = {"embed_dim": 32, "depth": 4, "num_heads": 2}

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from forgetting.adapter import compaction
 from forgetting.adapter.compaction import Compaction, compact
-from forgetting.adapter.files import COMPACTION
+from forgetting.adapter.files import COMPACTION, AdapterFacts
 from forgetting.adapter.low_rank import (
     CONFIG_FILE,
     Adapter,
-    AdapterFacts,
     AnyAdapter,
     effective_weights,
     from_files,

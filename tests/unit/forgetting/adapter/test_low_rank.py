@@ -10,12 +10,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from forgetting.adapter.files import FACTS_FILE, AdapterFacts
 from forgetting.adapter.low_rank import (
     CONFIG_FILE,
-    FACTS_FILE,
     TENSORS_FILE,
     Adapter,
-    AdapterFacts,
     delta,
     effective_weights,
     from_files,

@@ -11,8 +11,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from forgetting.adapter.files import FACTS_FILE
-from forgetting.adapter.low_rank import AdapterFacts, AnyAdapter, from_files, to_files
+from forgetting.adapter.files import FACTS_FILE, AdapterFacts
+from forgetting.adapter.low_rank import AnyAdapter, from_files, to_files
 from forgetting.adapter.projection import PROJECTION_FILE, Projection
 from forgetting.erasure.edit import Erasure
 from forgetting.errors import AdapterError

@@ -11,17 +11,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from forgetting.adapter.low_rank import Adapter, AdapterFacts, AnyAdapter, effective_weights
+from forgetting.adapter.files import AdapterFacts
+from forgetting.adapter.low_rank import Adapter, AnyAdapter, effective_weights
 from forgetting.adapter.projection import Projection
-from forgetting.adapter.stack import EffectiveState, effective_state, install, overlaid, shared_copy
+from forgetting.adapter.stack import (
+    EffectiveState,
+    adapted_model,
+    effective_state,
+    install,
+    overlaid,
+    shared_copy,
+)
+from forgetting.data.samples import Samples
 from forgetting.erasure.edit import Erasure, composed, installed_edit
 from forgetting.erasure.leace import project
 from forgetting.erasure.statistics import feature_statistics, without
 from forgetting.errors import AdapterError, TargetError
-from forgetting.methods.protocol import Samples
 from forgetting.models.backbone import Backbone, features_and_logits, fingerprint
 from forgetting.models.targets import find_groups
-from forgetting.task.run import adapted_model
 
 Make = Callable[..., Backbone]
 

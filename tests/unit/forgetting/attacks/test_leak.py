@@ -18,8 +18,8 @@ from forgetting.attacks.leak import (
 from forgetting.attacks.membership import Separation
 from forgetting.attacks.recovery import RecoveryConfig, RecoveryPoint
 from forgetting.attacks.relearn import RelearnConfig
+from forgetting.data.samples import Samples
 from forgetting.errors import DataError
-from forgetting.methods.protocol import Samples
 from forgetting.models.backbone import Backbone
 
 GONE = torch.tensor([0, 3])

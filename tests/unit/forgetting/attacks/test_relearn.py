@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from forgetting.attacks.relearn import RelearnConfig, relearn
-from forgetting.data.sources import ImageSet, indices, to_tensors
+from forgetting.data.image_set import ImageSet, indices, to_tensors
+from forgetting.data.samples import Samples
 from forgetting.errors import DataError
 from forgetting.measure.accuracy import share_right
 from forgetting.methods.head_mask import mask
-from forgetting.methods.protocol import Samples
 from forgetting.models.backbone import Backbone
 
 GONE = torch.tensor([3, 7])

@@ -23,7 +23,7 @@ from forgetting.bench.recipes import Recipe
 from forgetting.bench.results import write_results
 from forgetting.bench.run import BenchConfig, Results, Status, run_bench
 from forgetting.bench.setting import parse_settings
-from forgetting.data.sources import ImageSet
+from forgetting.data.image_set import ImageSet
 from forgetting.errors import BackboneError, DataError
 from forgetting.methods.protocol import Budget
 from forgetting.models.backbone import freeze, load_backbone, save_backbone
@@ -170,7 +170,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[2])
-from test_bench_run import tiny_config
+from test_run import tiny_config
 from forgetting.bench.run import run_bench
 from forgetting.data.sources import digits
 

@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from forgetting.data.image_set import ImageSet
+from forgetting.data.image_set import ImageSet, image, indices, to_tensors
 from forgetting.data.packs import image_pack
-from forgetting.data.sources import image, indices, open_image_set, to_tensors
+from forgetting.data.sources import open_image_set
 from forgetting.errors import DataError
 from forgetting.training.pretrain import small_vit
 

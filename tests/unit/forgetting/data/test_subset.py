@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from forgetting.data.sources import ImageSet, image, indices
+from forgetting.data.image_set import ImageSet, image, indices
 from forgetting.data.subset import limited, some_classes, without_classes
 from forgetting.errors import DataError
 

@@ -10,7 +10,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from forgetting.data.sources import ImageSet, indices, to_tensors
+from forgetting.data.image_set import ImageSet, indices, to_tensors
 from forgetting.erasure.edit import Erasure, composed
 from forgetting.erasure.leace import project
 from forgetting.erasure.statistics import FeatureStatistics, edited, merged, statistics_of

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from forgetting.data.sources import ImageSet, indices, to_tensors
+from forgetting.data.image_set import ImageSet, indices, to_tensors
+from forgetting.data.samples import Samples
 from forgetting.erasure.edit import FeatureEdit
 from forgetting.erasure.statistics import (
     FeatureStatistics,
@@ -15,7 +16,6 @@ from forgetting.erasure.statistics import (
     without,
 )
 from forgetting.errors import DataError
-from forgetting.methods.protocol import Samples
 from forgetting.models.backbone import Backbone, features_and_logits
 
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from forgetting.data.samples import Samples
 from forgetting.errors import DataError
 from forgetting.measure.features import Features, draw_per_class, extract, halves, split
-from forgetting.methods.protocol import Samples
 from forgetting.models.backbone import Backbone
 
 

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from forgetting.data.sources import ImageSet, class_index, indices, replay, to_tensors
-from forgetting.methods.protocol import ForgetData, Samples, Task
+from forgetting.data.image_set import ImageSet, class_index, indices, replay, to_tensors
+from forgetting.data.samples import ForgetData, Samples
+from forgetting.methods.protocol import Task
 from forgetting.models.backbone import Backbone
 
 GONE = ("0", "1")

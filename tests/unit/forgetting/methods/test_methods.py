@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import nn
 
+from forgetting.data.samples import Samples
 from forgetting.errors import DataError, TrainingError
 from forgetting.measure.accuracy import share_right
 from forgetting.methods import METHODS, method, method_class
-from forgetting.methods.protocol import Budget, Learned, Method, Progress, Samples, Task
+from forgetting.methods.protocol import Budget, Learned, Method, Task
 from forgetting.models.backbone import fingerprint
+from forgetting.training.progress import Progress
 
 MakeTask = Callable[..., Task]
 

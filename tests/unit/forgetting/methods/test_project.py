@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import nn
 
+from forgetting.data.samples import Samples
 from forgetting.errors import DataError, TargetError, TrainingError
 from forgetting.measure.accuracy import share_right
 from forgetting.methods import METHODS, method
 from forgetting.methods.project import Project
-from forgetting.methods.protocol import Budget, Learned, Progress, Samples, Task
+from forgetting.methods.protocol import Budget, Learned, Task
 from forgetting.models.backbone import fingerprint
+from forgetting.training.progress import Progress
 
 MakeTask = Callable[..., Task]
 

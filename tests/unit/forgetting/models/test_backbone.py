@@ -11,11 +11,11 @@ import timm
 import torch
 from PIL import Image
 
+from forgetting.data.preprocess import Preprocess, transform
 from forgetting.errors import BackboneError
 from forgetting.models.backbone import (
     Backbone,
     BackboneSpec,
-    Preprocess,
     build_model,
     features_and_logits,
     fingerprint,
@@ -23,7 +23,6 @@ from forgetting.models.backbone import (
     load_backbone,
     load_timm,
     save_backbone,
-    transform,
 )
 
 Make = Callable[..., Backbone]

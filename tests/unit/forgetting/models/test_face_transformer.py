@@ -12,19 +12,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from forgetting.data.augment import Augmentation
-from forgetting.data.sources import ImageSet
+from forgetting.data.image_set import ImageSet
+from forgetting.data.preprocess import Preprocess, preprocess_of
 from forgetting.errors import BackboneError
 from forgetting.measure.accuracy import Share, margin_right, right, share_right
 from forgetting.models.backbone import (
     Backbone,
     BackboneSpec,
-    Preprocess,
     build_model,
     features_and_logits,
     fingerprint,
     freeze,
     load_backbone,
-    preprocess_of,
     save_backbone,
 )
 from forgetting.models.face_transformer import NAME, CosineHead, FaceTransformer

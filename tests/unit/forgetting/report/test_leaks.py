@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from forgetting.attacks.leak import AttackConfig, attack
 from forgetting.attacks.probe import ProbeConfig
+from forgetting.data.image_set import ImageSet, indices, to_tensors
 from forgetting.data.roles import TaskClasses
-from forgetting.data.sources import ImageSet, indices, to_tensors
+from forgetting.data.samples import Samples
 from forgetting.data.subset import limited, without_classes
-from forgetting.methods.protocol import Samples
 from forgetting.models.backbone import Backbone
 from forgetting.report.gates import GateConfig
 from forgetting.report.leaks import MOST_PER_CLASS, PROBE, PROTOTYPES, Leaks, measure_leaks

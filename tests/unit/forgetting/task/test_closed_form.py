@@ -5,15 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from forgetting.adapter.low_rank import Projection, from_files
-from forgetting.data.sources import ImageSet, indices, to_tensors
+from forgetting.adapter.low_rank import from_files
+from forgetting.adapter.projection import Projection
+from forgetting.adapter.stack import adapted_model
+from forgetting.data.image_set import ImageSet, indices, to_tensors
 from forgetting.errors import DataError
 from forgetting.measure.accuracy import share_right
 from forgetting.models.backbone import Backbone
 from forgetting.report.card import dumps
 from forgetting.report.gates import GateConfig
 from forgetting.task.closed_form import run_closed_form
-from forgetting.task.run import TaskResult, adapted_model
+from forgetting.task.run import TaskResult
 
 SUBJECTS = {"0": "subject-a", "1": "subject-b"}
 

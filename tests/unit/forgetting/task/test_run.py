@@ -9,16 +9,17 @@ import pytest
 import torch
 
 from forgetting.adapter.low_rank import effective_weights, from_files
-from forgetting.data.sources import ImageSet, indices, to_tensors
+from forgetting.adapter.stack import adapted_model
+from forgetting.data.image_set import ImageSet, indices, to_tensors
 from forgetting.data.subset import without_classes
 from forgetting.errors import BackboneError, DataError
 from forgetting.measure.accuracy import share_right
 from forgetting.methods.lethe import Lethe
-from forgetting.methods.protocol import Progress
 from forgetting.models.backbone import Backbone
 from forgetting.report.card import dumps, to_markdown
-from forgetting.task.run import TaskResult, adapted_model, run_task
+from forgetting.task.run import TaskResult, run_task
 from forgetting.training.config import TrainConfig
+from forgetting.training.progress import Progress
 
 QUICK = TrainConfig(rank=4, select_steps=25, refit_steps=20, copies=0, replay_per_class=10)
 SUBJECTS = {"0": "subject-a", "1": "subject-b"}

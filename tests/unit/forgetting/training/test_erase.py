@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from forgetting.data.sources import ImageSet, class_index, indices, replay, to_tensors
+from forgetting.data.image_set import ImageSet, class_index, indices, replay, to_tensors
+from forgetting.data.samples import ForgetData, Samples
 from forgetting.erasure.edit import composed, installed_edit
 from forgetting.measure.accuracy import right
-from forgetting.methods.protocol import ForgetData, Samples
 from forgetting.models.backbone import Backbone
 from forgetting.models.prefix import lowest_cut
 from forgetting.training.erase import erase, erase_again

@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from forgetting.data.samples import ForgetData, Samples
 from forgetting.erasure.edit import composed, install_edit
 from forgetting.erasure.leace import project
 from forgetting.erasure.statistics import statistics_of
 from forgetting.errors import TrainingError
-from forgetting.methods.protocol import ForgetData, Samples
 from forgetting.models.backbone import Backbone
 from forgetting.training.pools import (
     ClassShuffle,

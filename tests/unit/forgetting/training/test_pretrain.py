@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from forgetting.data.sources import ImageSet, image_folder, indices, to_tensors
+from forgetting.data.image_set import ImageSet, indices, to_tensors
+from forgetting.data.sources import image_folder
 from forgetting.errors import TrainingError
 from forgetting.measure.accuracy import share_right
 from forgetting.models.backbone import load_backbone, save_backbone

@@ -8,12 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from forgetting.data.sources import ImageSet, class_index, indices, replay, to_tensors
+from forgetting.data.image_set import ImageSet, class_index, indices, replay, to_tensors
+from forgetting.data.samples import ForgetData, Samples
 from forgetting.errors import TargetError, TrainingError
-from forgetting.methods.protocol import ForgetData, Progress, Samples
 from forgetting.models.backbone import Backbone
 from forgetting.models.targets import find_groups
 from forgetting.training.config import TrainConfig, affordable_rank, refit_steps_for
+from forgetting.training.progress import Progress
 from forgetting.training.sparse_lora import TrainResult, train
 
 QUICK = TrainConfig(rank=4, select_steps=25, refit_steps=20, copies=0, replay_per_class=10)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from forgetting.adapter.stack import EffectiveState
-from forgetting.models.backbone import Backbone, BackboneSpec, Preprocess, build_model, freeze
+from forgetting.data.preprocess import Preprocess
+from forgetting.models.backbone import Backbone, BackboneSpec, build_model, freeze
 from serving.config.settings import EngineName, EngineSettings
 from serving.config.sources import SettingsError, load_settings
 from serving.replica.engines import EngineError, Forward

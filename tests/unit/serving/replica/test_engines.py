@@ -12,13 +12,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from forgetting.adapter.low_rank import Adapter, AdapterFacts, AnyAdapter
+from forgetting.adapter.files import AdapterFacts
+from forgetting.adapter.low_rank import Adapter, AnyAdapter
 from forgetting.adapter.projection import Projection
 from forgetting.adapter.stack import EffectiveState, effective_state, install, shared_copy
+from forgetting.data.preprocess import Preprocess
 from forgetting.erasure.edit import Erasure, FeatureEdit
 from forgetting.errors import TargetError
 from forgetting.models import face_transformer
-from forgetting.models.backbone import Backbone, BackboneSpec, Preprocess, build_model, freeze
+from forgetting.models.backbone import Backbone, BackboneSpec, build_model, freeze
 from forgetting.models.targets import find_groups
 from serving.replica.engines import Engine, EngineError
 from serving.replica.engines.onnx_graph import export, graph_name

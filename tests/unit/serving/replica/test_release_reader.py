@@ -9,20 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from forgetting.adapter.files import FACTS_FILE
-from forgetting.adapter.low_rank import (
-    Adapter,
-    AdapterFacts,
-    AnyAdapter,
-    Projection,
-    from_files,
-    to_files,
-)
+from forgetting.adapter.files import FACTS_FILE, AdapterFacts
+from forgetting.adapter.low_rank import Adapter, AnyAdapter, from_files, to_files
+from forgetting.adapter.projection import Projection
+from forgetting.adapter.stack import adapted_model
+from forgetting.data.preprocess import Preprocess
 from forgetting.erasure.edit import Erasure
 from forgetting.errors import AdapterError
-from forgetting.models.backbone import Backbone, BackboneSpec, Preprocess, build_model, freeze
+from forgetting.models.backbone import Backbone, BackboneSpec, build_model, freeze
 from forgetting.models.golden import golden_figures, golden_image
-from forgetting.task.run import adapted_model
 from registry.errors import IntegrityError, RegistryError
 from registry.fold.state import Release
 from registry.log.adapters import adapter_files

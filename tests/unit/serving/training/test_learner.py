@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 
 from forgetting.adapter.low_rank import from_files
+from forgetting.adapter.stack import adapted_model
 from forgetting.data.augment import Augmentation
 from forgetting.data.sources import image_folder
 from forgetting.errors import DataError, TrainingError
 from forgetting.models.backbone import load_backbone, save_backbone
 from forgetting.models.golden import golden_figures, golden_image
-from forgetting.task.run import adapted_model
 from forgetting.training.pretrain import PretrainConfig, pretrain
 from serving.config.settings import Settings
 from serving.config.sources import load_settings

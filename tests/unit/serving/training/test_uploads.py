@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from forgetting.data.image_set import ImageSet
-from forgetting.data.sources import digits, image, indices, png_bytes
+from forgetting.data.image_set import ImageSet, image, indices, png_bytes
+from forgetting.data.sources import digits
 from forgetting.errors import DataError
 from serving.training.uploads import with_uploads
 

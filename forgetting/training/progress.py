@@ -1,0 +1,23 @@
+"""What a training run tells whoever waits for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One look at the validation images. `groups` counts the non-zero ones, 0 where none exist."""
+
+    phase: str
+    step: int
+    steps: int
+    forget_loss: float
+    retain_loss: float
+    val_acc_f: float
+    val_acc_r: float
+    groups: int
+
+
+Tell = Callable[[Progress], None]
