@@ -46,8 +46,7 @@ from benchmarks.peers.bare_serve import bare
 from benchmarks.peers.model import Model
 from forgetting.data.preprocess import Preprocess
 from forgetting.models.backbone import BackboneSpec, build_model, freeze, save_backbone
-from serving.app import prepare
-from serving.cluster.local import running
+from serving.app import prepare, running
 from serving.config.home import home_of
 from serving.config.settings import Settings
 from serving.config.sources import load_settings

@@ -21,9 +21,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serving.app import prepare
+from serving.app import prepare, running
 from serving.client import Client
-from serving.cluster.local import running
 from serving.config.home import Home, token
 from serving.config.settings import Settings
 from serving.config.sources import load_settings

@@ -8,12 +8,11 @@ that a second deploy finds them.
 
 import contextlib
 import logging
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 from ray import serve
@@ -22,34 +21,43 @@ from ray.serve.schema import LoggingConfig
 
 from forgetting.data.sources import open_image_set
 from forgetting.models.backbone import Backbone
-from serving.api import operator_api
+from serving.api.client import OperatorApiClient
 from serving.api.inference_api import FORM_BYTES, build_inference_api
-from serving.api.inference_protocol.servicer import GrpcRecognizer
+from serving.api.operator_api import ACTOR as OPERATOR_API
 from serving.api.operator_api import OperatorApi
+from serving.api.routes.grpc import GrpcRecognizer
+from serving.cluster import local
+from serving.cluster.actors import replace_actor, start_actor
+from serving.cluster.local import DEPLOYMENT
 from serving.config.backbones import open_backbone, prepare_backbone
 from serving.config.check import check_forget
 from serving.config.home import HomeError, check_registry, home_of, prepare_home
 from serving.config.settings import Settings
 from serving.config.sources import SettingsError, load_settings
-from serving.control import control
+from serving.control.client import BlockingControlClient, ControlClient
+from serving.control.control import ACTOR as CONTROL
 from serving.control.control import Control
-from serving.coordination import coordinator
+from serving.coordination.client import CoordinatorClient
+from serving.coordination.coordinator import ACTOR as COORDINATOR
 from serving.coordination.coordinator import Coordinator
 from serving.coordination.messages import Terms
-from serving.monitoring import monitor, watch
 from serving.monitoring.canary_classes import ProbeError, read_canaries
+from serving.monitoring.client import AsyncMonitorClient, MonitorClient, WatchClient
+from serving.monitoring.monitor import ACTOR as MONITOR
 from serving.monitoring.monitor import Monitor
-from serving.monitoring.watch import Watch
+from serving.monitoring.watch import ACTOR as WATCH
+from serving.monitoring.watch import Watch, wanted
 from serving.replica.engines.choice import choose
 from serving.replica.recognizer import Recognizer
-from serving.training import trainer
+from serving.training.client import TrainerClient
+from serving.training.trainer import ACTOR as TRAINER
 from serving.training.trainer import Trainer
 
-NAME = "lethe"
-NAMESPACE = "lethe"
 LISTEN_S = 10.0
 SCALE_LOOK_S = 1.0
 """Between two looks at how much the replicas have to do."""
+SERVICERS = ("serving.api.inference_protocol.rpc.add_to_server",)
+"""What Serve's gRPC proxy calls to learn the methods of the Open Inference Protocol."""
 
 log = logging.getLogger(__name__)
 
@@ -130,39 +138,14 @@ def application(settings: Settings, note: Callable[[str], None] = log.info) -> s
     engine = settings.engine.model_copy(update={"name": choice.name})
     batch = settings.batch.model_copy(update={"size": choice.batch})
     settings = settings.model_copy(update={"engine": engine, "batch": batch})
-    terms = Terms(settings.lease.seconds, settings.lease.margin, settings.lease.heartbeat)
-    leading = _actor(Coordinator, coordinator.ACTOR, 1000).remote(
-        settings.home_path, settings.registry_location, terms
-    )
-    watching = _actor(Monitor, monitor.ACTOR, 8).remote(
-        home_of(settings).evidence, ray_metrics=settings.monitor.ray_metrics
-    )
-    # One trains; one may wait for it after a restart of control, which others mustn't.
-    training = _actor(Trainer, trainer.ACTOR, 4).remote(settings)
-    commanding = _actor(Control, control.ACTOR, 32).remote(
-        settings,
-        coordinator=leading,
-        trainer=training,
-        monitor=watching,
-        backbone=backbone.fingerprint,
-        classes=backbone.spec.classes,
-    )
-    kept = ray.get(commanding.settings.remote())
-    if _shared(kept) != _shared(settings):
-        raise SettingsError(
-            "the actors that run already were started with other settings for home, registry, "
-            "images, backbone, lease, forget, canary, threads, probes, reactions or "
-            "monitor.ray_metrics; those need a new start of the cluster"
-        )
-    _renew_operator_api(settings, backbone.spec.classes, commanding, watching)
-    if watch.wanted(settings):
-        looking = _actor(Watch, watch.ACTOR, 2).remote(
-            settings, monitor=watching, control=commanding
-        )
-        ray.get(looking.ping.remote())
+    actors = start_actors(settings, backbone)
+    control, pages = ControlClient(actors.control), AsyncMonitorClient(actors.monitor)
+    _renew_operator_api(settings, backbone.spec.classes, control, pages)
+    if wanted(settings):
+        _start_watch(settings, actors)
     served = Recognizer if settings.grpc.port is None else GrpcRecognizer
     deployment = serve.deployment(
-        name="Recognizer",
+        name=DEPLOYMENT,
         num_replicas=settings.replicas if settings.autoscale.most is None else None,
         autoscaling_config=_scaling_of(settings),
         max_ongoing_requests=settings.limits.in_flight,
@@ -178,8 +161,75 @@ def application(settings: Settings, note: Callable[[str], None] = log.info) -> s
         graceful_shutdown_timeout_s=settings.limits.drain_s,
         # Requests are counted in metrics; a line for each would cost more than small models do.
         logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
-    )(serve.ingress(_api_of(settings))(served))
-    return deployment.bind(settings, leading, watching, commanding)
+    )(serve.ingress(_api_of(settings, control, pages))(served))
+    return deployment.bind(settings, actors.coordinator, MonitorClient(actors.monitor))
+
+
+@dataclass(frozen=True)
+class Actors:
+    """The actors behind every replica. `control` and `monitor` are handles."""
+
+    coordinator: CoordinatorClient
+    control: Any
+    monitor: Any
+
+
+def start_actors(settings: Settings, backbone: Backbone) -> Actors:
+    """Start the coordinator, the monitor, the trainer and control, or find those that run.
+
+    Raises `SettingsError` when they were started with other settings.
+    """
+    terms = Terms(settings.lease.seconds, settings.lease.margin, settings.lease.heartbeat)
+    coordinator = CoordinatorClient(
+        start_actor(
+            Coordinator,
+            COORDINATOR,
+            settings.home_path,
+            settings.registry_location,
+            terms,
+            concurrency=1000,
+        )
+    )
+    monitor = start_actor(
+        Monitor,
+        MONITOR,
+        home_of(settings).evidence,
+        ray_metrics=settings.monitor.ray_metrics,
+        concurrency=8,
+    )
+    # One training runs; after a restart of control another may wait for it to end.
+    trainer = start_actor(Trainer, TRAINER, settings, concurrency=4)
+    control = start_actor(
+        Control,
+        CONTROL,
+        settings,
+        coordinator=coordinator,
+        trainer=TrainerClient(trainer),
+        monitor=MonitorClient(monitor),
+        backbone=backbone.fingerprint,
+        classes=backbone.spec.classes,
+        concurrency=32,
+    )
+    if _shared(BlockingControlClient(control).settings()) != _shared(settings):
+        raise SettingsError(
+            "the actors that run already were started with other settings for home, registry, "
+            "images, backbone, lease, forget, canary, threads, probes, reactions or "
+            "monitor.ray_metrics; those need a new start of the cluster"
+        )
+    return Actors(coordinator, control, monitor)
+
+
+def _start_watch(settings: Settings, actors: Actors) -> None:
+    """Start the watch, or find the one that runs. Raises what its constructor raised."""
+    watch = start_actor(
+        Watch,
+        WATCH,
+        settings,
+        monitor=MonitorClient(actors.monitor),
+        operator=BlockingControlClient(actors.control),
+        concurrency=2,
+    )
+    WatchClient(watch).ping()
 
 
 def _scaling_of(settings: Settings) -> AutoscalingConfig | None:
@@ -204,34 +254,39 @@ def _shared(settings: Settings) -> dict[str, Any]:
     return settings.model_dump(include={**include, "monitor": {"ray_metrics"}})
 
 
-def _api_of(settings: Settings) -> Callable[[], FastAPI]:
+def _api_of(
+    settings: Settings, control: ControlClient, monitor: AsyncMonitorClient
+) -> Callable[[], FastAPI]:
     """What Serve calls, without arguments, in each replica."""
 
     def build_in_replica() -> FastAPI:
-        return build_inference_api(max_body_bytes=settings.limits.body_bytes + FORM_BYTES)
+        return build_inference_api(
+            max_body_bytes=settings.limits.body_bytes + FORM_BYTES,
+            control=control,
+            monitor=monitor,
+        )
 
     return build_in_replica
 
 
 def _renew_operator_api(
-    settings: Settings, classes: tuple[str, ...], commanding: Any, watching: Any
+    settings: Settings,
+    classes: tuple[str, ...],
+    control: ControlClient,
+    monitor: AsyncMonitorClient,
 ) -> None:
     """Have the operator API listen, with these settings: it holds nothing, so one that runs already
     is replaced. Raises `SettingsError` when it can't."""
-    with contextlib.suppress(ValueError):
-        ray.kill(ray.get_actor(operator_api.ACTOR, NAMESPACE))
-    deadline = time.monotonic() + LISTEN_S
-    while True:
-        try:
-            listening = _actor(OperatorApi, operator_api.ACTOR, 4, found=False).remote(
-                settings, classes, control=commanding, monitor=watching
-            )
-            break
-        except ValueError:  # the name of the one that was killed is free in a moment
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
-    problem: str | None = ray.get(listening.problem.remote(LISTEN_S))
+    listening = replace_actor(
+        OperatorApi,
+        OPERATOR_API,
+        settings,
+        classes,
+        control=control,
+        monitor=monitor,
+        concurrency=4,
+    )
+    problem = OperatorApiClient(listening).problem(LISTEN_S)
     if problem is not None:
         raise SettingsError(
             f"the operator API can't listen on {settings.operator.host}:{settings.operator_port} "
@@ -239,15 +294,11 @@ def _renew_operator_api(
         )
 
 
-def _actor(cls: type, name: str, concurrency: int, *, found: bool = True) -> Any:
-    """A detached actor that Ray restarts for ever and that finds its state in the ledger; with
-    `found` the one that runs already."""
-    return ray.remote(cls).options(
-        name=name,
-        namespace=NAMESPACE,
-        lifetime="detached",
-        get_if_exists=found,
-        num_cpus=0,
-        max_restarts=-1,
-        max_concurrency=concurrency,
-    )
+@contextlib.contextmanager
+def running(settings: Settings, note: Callable[[str], None] = log.info) -> Iterator[None]:
+    """The application, on a Ray of its own on this machine, serves inside the block.
+
+    `note` is told which engine serves. Raises as `application` and `serving.cluster.local.running`.
+    """
+    with local.running(settings, lambda: application(settings, note), servicers=SERVICERS):
+        yield

@@ -16,6 +16,7 @@ from typing import Any, Self
 import httpx
 
 from serving.coordination.jobs import ENDED
+from serving.errors import ServingError
 
 POLL_S = 0.3
 TRIES = 8
@@ -23,7 +24,7 @@ RETRY_S = 1.0
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
-class ClientError(Exception):
+class ClientError(ServingError):
     """The server refused, or can't be reached; the message is for a person."""
 
 

@@ -1,0 +1,1 @@
+"""The HTTP and gRPC faces: one that every replica shows, and one for operators."""

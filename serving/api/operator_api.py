@@ -12,16 +12,17 @@ import os
 import socket
 import threading
 import time
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
-from serving.api.routes import console, operations, operator_probes, problems
+from serving.api.routes import console, operations, operator_health, problems
 from serving.api.routes.access import Desk
 from serving.api.routes.body_limit import BodyLimit
 from serving.config.home import home_of, token
 from serving.config.settings import Settings
+from serving.control.client import ControlClient
+from serving.monitoring.client import AsyncMonitorClient
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def build_operator_api(desk: Desk) -> FastAPI:
     )
     api.state.desk = desk
     problems.install(api)
-    for router in (operations.router, operator_probes.router, console.router):
+    for router in (operations.router, operator_health.router, console.router):
         api.include_router(router)
     api.add_middleware(BodyLimit, limit=desk.settings.limits.body_bytes)
     return api
@@ -49,9 +50,13 @@ class OperatorApi:
     """Runs as a threaded Ray actor."""
 
     def __init__(
-        self, settings: Settings, classes: tuple[str, ...], *, control: Any, monitor: Any
+        self,
+        settings: Settings,
+        classes: tuple[str, ...],
+        *,
+        control: ControlClient,
+        monitor: AsyncMonitorClient,
     ) -> None:
-        """`control` and `monitor` are actor handles."""
         self._address = (settings.operator.host, settings.operator_port)
         desk = Desk(settings, classes, token(home_of(settings), "operator"), control, monitor)
         self._api = build_operator_api(desk)

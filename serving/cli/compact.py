@@ -28,8 +28,8 @@ from serving.cli.terminal import Config, Json, err, out, plain_errors, print_jso
 from serving.config.home import home_of, open_current_ledger, signer
 from serving.config.settings import Settings
 from serving.config.sources import load_settings
-from serving.coordination.compaction import releases_of
 from serving.coordination.jobs import pending_jobs
+from serving.coordination.unserved import releases_of
 
 POLL_S = 0.25
 PROBES = 16

@@ -25,12 +25,13 @@ from rich.text import Text
 
 from forgetting.data.sources import open_image_set
 from forgetting.measure.accuracy import h_mean
-from serving.app import prepare
+from serving.app import prepare, running
 from serving.cli import show
 from serving.client import Client
-from serving.cluster.local import interrupted, running
+from serving.cluster.local import interrupted
 from serving.config.home import home_of, token
 from serving.config.settings import Settings
+from serving.errors import ServingError
 from serving.loadgen.sender import Answer
 from serving.loadgen.traffic import Traffic, audit, held_out, stale
 
@@ -39,7 +40,7 @@ WINDOW_S = 4.0
 LINGER_S = 2.0
 
 
-class DemoError(Exception):
+class DemoError(ServingError):
     """The demo could not show what it is for."""
 
 

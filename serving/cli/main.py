@@ -79,7 +79,8 @@ def serve(
             engine=None if engine is None else {"name": engine},
             ingress=ingress,
         )
-        from serving.cluster.local import check_ports, interrupted, running
+        from serving.app import running
+        from serving.cluster.local import check_ports, interrupted
 
         check_ports(settings)
         _prepare(settings)

@@ -11,9 +11,10 @@ from typing import Any
 from forgetting.data.sources import open_image_set
 from forgetting.models.backbone import save_backbone
 from forgetting.training.pretrain import PretrainConfig, PretrainProgress, pretrain
+from serving.errors import ServingError
 
 
-class PretrainingError(Exception):
+class PretrainingError(ServingError):
     """Nothing was trained; the message says why."""
 
 

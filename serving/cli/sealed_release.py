@@ -24,7 +24,7 @@ from serving.cli.sealing import SealError, sealed_backbone
 from serving.config.backbones import open_backbone
 from serving.config.home import home_of, open_current_ledger, signer
 from serving.config.settings import Settings
-from serving.coordination.restoration import to_bring_back
+from serving.coordination.unserved import to_bring_back
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,13 @@ from forgetting.adapter.low_rank import AnyAdapter
 from forgetting.adapter.stack import EffectiveState, effective_state, install, shared_copy
 from forgetting.erasure.edit import folded
 from forgetting.models.backbone import Backbone, build_model, freeze
+from serving.errors import ServingError
 
 TOLERANCE = 1e-4
 """Most that a logit may differ, relative to the largest: both are float32, rounded once."""
 
 
-class SealError(Exception):
+class SealError(ServingError):
     """The stack can't be made into a backbone; the message says why."""
 
 

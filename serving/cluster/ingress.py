@@ -20,6 +20,7 @@ from pathlib import Path
 
 from serving.cluster import haproxy_start
 from serving.config.settings import Settings
+from serving.errors import ServingError
 
 BEHIND = "127.0.0.1"
 """Where replicas listen behind HAProxy, whatever the address of inference."""
@@ -30,7 +31,7 @@ BUFFER_BYTES = 64 * 1024
 """A request that fits is sent once more when its replica dies before it answers."""
 
 
-class IngressError(Exception):
+class IngressError(ServingError):
     """The ingress that the settings name can't be had here; the message says why."""
 
 

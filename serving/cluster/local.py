@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -22,13 +22,17 @@ from ray.serve.config import gRPCOptions
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.schema import LoggingConfig
 
-from serving.api.inference_protocol.rpc import add_to_server
-from serving.app import NAME, NAMESPACE, application
+from serving.cluster.actors import NAMESPACE
 from serving.cluster.ingress import prepared, serve_host
 from serving.config.settings import Settings
-from serving.replica.recognizer import Recognizer
+from serving.errors import ServingError
 
 log = logging.getLogger(__name__)
+
+NAME = "lethe"
+"""Of the Serve application."""
+DEPLOYMENT = "Recognizer"
+"""Of the replicas, in that application."""
 
 DRAIN_NOTICE_S = 0.5
 """What was on its way to a replica when the stop was asked for is there by then."""
@@ -46,7 +50,7 @@ With Ray's defaults all processes together took a quarter of a core from the rep
 KILLED_S = 5.0
 
 
-class StartError(Exception):
+class StartError(ServingError):
     """The server can't start here; the message says why."""
 
 
@@ -71,17 +75,25 @@ def _check_port(host: str, port: int, otherwise: str) -> None:
 
 
 @contextlib.contextmanager
-def running(settings: Settings, note: Callable[[str], None] = log.info) -> Iterator[None]:
-    """The application, on a Ray of its own on this machine, serves inside the block.
+def running(
+    settings: Settings,
+    application: Callable[[], serve.Application],
+    *,
+    servicers: Sequence[str],
+) -> Iterator[None]:
+    """What `application` builds, on a Ray of its own on this machine, serves inside the block.
 
-    `note` is told which engine serves. Raises as `serving.app.application`, `StartError` when Ray
-    or the replicas don't come up, and `IngressError`.
+    `servicers`: the import paths of what Serve's gRPC proxy calls, where the settings ask for gRPC.
+    Raises as `application`, `StartError` when Ray or the replicas don't come up, and
+    `IngressError`.
     """
     with prepared(settings):
-        yield from _run(settings, note)
+        yield from _run(settings, application, servicers)
 
 
-def _run(settings: Settings, note: Callable[[str], None]) -> Iterator[None]:
+def _run(
+    settings: Settings, application: Callable[[], serve.Application], servicers: Sequence[str]
+) -> Iterator[None]:
     _keep_token_private()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     _start_ray(settings)
@@ -89,11 +101,13 @@ def _run(settings: Settings, note: Callable[[str], None]) -> Iterator[None]:
         _keep_token_private()
         serve.start(
             http_options={"host": serve_host(settings), "port": settings.port},
-            grpc_options=None if settings.grpc.port is None else _grpc_options(settings.grpc.port),
+            grpc_options=None
+            if settings.grpc.port is None
+            else _grpc_options(settings.grpc.port, servicers),
             logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
         )
         try:
-            serve.run(application(settings, note), name=NAME, route_prefix="/")
+            serve.run(application(), name=NAME, route_prefix="/")
         except (RuntimeError, RayError) as error:
             raise StartError(f"the application did not come up: {error}") from None
         yield
@@ -150,17 +164,17 @@ def _start_ray(settings: Settings) -> None:
     )
 
 
-def _grpc_options(port: int) -> gRPCOptions:
+def _grpc_options(port: int, servicers: Sequence[str]) -> gRPCOptions:
     return gRPCOptions(
         port=port,
-        grpc_servicer_functions=[f"{add_to_server.__module__}.{add_to_server.__name__}"],
+        grpc_servicer_functions=list(servicers),
         enable_reflection=False,  # our descriptors are in no pool that it could find
     )
 
 
 def _drain(patience: float) -> None:
     """Have the replicas finish what is in flight, and refuse what comes later."""
-    handle = serve.get_deployment_handle(Recognizer.__name__, NAME)
+    handle = serve.get_deployment_handle(DEPLOYMENT, NAME)
     limit = DRAIN_NOTICE_S + patience + 1
     deadline = time.monotonic() + FIND_S
     while True:

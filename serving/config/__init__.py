@@ -1,0 +1,1 @@
+"""Settings, where they come from, and the folder in which an installation keeps its files."""

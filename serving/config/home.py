@@ -33,6 +33,7 @@ from registry.store.directory import open_store
 from registry.store.durable_file import make_folder, write_durably
 from registry.subjects.subject_map import SubjectMap
 from serving.config.settings import Settings
+from serving.errors import ServingError
 
 Caller = Literal["operator", "auditor"]
 CALLERS: tuple[Caller, ...] = ("operator", "auditor")
@@ -44,7 +45,7 @@ log = logging.getLogger(__name__)
 STORE_RETRY_S = 1.0
 
 
-class HomeError(Exception):
+class HomeError(ServingError):
     """The home folder can't be used; the message says why and what to do."""
 
 
@@ -201,7 +202,9 @@ def check_registry(home: Home) -> Ledger:
 
 
 def note_seen(home: Home, ledger: Ledger, operator: Signer) -> None:
-    """Sign that the newest record of `ledger` was seen. Raises as `raise_mark`.
+    """Sign that the newest record of `ledger` was seen.
+
+    Raises as `registry.log.highwater.raise_mark`.
 
     What was acknowledged after this can't be taken back by an older copy without being noticed.
     """

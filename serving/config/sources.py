@@ -10,9 +10,10 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, TomlConf
 from pydantic_settings.exceptions import SettingsError as SourceError
 
 from serving.config.settings import DIGITS, Settings, is_url
+from serving.errors import ServingError
 
 
-class SettingsError(Exception):
+class SettingsError(ServingError):
     """A setting is wrong; the message says which, and what was expected."""
 
 

@@ -1,0 +1,1 @@
+"""The control actor: it takes commands, answers questions and drives forget jobs."""

@@ -13,8 +13,7 @@ It holds nothing that the ledger doesn't, so it may be killed at any moment.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 from registry.errors import ConflictError, FormatError
@@ -25,6 +24,16 @@ from registry.subjects.subject_map import SubjectMap
 from serving.config.home import home_of, signer, wait_for_ledger, wait_for_private_store
 from serving.config.settings import Settings
 from serving.control.forget_worker import ForgetWorker
+from serving.control.job_views import named, names_of
+from serving.control.messages import (
+    Answer,
+    ForgetRequest,
+    Images,
+    Rejection,
+    RestoreRequest,
+    RetryRequest,
+    RollbackRequest,
+)
 from serving.control.preconditions import (
     why_no_rollback,
     why_not_again,
@@ -34,21 +43,17 @@ from serving.control.preconditions import (
     why_not_retried,
     why_not_with,
 )
-from serving.control.status import Account, ack_view
+from serving.control.status import StatusPage, ack_view
 from serving.coordination.activation import Activation, rollback_of
-from serving.coordination.jobs import (
-    CANCELLED,
-    Rejection,
-    is_cancelled,
-    named,
-    names_of,
-    pending_jobs,
-    trial_of,
-)
-from serving.coordination.messages import Author, Refusal
+from serving.coordination.client import CoordinatorClient
+from serving.coordination.jobs import CANCELLED, is_cancelled, pending_jobs, trial_of
+from serving.coordination.messages import Author, Declined
+from serving.monitoring.client import MonitorClient
+from serving.monitoring.messages import ControlFigures
 from serving.monitoring.metrics import Metrics
 from serving.monitoring.ray_export import RayMirror
 from serving.monitoring.trial_verdict import TrialTerms
+from serving.training.client import TrainerClient
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -63,13 +68,13 @@ class Control:
         self,
         settings: Settings,
         *,
-        coordinator: Any,
-        trainer: Any,
-        monitor: Any,
+        coordinator: CoordinatorClient,
+        trainer: TrainerClient,
+        monitor: MonitorClient,
         backbone: str,
         classes: tuple[str, ...],
     ) -> None:
-        """`coordinator`, `trainer` and `monitor` are actor handles, `backbone` is a fingerprint."""
+        """`backbone` is a fingerprint; `classes` are its names, in the order of the head."""
         self._settings = settings
         self._backbone = backbone
         self._classes = classes
@@ -98,7 +103,7 @@ class Control:
             accepting=self._accepting,
             metrics=Metrics("trainer", RayMirror("trainer") if exported else None),
         )
-        self._account = Account(
+        self._status = StatusPage(
             self._ledger,
             self._worker,
             self._activation,
@@ -109,29 +114,16 @@ class Control:
 
     # -- commands
 
-    def forget(
-        self,
-        classes: Sequence[str],
-        actor: str,
-        reason: str,
-        request_id: str,
-        images: Mapping[str, Sequence[bytes]] = MappingProxyType({}),
-        canary: int | None = None,
-        batch: bool = False,
-    ) -> dict[str, Any] | Rejection:
-        """Accept a forget command: durable, and masked on every replica, when this returns.
-
-        `images`, checked ones, by class: to learn from beside those of the data set. `canary`: the
-        percentage of requests that the adapter is tried on before everybody gets it. `batch`: it
-        may be trained as one task with others that say so.
-        """
+    def forget(self, request: ForgetRequest, author: Author) -> Answer:
+        """Accept a forget command: durable, and masked on every replica, when this returns."""
+        classes = request.classes
         with self._accepting:
             state = self._ledger.refresh()
-            known = state.requests.get(request_id)
+            known = state.requests.get(author.request_id)
             if known is None:
                 rejection = why_not_forgotten(
                     classes, state, known=self._classes, class_of=self._subjects.class_of
-                ) or why_not_with(images, classes)
+                ) or why_not_with(request.images, classes)
             else:
                 rejection = why_not_again(
                     classes, state.jobs[known], class_of=self._subjects.class_of
@@ -140,24 +132,24 @@ class Control:
                 return rejection
             subjects = {name: self._subjects.assign(name) for name in classes}
             if known is None:
-                self._keep(images, subjects)
+                self._keep(request.images, subjects)
             job = _recorded(
                 request_forget,
                 self._ledger,
                 self._operator,
                 subjects=list(subjects.values()),
                 backbone=self._backbone,
-                actor=actor,
-                reason=reason,
-                request_id=request_id,
-                canary=canary,
-                batch=batch,
+                actor=author.actor,
+                reason=author.reason,
+                request_id=author.request_id,
+                canary=request.canary,
+                batch=request.batch,
             )
         if isinstance(job, Rejection):
             return job
         self._worker.wake()
         outcome = self._activation.guard(job)
-        if isinstance(outcome, Refusal):
+        if isinstance(outcome, Declined):
             return Rejection(
                 503,
                 f"{job.id} is accepted and durable, but not masked everywhere yet: "
@@ -169,18 +161,11 @@ class Control:
             view["guard"] = ack_view(outcome)
         return view
 
-    def rollback(
-        self,
-        to: int,
-        actor: str,
-        reason: str,
-        request_id: str,
-        instead_of: int | None = None,
-    ) -> dict[str, Any] | Rejection:
-        """Serve release `to`'s adapters again as a new release; every guard stays. Refused when
-        the stack is no longer that of release `instead_of`, if one is given."""
+    def rollback(self, request: RollbackRequest, author: Author) -> Answer:
+        """Serve an earlier release's adapters again as a new release; every guard stays."""
+        to = request.to
         state = self._ledger.refresh()
-        made = rollback_of(state, request_id)
+        made = rollback_of(state, author.request_id)
         if made is None:
             rejection = why_no_rollback(to, state)
         else:
@@ -192,24 +177,20 @@ class Control:
             )
         if rejection is not None:
             return rejection
-        outcome = self._activation.roll_back(
-            to, Author(actor, reason, request_id), instead_of=instead_of
-        )
-        if isinstance(outcome, Refusal):
+        outcome = self._activation.roll_back(to, author, instead_of=request.instead_of)
+        if isinstance(outcome, Declined):
             status = 409 if outcome.stage in ("stack", "suspended") else 503
             return Rejection(status, f"The rollback was not made: {outcome.detail}.")
         now = self._ledger.refresh()
         masked = names_of(now.erasing, self._subjects.class_of)
         return {**ack_view(outcome), "rolled_back_to": to, "still_masked": masked}
 
-    def restore(
-        self, class_name: str | None, subject: str | None, actor: str, reason: str, request_id: str
-    ) -> dict[str, Any] | Rejection:
-        """End the erasure of a class, named by itself or by its subject, and serve it again."""
+    def restore(self, request: RestoreRequest, author: Author) -> Answer:
+        """End an erasure, and serve the class again."""
         with self._accepting:
             state = self._ledger.refresh()
-            subject = subject or self._subjects.find(class_name or "")
-            rejection = why_not_restored(subject, request_id, self._ledger)
+            subject = request.subject or self._subjects.find(request.class_name or "")
+            rejection = why_not_restored(subject, author.request_id, self._ledger)
             if rejection is not None or subject is None:
                 return rejection or Rejection(404, "There is no such subject.")
             pending = {job.id for job in pending_jobs(state)}
@@ -219,15 +200,15 @@ class Control:
                     self._ledger,
                     self._operator,
                     subjects=[subject],
-                    actor=actor,
-                    reason=reason,
-                    request_id=request_id,
+                    actor=author.actor,
+                    reason=author.reason,
+                    request_id=author.request_id,
                 )
                 if isinstance(ended, Rejection):
                     return ended
-        outcome = self._activation.bring_back(Author(actor, reason, request_id))
+        outcome = self._activation.bring_back(author)
         self._worker.wake()
-        if isinstance(outcome, Refusal):
+        if isinstance(outcome, Declined):
             return Rejection(
                 503,
                 "The erasure is ended, which is recorded, but the class is not served again yet: "
@@ -244,9 +225,7 @@ class Control:
             "still_masked": names_of(now.erasing, self._subjects.class_of),
         }
 
-    def cancel(
-        self, job_id: str, actor: str, reason: str, request_id: str
-    ) -> dict[str, Any] | Rejection:
+    def cancel(self, job_id: str, author: Author) -> Answer:
         """Train a job no further. Its classes stay under erasure and masked."""
         with self._accepting:
             state = self._ledger.refresh()
@@ -255,7 +234,6 @@ class Control:
                 return rejection
             trial = trial_of(state, job_id)
             if trial is not None:
-                author = Author(actor, reason, request_id)
                 problem = self._activation.end_trial(trial.release, "the job was cancelled", author)
                 if problem is not None:
                     return Rejection(503, f"The trial goes on: {problem.detail}.", "Send it again.")
@@ -266,11 +244,11 @@ class Control:
                     self._publisher,
                     job=job_id,
                     stage=CANCELLED,
-                    detail=reason,
+                    detail=author.reason,
                     report=None,
-                    actor=actor,
-                    reason=reason,
-                    request_id=request_id,
+                    actor=author.actor,
+                    reason=author.reason,
+                    request_id=author.request_id,
                     # The coordinator may be about to put its adapter into service.
                     still=lambda newest: why_not_cancelled(job_id, newest) is None,
                 )
@@ -279,28 +257,21 @@ class Control:
         self._worker.cancel(job_id)
         return self.job(job_id)
 
-    def retry(
-        self,
-        job_id: str,
-        actor: str,
-        reason: str,
-        request_id: str,
-        images: Mapping[str, Sequence[bytes]] = MappingProxyType({}),
-    ) -> dict[str, Any] | Rejection:
-        """Have a refused or cancelled job trained again, from another seed, and from `images`,
-        checked ones, by class, as well."""
+    def retry(self, request: RetryRequest, author: Author) -> Answer:
+        """Have a refused or cancelled job trained again."""
+        job_id = request.job
         with self._accepting:
             state = self._ledger.refresh()
-            rejection = why_not_retried(job_id, state, request_id=request_id)
+            rejection = why_not_retried(job_id, state, request_id=author.request_id)
             if rejection is not None:
                 return rejection
             job = state.jobs[job_id]
             subjects = {named(s, self._subjects.class_of): s for s in job.erasing}
-            rejection = why_not_with(images, list(subjects))
+            rejection = why_not_with(request.images, list(subjects))
             if rejection is not None:
                 return rejection
-            if request_id not in job.retries:
-                self._keep(images, subjects)
+            if author.request_id not in job.retries:
+                self._keep(request.images, subjects)
             # Before the worker can see the job: what it is told of an earlier try is void.
             self._worker.forgive(job_id)
             retried = _recorded(
@@ -308,19 +279,19 @@ class Control:
                 self._ledger,
                 self._operator,
                 job=job_id,
-                actor=actor,
-                reason=reason,
-                request_id=request_id,
+                actor=author.actor,
+                reason=author.reason,
+                request_id=author.request_id,
             )
         if isinstance(retried, Rejection):
             return retried
         self._worker.wake()
         return self.job(job_id)
 
-    def suspend(self, actor: str, reason: str, request_id: str) -> dict[str, Any] | Rejection:
+    def suspend(self, author: Author) -> Answer:
         """Have nothing answered, on any replica, until `resume`."""
-        halt = self._activation.suspend(Author(actor, reason, request_id))
-        if isinstance(halt, Refusal):
+        halt = self._activation.suspend(author)
+        if isinstance(halt, Declined):
             return Rejection(
                 409 if halt.stage == "resumed" else 503,
                 f"It is not certain that nothing is answered: {halt.detail}.",
@@ -333,10 +304,10 @@ class Control:
             "replicas": halt.members,
         }
 
-    def resume(self, actor: str, reason: str, request_id: str) -> dict[str, Any] | Rejection:
+    def resume(self, author: Author) -> Answer:
         """Have replicas answer again."""
-        resumption = self._activation.resume(Author(actor, reason, request_id))
-        if isinstance(resumption, Refusal):
+        resumption = self._activation.resume(author)
+        if isinstance(resumption, Declined):
             return Rejection(
                 503, f"Serving was not resumed: {resumption.detail}.", "Send it again."
             )
@@ -347,10 +318,15 @@ class Control:
             "replicas": resumption.members,
         }
 
-    def remark(self, text: str, actor: str, request_id: str) -> None:
+    def remark(self, text: str, author: Author) -> None:
         """Write a remark into the ledger."""
         write_note(
-            self._ledger, self._operator, text=text, actor=actor, reason="", request_id=request_id
+            self._ledger,
+            self._operator,
+            text=text,
+            actor=author.actor,
+            reason=author.reason,
+            request_id=author.request_id,
         )
 
     # -- questions
@@ -359,25 +335,25 @@ class Control:
         """What this process was started with."""
         return self._settings
 
-    def job(self, job_id: str) -> dict[str, Any] | Rejection:
-        return self._account.job(job_id)
+    def job(self, job_id: str) -> Answer:
+        return self._status.job(job_id)
 
     def releases(self) -> list[dict[str, Any]]:
-        return self._account.releases()
+        return self._status.releases()
 
     def status(self) -> dict[str, Any]:
         """What is active, what is being forgotten, and which replica runs what."""
-        return self._account.status()
+        return self._status.status()
 
     def report(self, job_id: str) -> bytes | Rejection:
         """The measured report of a job, as JSON bytes."""
-        return self._account.report(job_id)
+        return self._status.report(job_id)
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> ControlFigures:
         """What the metrics page shows of commands, jobs and trainings."""
-        return self._account.figures()
+        return self._status.figures()
 
-    def _keep(self, images: Mapping[str, Sequence[bytes]], subjects: Mapping[str, str]) -> None:
+    def _keep(self, images: Images, subjects: Mapping[str, str]) -> None:
         """Store images, by class, under the subjects of their classes."""
         for name, several in images.items():
             for data in several:

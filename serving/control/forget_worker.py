@@ -18,8 +18,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import ray
-
 from registry.errors import ConflictError, FormatError, RegistryError
 from registry.fold.state import Job, State
 from registry.log.adapters import adapter_files
@@ -40,10 +38,11 @@ from serving.coordination.jobs import (
     trained_together,
     trial_of,
 )
-from serving.coordination.messages import Author, Outcome, Refusal, TrialBegun
+from serving.coordination.messages import Author, Declined, Outcome, TrialBegun
+from serving.monitoring.client import MonitorClient
 from serving.monitoring.metrics import Metrics
-from serving.monitoring.trial_verdict import Seen, TrialTerms, verdict
-from serving.training.client import HeldUpError, RemoteTrainer
+from serving.monitoring.trial_verdict import TrialTerms, verdict
+from serving.training.client import HeldUpError, TrainerClient
 from serving.training.messages import NotTrained, Trained, TrainJob
 
 log = logging.getLogger(__name__)
@@ -67,8 +66,8 @@ class ForgetWorker:
         *,
         private: Store,
         activation: Activation,
-        trainer: Any,
-        monitor: Any,
+        trainer: TrainerClient,
+        monitor: MonitorClient,
         attempts: int,
         terms: TrialTerms,
         closed_form: bool,
@@ -76,17 +75,21 @@ class ForgetWorker:
         accepting: threading.Lock,
         metrics: Metrics,
     ) -> None:
-        """`private` holds the subject map and uploaded images; `trainer` and `monitor` are actor
-        handles. A job is given up after `attempts` failed trainings. `closed_form`: have one in
-        service until the training has ended. `company_s`: how long a job that may be trained with
-        others waits for them. `accepting` is held while a command changes who is
-        under erasure. `metrics` are the trainer's."""
+        """
+        Args:
+            private: Holds the subject map and uploaded images.
+            attempts: A job is given up after so many failed trainings.
+            closed_form: Have a closed form in service until the training has ended.
+            company_s: Seconds that a job waits for others that may be trained with it.
+            accepting: Held while a command changes who is under erasure.
+            metrics: The trainer's.
+        """
         self._ledger = ledger
         self._publisher = publisher
         self._private = private
         self._subjects = SubjectMap(private)
         self._activation = activation
-        self._trainer = RemoteTrainer(trainer)
+        self._trainer = trainer
         self._monitor = monitor
         self._attempts = attempts
         self._terms = terms
@@ -158,7 +161,7 @@ class ForgetWorker:
         for each in jobs:
             if not each.guarded:
                 outcome = self._activation.guard(each)
-                if isinstance(outcome, Refusal):
+                if isinstance(outcome, Declined):
                     raise HeldUpError(outcome.detail)
         if self._closed_form and len(jobs) == 1 and job.id not in self.no_closed_form:
             self._bridge(job)
@@ -203,9 +206,9 @@ class ForgetWorker:
     def _settle(self, job: Job, outcome: Outcome | TrialBegun) -> None:
         """Raises `HeldUpError` where a release could not be put into service for another reason
         than that another stack is active by now: the job is trained on that one then."""
-        if isinstance(outcome, Refusal) and outcome.stage == "stack":
+        if isinstance(outcome, Declined) and outcome.stage == "stack":
             log.info("%s: another stack is active by now; training again on it", job.id)
-        elif isinstance(outcome, Refusal):
+        elif isinstance(outcome, Declined):
             stage = outcome.stage if outcome.stage == "prepare" else None
             raise HeldUpError(outcome.detail, stage=stage)
 
@@ -236,7 +239,7 @@ class ForgetWorker:
         elif not state.adapters[known].provisional:
             return
         outcome = self._activation.adopt(job, self._author(job))
-        if isinstance(outcome, Refusal):
+        if isinstance(outcome, Declined):
             self._do_without(job, outcome.detail)
 
     def _do_without(self, job: Job, why: str) -> None:
@@ -256,7 +259,7 @@ class ForgetWorker:
                 author = self._author(job)
                 self._settle(job, self._activation.try_out(job, percent, author))
             return
-        seen: Seen | None = ray.get(self._monitor.trial.remote(trial.release))
+        seen = self._monitor.trial(trial.release)
         elapsed = time.time() - trial.at.timestamp()
         found = verdict(seen, elapsed=elapsed, terms=self._terms)
         if found is None:

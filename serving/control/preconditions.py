@@ -7,15 +7,10 @@ from collections.abc import Mapping, Sequence
 from registry.fold.state import Job, State
 from registry.log.ledger import Ledger
 from registry.records.declarations import Restored
-from serving.coordination.jobs import (
-    ClassOf,
-    Rejection,
-    adopted_release,
-    is_cancelled,
-    named,
-    trial_of,
-)
-from serving.coordination.restoration import job_about, to_bring_back
+from serving.control.job_views import ClassOf, named
+from serving.control.messages import Rejection
+from serving.coordination.jobs import adopted_release, is_cancelled, trial_of
+from serving.coordination.unserved import job_about, to_bring_back
 
 
 def why_not_forgotten(

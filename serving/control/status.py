@@ -1,5 +1,5 @@
-"""The account that control gives of jobs and releases: what the ledger says, what the worker is at,
-and what the replicas run."""
+"""What control says of jobs and releases: what the ledger holds, what the worker does, and what the
+replicas run."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from typing import Any
 from registry.fold.state import State
 from registry.log.ledger import Ledger
 from serving.control.forget_worker import ForgetWorker
-from serving.coordination.activation import Activation
-from serving.coordination.jobs import (
+from serving.control.job_views import (
     ClassOf,
-    Rejection,
-    job_figures,
+    control_figures,
     job_view,
     names_of,
-    pending_jobs,
     releases_view,
     report_of,
 )
+from serving.control.messages import Answer, Rejection
+from serving.coordination.activation import Activation
+from serving.coordination.jobs import pending_jobs
 from serving.coordination.messages import Ack
+from serving.monitoring.messages import ControlFigures
 
 RECENT = 20
 """Ended jobs that the status shows."""
 
 
-class Account:
+class StatusPage:
     """Answers questions, and changes nothing."""
 
     def __init__(
@@ -47,7 +48,7 @@ class Account:
         self._backbone = backbone
         self._classes = classes
 
-    def job(self, job_id: str) -> dict[str, Any] | Rejection:
+    def job(self, job_id: str) -> Answer:
         state = self._ledger.refresh()
         if job_id not in state.jobs:
             return Rejection(404, f"There is no job {job_id}.", "`lethe status` lists the jobs.")
@@ -100,10 +101,10 @@ class Account:
             return Rejection(404, f"There is no report of job {job_id} (yet).")
         return self._ledger.get_blob(digest)
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> ControlFigures:
         """What the metrics page shows of commands, jobs and trainings."""
         families = self._worker.metrics.families()
-        return {**job_figures(self._ledger.refresh()), "read_at": time.time(), "families": families}
+        return control_figures(self._ledger.refresh(), read_at=time.time(), families=families)
 
 
 def ack_view(ack: Ack) -> dict[str, Any]:

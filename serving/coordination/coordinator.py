@@ -26,23 +26,28 @@ from registry.fold.state import Release, State
 from registry.log.ledger import utc_now
 from registry.records.declarations import ServingState
 from serving.config.home import Home, wait_for_ledger
-from serving.coordination.compaction import compaction_to_serve
 from serving.coordination.ledger_writer import Recording
 from serving.coordination.membership import Membership
 from serving.coordination.messages import (
     Ack,
     Author,
+    Declined,
     Halt,
+    MemberView,
     Outcome,
     Pulse,
-    Refusal,
     ReleaseState,
     Resumption,
     Terms,
     TrialBegun,
     Wake,
 )
-from serving.coordination.restoration import is_time_to_bring_back, job_about, to_bring_back
+from serving.coordination.unserved import (
+    compaction_to_serve,
+    is_time_to_bring_back,
+    job_about,
+    to_bring_back,
+)
 
 log = logging.getLogger(__name__)
 
@@ -128,19 +133,19 @@ class Coordinator:
     async def adopt(self, job: str, author: Author) -> Outcome:
         """Put the job's adapter on top of the stack that it was trained on.
 
-        A `Refusal` with stage "stack" says that another stack is active by now.
+        A `Declined` with stage "stack" says that another stack is active by now.
         """
         return await self._activate(
             lambda: self._record.release_for("adapter", job, author), author, prepare=True
         )
 
-    async def try_out(self, job: str, percent: int, author: Author) -> TrialBegun | Refusal:
+    async def try_out(self, job: str, percent: int, author: Author) -> TrialBegun | Declined:
         """Have the job's adapter, on top of the stack that it was trained on, answer `percent` of
         the requests. Nothing is promised of it, so nothing is acknowledged."""
         release = await self._defined(
             lambda: self._record.release_for("adapter", job, author), prepare=True
         )
-        if isinstance(release, Refusal):
+        if isinstance(release, Declined):
             return release
         problem = await self._record_trial(
             lambda: self._record.trial(release.number, percent, author)
@@ -148,23 +153,23 @@ class Coordinator:
         return problem or TrialBegun(release.number)
 
     async def promote(self, release: int, author: Author) -> Outcome:
-        """Serve the release on trial to everybody. A `Refusal` with stage "stack" says that
+        """Serve the release on trial to everybody. A `Declined` with stage "stack" says that
         another one was activated meanwhile, which ended the trial."""
         try:
             if not await self._commit(release, author):
-                return Refusal("stack", f"release {release} is not on trial any more")
+                return Declined("stack", f"release {release} is not on trial any more")
         except RegistryError as error:
-            return Refusal("registry", str(error))
+            return Declined("registry", str(error))
         return await self.acknowledge(release)
 
-    async def end_trial(self, release: int, detail: str, author: Author) -> Refusal | None:
+    async def end_trial(self, release: int, detail: str, author: Author) -> Declined | None:
         """Serve the active release alone again."""
         return await self._record_trial(lambda: self._record.end_of_trial(release, detail, author))
 
     async def roll_back(self, to: int, author: Author, instead_of: int | None = None) -> Outcome:
         """Serve release `to`'s adapters again, as a new release, with every guard kept.
 
-        A `Refusal` with stage "stack" says that the stack is no longer that of `instead_of`.
+        A `Declined` with stage "stack" says that the stack is no longer that of `instead_of`.
         """
 
         def define() -> Release:
@@ -186,24 +191,24 @@ class Coordinator:
                 return await self.acknowledge(state.active)
             return await self._activate(lambda: self._record.way_back(author), author, prepare=True)
 
-    async def suspend(self, author: Author) -> Halt | Refusal:
+    async def suspend(self, author: Author) -> Halt | Declined:
         """Have nothing answered; says so when that is true. Suspending twice is the same."""
         started = time.monotonic()
-        problem = await self._record_standing("suspended", author)
+        problem = await self._record_suspension("suspended", author)
         if problem is not None:
             return problem
         async with self._changed:
             while not self._membership.quiet:
                 if not self._membership.suspended:
-                    return Refusal("resumed", "serving was resumed meanwhile")
+                    return Declined("resumed", "serving was resumed meanwhile")
                 await self._next_change()
             members = self._membership.stopped()
         ms = (time.monotonic() - started) * 1000
         return Halt(at=time.time(), ms=round(ms, 3), members=members)
 
-    async def resume(self, author: Author) -> Resumption | Refusal:
+    async def resume(self, author: Author) -> Resumption | Declined:
         """Have replicas answer again, and wait, for a lease at most, until they do."""
-        problem = await self._record_standing("resumed", author)
+        problem = await self._record_suspension("resumed", author)
         if problem is not None:
             return problem
         deadline = time.monotonic() + self._terms.seconds
@@ -227,7 +232,7 @@ class Coordinator:
         await asyncio.to_thread(self._record.seen)
         return Ack(release=release, at=now, ms=round(ms, 3), members=members)
 
-    async def members(self) -> dict[str, dict[str, object]]:
+    async def members(self) -> dict[str, MemberView]:
         """What is known of each member, for status pages."""
         return self._membership.view()
 
@@ -239,16 +244,16 @@ class Coordinator:
         """Publish, prepare, activate, acknowledge; anew when another release came in between."""
         while True:
             release = await self._defined(define, prepare=prepare)
-            if isinstance(release, Refusal):
+            if isinstance(release, Declined):
                 return release
             try:
                 committed = await self._commit(release.number, author)
             except RegistryError as error:
-                return Refusal("registry", str(error))
+                return Declined("registry", str(error))
             if committed:
                 return await self.acknowledge(release.number)
 
-    async def _defined(self, define: Callable[[], Release], *, prepare: bool) -> Release | Refusal:
+    async def _defined(self, define: Callable[[], Release], *, prepare: bool) -> Release | Declined:
         """A release that is published and, if so wished, resident on every member."""
         # Asked first: who waits for replicas tries again and again, and releases are for good.
         nobody = await self._why_none_builds() if prepare else None
@@ -257,37 +262,37 @@ class Coordinator:
         try:
             release = await asyncio.to_thread(define)
         except ConflictError as error:
-            return Refusal("stack", str(error))
+            return Declined("stack", str(error))
         except RegistryError as error:
             log.error("a release can't be published: %s", error)
-            return Refusal("registry", str(error))
+            return Declined("registry", str(error))
         if prepare:
             problems = await self._prepare(release.number)
             if problems:
                 detail = "; ".join(f"{who}: {why}" for who, why in problems.items())
-                return Refusal("prepare", detail)
+                return Declined("prepare", detail)
             nobody = await self._why_none_builds()
         return nobody or release
 
-    async def _why_none_builds(self) -> Refusal | None:
+    async def _why_none_builds(self) -> Declined | None:
         async with self._changed:
             while not self._membership.settled:
                 await self._next_change()
         if self._membership.suspended:
-            return Refusal("suspended", "serving is suspended, so no replica builds it")
+            return Declined("suspended", "serving is suspended, so no replica builds it")
         if not self._membership.leased:
-            return Refusal("members", "no replica holds a lease, so none could build it")
+            return Declined("members", "no replica holds a lease, so none could build it")
         return None
 
-    async def _record_trial(self, act: Callable[[], State]) -> Refusal | None:
+    async def _record_trial(self, act: Callable[[], State]) -> Declined | None:
         """Make the beginning or the end of a trial durable, then known."""
         async with self._committing:
             try:
                 await asyncio.to_thread(act)
             except ConflictError as error:
-                return Refusal("stack", str(error))
+                return Declined("stack", str(error))
             except RegistryError as error:
-                return Refusal("registry", str(error))
+                return Declined("registry", str(error))
             finally:
                 # As with an activation: it may stand in the log all the same.
                 await self._tell_trial()
@@ -347,22 +352,22 @@ class Coordinator:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._changed.wait(), self._membership.next_change() + 0.01)
 
-    async def _record_standing(self, wanted: ServingState, author: Author) -> Refusal | None:
+    async def _record_suspension(self, wanted: ServingState, author: Author) -> Declined | None:
         """Make it durable that serving is suspended or not, then known."""
         async with self._committing:
             try:
-                await asyncio.to_thread(self._record.standing, wanted, author)
+                await asyncio.to_thread(self._record.suspension, wanted, author)
             except RegistryError as error:
                 # As with an activation: it may stand in the log all the same.
                 log.error("%s: %s", wanted, error)
                 state = await asyncio.to_thread(self._ledger.refresh)
                 if state.suspended is not (wanted == "suspended"):
-                    return Refusal("registry", str(error))
-            await self._tell_standing(wanted == "suspended")
+                    return Declined("registry", str(error))
+            await self._tell_suspension(wanted == "suspended")
         await asyncio.to_thread(self._record.seen)
         return None
 
-    async def _tell_standing(self, suspended: bool) -> None:
+    async def _tell_suspension(self, suspended: bool) -> None:
         async with self._changed:
             self._membership.suspend(suspended)
             self._changed.notify_all()
@@ -390,7 +395,7 @@ class Coordinator:
             await self._tell_trial()
         if state.suspended != self._membership.suspended:  # recorded by somebody else
             async with self._committing:
-                await self._tell_standing(self._ledger.state.suspended)
+                await self._tell_suspension(self._ledger.state.suspended)
         if state.active > state.confirmed and state.active == self._membership.committed:
             await self.acknowledge(state.active)
         await self._mask_exposed(state)
@@ -398,7 +403,7 @@ class Coordinator:
         if rested and to_bring_back(state) and not state.suspended:
             author = Author(ACTOR, "a restoration that was cut off", f"tidy-{state.seq}")
             outcome = await self.bring_back(author)
-            if isinstance(outcome, Refusal):
+            if isinstance(outcome, Declined):
                 log.warning("restored subjects are not served yet: %s", outcome.detail)
         adapter = compaction_to_serve(state)
         if adapter is not None and not state.suspended and state.canary is None:
@@ -412,7 +417,7 @@ class Coordinator:
         if overdue:
             job = job_about(state, overdue)
             outcome = await self.guard(job.id, Author(job.actor, job.reason, job.request_id))
-            if isinstance(outcome, Refusal):
+            if isinstance(outcome, Declined):
                 log.error("%s is not masked yet: %s", job.id, outcome.detail)
 
     async def _serve_compaction(self, adapter: str) -> None:
@@ -423,7 +428,7 @@ class Coordinator:
             author,
             prepare=True,
         )
-        if isinstance(outcome, Refusal):
+        if isinstance(outcome, Declined):
             log.warning("the compaction %s is not served: %s", adapter, outcome.detail)
 
 

@@ -24,7 +24,7 @@ from registry.publish.releases import (
 from registry.records.declarations import ServingState
 from serving.config.home import Home, note_seen, signer
 from serving.coordination.messages import CONFIRMED, Author, How
-from serving.coordination.restoration import job_about, to_bring_back, way_back
+from serving.coordination.unserved import job_about, to_bring_back, way_back
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ class Recording:
             request_id=author.request_id,
         )
 
-    def standing(self, wanted: ServingState, author: Author) -> None:
+    def suspension(self, wanted: ServingState, author: Author) -> None:
         """Say that serving is suspended or resumed, unless the ledger says so already."""
         if self._ledger.refresh().suspended is (wanted == "suspended"):
             return

@@ -22,6 +22,7 @@ from serving.coordination.messages import (
     CONFIRMED,
     LEASE_EXPIRED,
     How,
+    MemberView,
     ReleaseState,
     Terms,
 )
@@ -35,7 +36,7 @@ def boot_clock() -> float:
 
 
 @dataclass(frozen=True)
-class Standing:
+class MemberState:
     """What the coordinator knows of one member."""
 
     running: int = -1
@@ -67,19 +68,19 @@ class Membership:
         self._suspended = suspended
         # A predecessor may have granted leases that we know nothing of.
         self._grace_until = clock() + terms.seconds
-        self._members: dict[str, Standing] = {}
+        self._members: dict[str, MemberState] = {}
 
     @property
     def committed(self) -> int:
         return self._committed
 
     @property
-    def members(self) -> dict[str, Standing]:
+    def members(self) -> dict[str, MemberState]:
         return dict(self._members)
 
     def register(self, name: str) -> int:
         """Add a member, without a lease, and read the committed release: one atomic step."""
-        self._members[name] = Standing(heard=self._clock())
+        self._members[name] = MemberState(heard=self._clock())
         return self._committed
 
     def leave(self, name: str) -> None:
@@ -93,7 +94,7 @@ class Membership:
         says nothing any more, or it could take back a lease that is in use.
         """
         now = self._clock()
-        member = self._members.get(name, Standing())
+        member = self._members.get(name, MemberState())
         if beat < member.beat:
             return False
         extended = running >= self._committed and not self._suspended and not silent
@@ -214,7 +215,7 @@ class Membership:
             if member.lease_until > float("-inf") or member.running >= release
         }
 
-    def view(self) -> dict[str, dict[str, object]]:
+    def view(self) -> dict[str, MemberView]:
         """What is known of each member, for status pages."""
         return {
             name: {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 How = Literal["confirmed", "lease_expired"]
 CONFIRMED: How = "confirmed"
@@ -77,8 +77,12 @@ class Ack:
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """A release was not activated; the active one serves on."""
+class Declined:
+    """The coordinator did not do what it was asked; what was active serves on.
+
+    `stage` says where it ended: "stack" (another one is active by now), "prepare", "members",
+    "suspended", "resumed", "registry", "coordinator".
+    """
 
     stage: str
     detail: str
@@ -110,4 +114,14 @@ class Resumption:
     members: list[str]
 
 
-Outcome = Ack | Refusal
+Outcome = Ack | Declined
+
+
+class MemberView(TypedDict):
+    """What is known of one member, for status pages."""
+
+    release: int
+    behind: bool
+    stages: dict[str, str]
+    """Release number -> stage, of the releases that it was asked to build."""
+    problem: str | None

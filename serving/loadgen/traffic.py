@@ -19,6 +19,7 @@ from types import TracebackType
 
 from forgetting.data.image_set import ImageSet, image, indices, png_bytes
 from forgetting.data.sources import open_image_set
+from serving.errors import ServingError
 from serving.loadgen.sender import Answer, ask, connect, instructions
 
 
@@ -58,7 +59,7 @@ def audit(
     return asyncio.run(run())
 
 
-class TrafficError(Exception):
+class TrafficError(ServingError):
     """The traffic ended, or its answers stay away."""
 
 

@@ -1,0 +1,1 @@
+"""What live traffic shows: metrics, evidence, the monitor actor and the watch actor."""

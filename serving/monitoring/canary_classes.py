@@ -22,6 +22,7 @@ from registry.log.ledger import Ledger
 from registry.subjects.subject_map import SubjectMap
 from serving.client import IMAGE_SUFFIXES, ClientError, read_images
 from serving.config.settings import ProbeSettings
+from serving.errors import ServingError
 from serving.monitoring.metrics import Metrics
 from serving.monitoring.tally import Counts, stack_name
 
@@ -34,7 +35,7 @@ STACKS = 16
 """Stacks whose counts are reported: the latest that were asked."""
 
 
-class ProbeError(Exception):
+class ProbeError(ServingError):
     """The canary classes can't be probed as the settings say; the message says why."""
 
 
@@ -110,7 +111,7 @@ class Prober:
             release = int(answer["release"])
             shown = answer["predictions"][0]["label"]
             beneath = answer["before_mask"][0]["label"]
-            stack, forgotten, masked = self._standing(release, name)
+            stack, forgotten, masked = self._treatment(release, name)
         except (httpx.HTTPError, RegistryError, ValueError, LookupError, TypeError) as error:
             # Without the error's words: they may name a class.
             log.warning("a probe failed (%s)", type(error).__name__)
@@ -124,7 +125,7 @@ class Prober:
             return "exposed"
         return "leak" if leak else "quiet"
 
-    def _standing(self, release: int, name: str) -> tuple[str, bool, bool]:
+    def _treatment(self, release: int, name: str) -> tuple[str, bool, bool]:
         """Of the release that answered: its stack's name, and whether its weights have forgotten
         the class, and whether it masks it."""
         state = self._ledger.state

@@ -6,19 +6,19 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from serving.coordination.membership import boot_clock
+from serving.monitoring.messages import ControlFigures, ProbeSnapshot, Proof, Snapshot
 from serving.monitoring.metrics import Metrics, merge
-from serving.monitoring.posture import BLIND_REASONS, POSTURES, BlindReason, Posture, why_blind
+from serving.monitoring.posture import BLIND_REASONS, POSTURES, BlindReason, why_blind
 from serving.monitoring.ray_export import RayMirror
-from serving.monitoring.tally import SOURCES, Counts, Findings, Source, Tally, Targets, entry
+from serving.monitoring.tally import SOURCES, Counts, Source, Tally, Targets, entry
 from serving.monitoring.trial_verdict import Seen
 
 log = logging.getLogger(__name__)
@@ -31,59 +31,6 @@ PROBED_S = 900.0
 """Without a probe of a forgotten canary class for this long, nothing is probed."""
 SAVE_S = 1.0
 """Least time between two writes of the evidence."""
-
-
-@dataclass(frozen=True)
-class OnTrial:
-    """A release that answers a share of the requests, and what its evidence is against."""
-
-    release: int
-    stack: str
-    targets: Targets
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """One replica's numbers as they stand now."""
-
-    families: list[Family]
-    taken: float
-    """When, in seconds on a clock of the replica's."""
-    release: int
-    stack: str
-    """Name of the release's stack of adapters."""
-    targets: Targets
-    """For that stack."""
-    counts: dict[str, Counts]
-    """Since the replica's start, by stack."""
-    expected: int
-    """Replicas that the settings ask for."""
-    posture: Posture = Posture()
-    forgotten: int = 0
-    """Classes that the release's weights were taught to forget."""
-    trial: OnTrial | None = None
-
-
-@dataclass(frozen=True)
-class ProbeSnapshot:
-    """What the probes of canary classes found, as it stands now."""
-
-    families: list[Family]
-    taken: float
-    """When, in seconds on a clock of the sender's."""
-    counts: dict[str, Counts]
-    """Since the sender's start, by stack."""
-
-
-@dataclass(frozen=True)
-class Proof:
-    """What is known of the active release's stack, for whoever reacts to it."""
-
-    release: int
-    stack: str
-    targets: Targets
-    findings: dict[Source, Findings]
-    counts: dict[Source, Counts]
 
 
 class Monitor:
@@ -187,9 +134,9 @@ class Monitor:
             if source == "canary":
                 self._probed = self._clock()
 
-    def page(self, figures: dict[str, Any]) -> bytes:
-        """The metrics page in Prometheus' text format. `figures`: control's; its rows, and the
-        trainer's, are left out where there are none."""
+    def page(self, figures: ControlFigures | None) -> bytes:
+        """The metrics page in Prometheus' text format. `figures`: control's; without them
+        its rows and the trainer's are left out."""
         with self._lock:
             self._drop_silent()
             families = [*self._evidence(), *self._of_control(figures)]
@@ -235,24 +182,25 @@ class Monitor:
             quiet_for=now - self._hopeful,
         )
 
-    def _of_control(self, figures: dict[str, Any]) -> list[Family]:
-        if not figures:
+    def _of_control(self, figures: ControlFigures | None) -> list[Family]:
+        if figures is None:
             return []
         rows = self._control
-        rows.set("lethe_pending_requests", figures["pending"])
-        rows.set("lethe_oldest_pending_timestamp_seconds", figures["oldest_pending"])
-        rows.set("lethe_registry_head_seq", figures["seq"])
-        rows.set("lethe_active_release", figures["active"])
-        rows.set("lethe_registry_read_timestamp_seconds", figures["read_at"])
-        rows.set("lethe_suspended", figures["suspended"])
-        rows.set("lethe_under_erasure", figures["under_erasure"])
-        rows.set("lethe_forgotten", figures["forgotten"])
+        rows.set("lethe_pending_requests", figures.pending)
+        rows.set("lethe_oldest_pending_timestamp_seconds", figures.oldest_pending)
+        rows.set("lethe_registry_head_seq", figures.seq)
+        rows.set("lethe_active_release", figures.active)
+        rows.set("lethe_registry_read_timestamp_seconds", figures.read_at)
+        rows.set("lethe_suspended", figures.suspended)
+        rows.set("lethe_under_erasure", figures.under_erasure)
+        rows.set("lethe_forgotten", figures.forgotten)
         for outcome in OUTCOMES:
             # The ledger has the totals; a counter takes what is new.
-            grown = figures[outcome] - self._counted.get(outcome, 0.0)
+            total = getattr(figures, outcome)
+            grown = total - self._counted.get(outcome, 0.0)
             rows.count("lethe_forgets_total", outcome, by=max(grown, 0.0))
-            self._counted[outcome] = max(figures[outcome], self._counted.get(outcome, 0.0))
-        return [*rows.families(), *figures.get("families", ())]
+            self._counted[outcome] = max(total, self._counted.get(outcome, 0.0))
+        return [*rows.families(), *figures.families]
 
     def _drop_silent(self) -> None:
         """What a replica counted stays in the tally when its snapshot goes."""

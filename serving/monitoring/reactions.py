@@ -14,9 +14,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Protocol
 
 from registry.fold.state import Release, State
-from serving.monitoring.monitor import Proof
+from serving.coordination.messages import Author
+from serving.monitoring.messages import ControlFigures, Proof
 from serving.monitoring.tally import SOURCES, stack_name
 from serving.monitoring.thresholds import PROOF
 
@@ -44,6 +46,19 @@ class Remark:
     since: int
     """Number of the record after which the same `request_id` means that it was written."""
     request_id: str
+
+
+class Operator(Protocol):
+    """Whoever carries reactions out: control, through its client."""
+
+    def roll_back(self, rollback: Rollback, author: Author) -> bool:
+        """Make the rollback; False when it was refused."""
+
+    def remark(self, remark: Remark, author: Author) -> None:
+        """Write the remark into the ledger."""
+
+    def figures(self, *, timeout: float) -> ControlFigures:
+        """What the metrics page shows of control."""
 
 
 def brought_by(state: State) -> Release | None:

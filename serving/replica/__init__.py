@@ -1,0 +1,1 @@
+"""One replica: the slot of live weights, its lease, batches, decoding and the shadow."""

@@ -7,28 +7,29 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from serving.errors import ServingError
 from serving.replica.slot import Ticket
 
 POLL_S = 0.02
 
 
-class BusyError(Exception):
+class BusyError(ServingError):
     """The replica works on as many images as it may; later there is room."""
 
 
-class StoppingError(Exception):
+class StoppingError(ServingError):
     """The server is being stopped; what it had let in is finished."""
 
 
-class DeadlineError(Exception):
+class DeadlineError(ServingError):
     """The deadline passed before the image was computed, so it was not."""
 
 
-class OtherReleaseError(Exception):
+class OtherReleaseError(ServingError):
     """The release that was asked for is not the one that serves."""
 
 
-class AskedError(Exception):
+class AskedError(ServingError):
     """There is no such release to be answered by; `status` is HTTP's word for why."""
 
     def __init__(self, status: int, detail: str) -> None:

@@ -7,13 +7,15 @@ import warnings
 
 from PIL import Image, UnidentifiedImageError
 
+from serving.errors import ServingError
+
 MAX_ASPECT = 20
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 # Pillow warns of a bomb by its own limit; ours is checked before anything is decoded.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
-class DecodeError(Exception):
+class DecodeError(ServingError):
     """The bytes are not an image that we take. `status` is the HTTP status that fits."""
 
     def __init__(self, status: int, detail: str) -> None:

@@ -17,9 +17,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import ray
 import torch
 from PIL import Image
 from prometheus_client.metrics_core import Metric as Family
@@ -33,10 +31,12 @@ from registry.subjects.subject_map import SubjectMap
 from serving.config.backbones import open_backbone
 from serving.config.home import home_of, token, wait_for_ledger, wait_for_private_store
 from serving.config.settings import Settings
+from serving.coordination.client import CoordinatorClient
 from serving.coordination.membership import boot_clock
 from serving.coordination.messages import Terms
+from serving.monitoring.client import MonitorClient
+from serving.monitoring.messages import OnTrial, Snapshot
 from serving.monitoring.metrics import Metrics
-from serving.monitoring.monitor import OnTrial, Snapshot
 from serving.monitoring.posture import Stance
 from serving.monitoring.ray_export import RayMirror
 from serving.monitoring.tally import Targets
@@ -77,12 +77,13 @@ class _Item:
 class Recognizer:
     """Served by Ray Serve behind `serving.api.routes`."""
 
-    def __init__(self, settings: Settings, coordinator: Any, monitor: Any, control: Any) -> None:
+    def __init__(
+        self, settings: Settings, coordinator: CoordinatorClient, monitor: MonitorClient
+    ) -> None:
         torch.set_num_threads(settings.threads)
         sys.setswitchinterval(SWITCH_S)
         self.settings = settings
-        self.control = control
-        self.monitor = monitor
+        self._monitor = monitor
         self.name = f"{os.getpid()}-{uuid.uuid4().hex[:6]}"
         home = home_of(settings)
         self.auditor_token = token(home, "auditor")
@@ -107,11 +108,11 @@ class Recognizer:
             1, "build", initializer=torch.set_num_threads, initargs=(settings.threads,)
         )
         self._forwarding = threading.Event()
-        probe = golden_image(backbone.spec.preprocess.input_size)
+        golden = golden_image(backbone.spec.preprocess.input_size)
         engine = make_engine(
             settings.engine, backbone, threads=settings.threads, graphs=home.engines
         )
-        self.slot = Slot(engine, probe)
+        self.slot = Slot(engine, golden)
         self.reader = ReleaseReader(
             wait_for_ledger(home, read_only=True),
             SubjectMap(wait_for_private_store(home, read_only=True)),
@@ -201,7 +202,7 @@ class Recognizer:
         if asked is None:
             self._check_release(call, self.slot.active)
         await self._lease(loop.time() + self.settings.lease.patience)
-        # Who names the release that serves is answered by that one, and by no canary.
+        # Who names the release that serves is answered by that one, and by none on trial.
         place = lot(call.request_id) if call.release is None else 1.0
         item = _Item(images, call, Wish(call.ticket, place, asked), time.perf_counter())
         scored = await self._batches.ask(item)
@@ -234,7 +235,7 @@ class Recognizer:
 
     def _sampled_of(self, ready: ReadyRelease) -> float:
         """The share of the requests answered by `ready` that are shadowed."""
-        tried = self.slot.canary
+        tried = self.slot.trial
         if tried is not None and tried.number == ready.number and self.stance.shadowing:
             return self.settings.canary.shadowed
         return self.stance.share
@@ -257,7 +258,7 @@ class Recognizer:
     async def _classify(self, items: list[_Item]) -> list[Scored | None]:
         """Every item by one release; None for one whose client is gone or whose time is up.
 
-        All by the active one, but for a canary's share and what auditors ask for.
+        All by the active one, but for the share of a release on trial and what auditors ask for.
         """
         self.member.check()
         loop = asyncio.get_running_loop()
@@ -342,7 +343,7 @@ class Recognizer:
         ready = self.slot.active
         if ready is None:
             return None
-        tried = self.slot.canary
+        tried = self.slot.trial
         return Snapshot(
             self._families(ready),
             taken=boot_clock(),
@@ -381,7 +382,7 @@ class Recognizer:
             if snapshot is None:
                 continue
             try:
-                ray.get(self.monitor.push.remote(self.name, snapshot), timeout=PUSH_S * 5)
+                self._monitor.push(self.name, snapshot, timeout=PUSH_S * 5)
             except RayError as error:
                 log.warning("the monitor is away: %s", type(error).__name__)
 

@@ -85,7 +85,7 @@ class ReleaseReader:
         return self._ledger.state.seq
 
     def ready(self, number: int, slot: Slot) -> ReadyRelease:
-        """Build release `number` in `slot`, on the side. The slot's probe must be the golden image.
+        """Build release `number` in `slot`, on the side. The slot must check with the golden image.
 
         Raises `RegistryError` when a record or file fails its checks, `BuildError` when the
         release is for another backbone or its adapters don't fit.

@@ -47,7 +47,7 @@ def sampled(request_id: str, share: float) -> bool:
 
 
 def lot(request_id: str) -> float:
-    """The request's place in [0, 1) for a canary; independent of whether it is sampled."""
+    """The request's place in [0, 1) for a trial; independent of whether it is sampled."""
     digest = hashlib.sha256(request_id.encode()).digest()
     return int.from_bytes(digest[8:16], "big") / 2**64
 

@@ -1,13 +1,14 @@
-"""The slot: the only writer of live weights. Builds a release on the side, then flips to it.
+"""The slot: the only writer of live weights. It builds a release on the side, then flips to it.
 
-A request holds a `Ticket`; the batch that computes it pins the ticket to a release in service at
-that moment, and the ticket lets go when the response has been sent. `flip` replaces one reference;
-`drain` waits until no ticket holds an older release. A batch reads the references once.
+A request holds a `Ticket`. The batch that computes it pins the ticket to a release that is in
+service at that moment, and the ticket lets go when the response has been sent. `flip` replaces one
+reference; `drain` waits until no ticket holds an older release. A batch reads the references once.
 
-In service are the active release and, for a share of the requests, its canary: a release that was
-defined on it and forgets more. A flip ends the canary of what was active before. An auditor may
-ask for any release that can be built; it is answered under the guard that is in force, and counts
-as answered by the active release, whose guard it has.
+In service are the active release and, for a share of the requests, a release on trial: one that was
+defined on the active release and forgets more. A flip ends the trial of the release before.
+
+An auditor may ask for any release that can be built. It answers under the guard that is in force,
+and counts as the active release, because it has that release's guard.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from torch import Tensor
 
 from forgetting.adapter.stack import EffectiveState
 from forgetting.errors import TargetError
+from serving.errors import ServingError
 from serving.replica.engines import Engine, EngineError, Forward
 
 
-class BuildError(Exception):
+class BuildError(ServingError):
     """A release could not be built; the active one serves on."""
 
 
@@ -81,8 +83,8 @@ class Ticket:
 
 @dataclass(frozen=True)
 class Wish:
-    """One image to be answered. `lot`: its place in [0, 1), by which a canary gets its share;
-    `asked`: the release that an auditor wants it answered by."""
+    """One image to be answered. `lot`: its place in [0, 1); a release on trial answers the images
+    below its share. `asked`: the release that an auditor wants it answered by."""
 
     ticket: Ticket
     lot: float = 1.0
@@ -92,14 +94,14 @@ class Wish:
 class Slot:
     """What one replica serves. Thread-safe."""
 
-    def __init__(self, engine: Engine, probe: Tensor, *, resident: int = 4) -> None:
-        """`probe` (B, C, H, W) is what a new forward pass is checked with."""
+    def __init__(self, engine: Engine, golden: Tensor, *, resident: int = 4) -> None:
+        """`golden` (B, C, H, W): the images that every new forward pass is checked with."""
         self._engine = engine
-        self._probe = probe
+        self._golden = golden
         self._resident = resident
         self._forwards: OrderedDict[tuple[str, ...], Forward] = OrderedDict()
         self._active: ReadyRelease | None = None
-        self._canary: tuple[ReadyRelease, float] | None = None
+        self._trial: tuple[ReadyRelease, float] | None = None
         self._pins: Counter[int] = Counter()
         self._changed = threading.Condition()
         self._building = threading.Lock()
@@ -111,10 +113,10 @@ class Slot:
         return self._active
 
     @property
-    def canary(self) -> ReadyRelease | None:
+    def trial(self) -> ReadyRelease | None:
         """The release that answers a share of the requests on trial."""
-        canary = self._canary
-        return None if canary is None else canary[0]
+        trial = self._trial
+        return None if trial is None else trial[0]
 
     def forward_for(
         self,
@@ -124,8 +126,8 @@ class Slot:
     ) -> Forward:
         """The forward pass of the backbone under `stack` (adapter ids), built unless resident.
 
-        `check` gets the logits of the probe when it was built, and raises `SelfCheckError` where
-        they aren't what they should be.
+        `check` gets the golden images' logits of a pass that was just built, and raises
+        `SelfCheckError` where they are not what they should be.
         Raises `BuildError` when the engine can't build it, or the check that it computes finite
         numbers fails.
         """
@@ -140,7 +142,7 @@ class Slot:
                 forward = self._engine.build(state())
             except (EngineError, TargetError) as error:
                 raise BuildError(str(error)) from error
-            logits = forward(self._probe)
+            logits = forward(self._golden)
             if not bool(torch.isfinite(logits).all()):
                 raise SelfCheckError("the release's logits are not finite")
             check(logits)
@@ -157,7 +159,7 @@ class Slot:
     def _keep(self, stack: tuple[str, ...], forward: Forward) -> None:
         with self._books:
             self._forwards[stack] = forward
-            serving = {id(ready.forward) for ready in (self._active, self.canary) if ready}
+            serving = {id(ready.forward) for ready in (self._active, self.trial) if ready}
             idle = [
                 # The bare backbone stays too: the shadow needs it.
                 key
@@ -173,8 +175,8 @@ class Slot:
             if self._active is not None and self._active.number >= ready.number:
                 return False
             self._active = ready
-            if self._canary is not None and self._canary[0].parent != ready.number:
-                self._canary = None
+            if self._trial is not None and self._trial[0].parent != ready.number:
+                self._trial = None
             self._changed.notify_all()
             return True
 
@@ -184,13 +186,13 @@ class Slot:
         with self._changed:
             if self._active is None or ready.parent != self._active.number:
                 return False
-            self._canary = (ready, share)
+            self._trial = (ready, share)
             return True
 
-    def end_canary(self) -> None:
+    def end_trial(self) -> None:
         """Answer all requests from the active release."""
         with self._changed:
-            self._canary = None
+            self._trial = None
 
     def pin(self, wishes: Sequence[Wish]) -> list[ReadyRelease]:
         """The release that answers each of `wishes`, held by its ticket until that is closed."""
@@ -212,8 +214,8 @@ class Slot:
     def _chosen(self, wish: Wish, active: ReadyRelease) -> ReadyRelease:
         if wish.asked is not None:
             return replace(wish.asked, guard=active.guard)
-        if self._canary is not None and wish.lot < self._canary[1]:
-            return self._canary[0]
+        if self._trial is not None and wish.lot < self._trial[1]:
+            return self._trial[0]
         return active
 
     def unpin(self, number: int) -> None:

@@ -1,0 +1,1 @@
+"""The trainer actor: it learns one adapter at a time."""

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
+from serving.errors import ServingError
 from serving.training.messages import NotTrained, Trained, TrainJob
 
 log = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ BACK_S = 120.0
 """How long a trainer that died is waited for."""
 
 
-class HeldUpError(Exception):
+class HeldUpError(ServingError):
     """A job can't go on now. `stage`: where it failed, if a job that keeps failing there is to be
     given up; None: the cause lies outside the job, and it waits for as long as that takes."""
 
@@ -29,12 +30,21 @@ class HeldUpError(Exception):
         self.stage = stage
 
 
-class RemoteTrainer:
-    """The trainer, which is an actor of its own."""
+class TrainerClient:
+    """The trainer actor, typed, and watched while it trains. Can be sent to other actors."""
 
     def __init__(self, actor: Any) -> None:
-        """`actor` is its handle."""
+        """`actor` is the trainer's handle."""
         self._actor = actor
+
+    def progress(self) -> dict[str, Any]:
+        """How far the running training is; empty when none runs."""
+        progress: dict[str, Any] = ray.get(self._actor.progress.remote())
+        return progress
+
+    def cancel(self, job: str) -> None:
+        """Give `job`'s training up at its next step; nothing happens when another one runs."""
+        ray.get(self._actor.cancel.remote(job))
 
     def train(
         self,
@@ -66,16 +76,15 @@ class RemoteTrainer:
                 return result
             if cancelled():
                 # Waited for, so that it can't end the training of whoever is left.
-                ray.get(self._actor.cancel.remote(task.job))
-            progress: dict[str, Any] = ray.get(self._actor.progress.remote())
-            note(progress or {"phase": "starting"})
+                self.cancel(task.job)
+            note(self.progress() or {"phase": "starting"})
 
     def _wait_until_back(self) -> None:
         """Ray restarts it; until it answers again a call would only fail."""
         deadline = time.monotonic() + BACK_S
         while time.monotonic() < deadline:
             try:
-                ray.get(self._actor.progress.remote())
+                self.progress()
             except RayActorError:
                 time.sleep(RETRY_S)
             else:

@@ -30,6 +30,7 @@ from forgetting.training.config import TrainConfig
 from forgetting.training.progress import Progress
 from serving.config.backbones import open_backbone
 from serving.config.settings import Settings
+from serving.errors import ServingError
 from serving.training.messages import NotTrained, Trained, TrainJob
 from serving.training.uploads import with_uploads
 
@@ -45,7 +46,7 @@ KINDS: tuple[tuple[type[ForgettingError], str], ...] = (
 _CANCELLED = NotTrained("the job was cancelled", "the job was cancelled")
 
 
-class CancelledError(Exception):
+class CancelledError(ServingError):
     """An operator cancelled the job, or nobody waits for it any more."""
 
 

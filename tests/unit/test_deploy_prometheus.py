@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +17,25 @@ import yaml
 
 from serving.cli.main import app as cli
 from serving.config.settings import Settings
+from serving.monitoring.messages import ControlFigures, ProbeSnapshot, Snapshot
 from serving.monitoring.metrics import TABLE, Metrics, Source
-from serving.monitoring.monitor import Monitor, ProbeSnapshot, Snapshot
+from serving.monitoring.monitor import Monitor
 from serving.monitoring.tally import Targets
 
-FIGURES = {
-    "pending": 1,
-    "oldest_pending": 5.0,
-    "seq": 9,
-    "active": 2,
-    "accepted": 3,
-    "done": 1,
-    "refused": 1,
-    "read_at": 7.0,
-    "suspended": 0,
-    "under_erasure": 2,
-    "forgotten": 1,
-}
+FIGURES = ControlFigures(
+    pending=1,
+    oldest_pending=5.0,
+    seq=9,
+    active=2,
+    accepted=3,
+    done=1,
+    refused=1,
+    read_at=7.0,
+    suspended=False,
+    under_erasure=2,
+    forgotten=1,
+    families=[],
+)
 TARGET_LABELS = {"job", "instance"}
 """What Prometheus itself adds to every series of a scrape."""
 ANNOTATIONS = {"summary", "description", "runbook_url"}
@@ -135,7 +138,7 @@ def test_promtool_finds_nothing_to_say_about_the_metrics_page(
     monitor.push("a", snapshot)
     monitor.push("b", snapshot)
     monitor.push_probes("p", ProbeSnapshot(counted("watch").families(), 0.0, {}))
-    page = monitor.page({**FIGURES, "families": counted("trainer").families()}).decode()
+    page = monitor.page(replace(FIGURES, families=counted("trainer").families())).decode()
     assert all(f"\n{row.name}" in page for row in TABLE)
     run(promtool, "check", "metrics", stdin=page)
 

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ValidationError
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.schema import LoggingConfig, ServeApplicationSchema, ServeDeploySchema
 
-from serving.app import NAME, BuildArgs, build
+from serving.app import BuildArgs, build
+from serving.cluster.local import NAME
 from serving.config.sources import SettingsError
 
 

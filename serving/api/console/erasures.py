@@ -7,7 +7,7 @@ from typing import Any
 from registry.audit.erasure import Standing
 from registry.fold.state import Job, State
 from registry.schema import encode_time
-from serving.coordination.jobs import ClassOf, named
+from serving.control.job_views import ClassOf, named
 
 
 def standing(state: State, subject: str) -> Standing:

@@ -11,14 +11,15 @@ from torch import Tensor
 
 from serving.api.inference_protocol.model import MODEL, InferRequest, answer, checked_pixels
 from serving.api.inference_protocol.tensors import NamedTensor
+from serving.errors import ServingError
 from serving.replica.admission import Call, OtherReleaseError, StoppingError
-from serving.replica.member import NotCurrentError
+from serving.replica.lease import NotCurrentError
 
 if TYPE_CHECKING:
     from serving.replica.recognizer import Recognizer
 
 
-class NoModelError(Exception):
+class NoModelError(ServingError):
     """Another model than ours was asked for. HTTP 404."""
 
 

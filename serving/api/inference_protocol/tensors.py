@@ -18,13 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.errors import ServingError
+
 DATATYPES = ("FP32", "BYTES")
 LARGEST_RANK = 4
 
 Floats = NDArray[np.float32]
 
 
-class ProtocolError(Exception):
+class ProtocolError(ServingError):
     """A request is not as the protocol has it; the message says where. HTTP 400."""
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hmac
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Depends, Header, Request
 
 from serving.api.routes.problems import ProblemError
 from serving.config.settings import Settings
-from serving.coordination.jobs import Rejection
+from serving.control.client import ControlClient
+from serving.control.messages import Rejection
+from serving.monitoring.client import AsyncMonitorClient
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,8 @@ class Desk:
     classes: tuple[str, ...]
     token: str
     """The operator's."""
-    control: Any
-    """Actor handle, as is `monitor`."""
-    monitor: Any
+    control: ControlClient
+    monitor: AsyncMonitorClient
 
 
 def desk_of(request: Request) -> Desk:

@@ -14,7 +14,7 @@ from ray import serve
 
 from serving.api.routes.access import Authorization, shows
 from serving.api.routes.problems import ProblemError, problem
-from serving.coordination.jobs import Rejection
+from serving.control.messages import Rejection
 from serving.replica.admission import (
     AskedError,
     BusyError,
@@ -24,7 +24,7 @@ from serving.replica.admission import (
     StoppingError,
 )
 from serving.replica.decode import DecodeError
-from serving.replica.member import NotCurrentError, SuspendedError
+from serving.replica.lease import NotCurrentError, SuspendedError
 from serving.replica.recognizer import Recognizer
 from serving.replica.slot import Ticket
 

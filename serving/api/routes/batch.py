@@ -16,7 +16,7 @@ from starlette.datastructures import UploadFile
 from serving.api.routes.answering import REFUSALS, Begun, Replica, rejection_of
 from serving.api.routes.inference import TopK, answer_of
 from serving.api.routes.problems import ProblemError, problem_body
-from serving.coordination.jobs import Rejection
+from serving.control.messages import Rejection
 from serving.replica.admission import Call
 from serving.replica.decode import DecodeError
 from serving.replica.prediction import TOP_K, Prediction

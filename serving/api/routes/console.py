@@ -24,7 +24,8 @@ from serving.api.console.readings import drift_view, leak_view, replicas_view, w
 from serving.api.routes.access import AtDesk, Desk, operator_only
 from serving.api.routes.problems import ProblemError
 from serving.config.home import home_of, open_current_ledger, open_subjects
-from serving.coordination.jobs import Rejection, named
+from serving.control.job_views import named
+from serving.control.messages import Rejection
 from serving.monitoring.metrics_page import look
 from serving.monitoring.tally import Counts, Tally, entry, stack_name
 
@@ -80,7 +81,7 @@ def _answer(file: File, known: str | None) -> Response:
 async def live(request: Request, desk: AtDesk) -> dict[str, Any]:
     """Live evidence, and every replica's counters as they stand now."""
     try:
-        page: bytes = await asyncio.wait_for(desk.monitor.page.remote({}), MONITOR_S)
+        page = await asyncio.wait_for(desk.monitor.page(None), MONITOR_S)
     except TimeoutError:
         raise ProblemError(
             Rejection(503, "The monitor gives no answer, so there are no live numbers.")

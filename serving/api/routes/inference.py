@@ -18,7 +18,7 @@ from starlette.datastructures import UploadFile
 
 from serving.api.routes.answering import Begun, Replica
 from serving.api.routes.problems import ProblemError
-from serving.coordination.jobs import Rejection
+from serving.control.messages import Rejection
 from serving.replica.admission import Call
 from serving.replica.prediction import TOP_K, Guess, Prediction
 from serving.replica.recognizer import Recognizer

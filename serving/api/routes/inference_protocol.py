@@ -24,7 +24,7 @@ from serving.api.inference_protocol.tensors import ProtocolError
 from serving.api.routes.answering import Begun, Replica
 from serving.api.routes.inference import read_body, release_headers
 from serving.api.routes.problems import ProblemError, problem
-from serving.coordination.jobs import Rejection
+from serving.control.messages import Rejection
 from serving.replica.admission import Call
 from serving.replica.recognizer import Recognizer
 

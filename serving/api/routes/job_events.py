@@ -10,7 +10,9 @@ from typing import Any
 
 from ray.exceptions import RayError
 
-from serving.coordination.jobs import ENDED, Rejection
+from serving.control.client import ControlClient
+from serving.control.messages import Rejection
+from serving.coordination.jobs import ENDED
 
 POLL_S = 0.25
 QUIET_S = 15.0
@@ -18,14 +20,14 @@ QUIET_S = 15.0
 
 
 async def job_events(
-    control: Any,
+    control: ControlClient,
     first: dict[str, Any],
     *,
     poll: float = POLL_S,
     clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[str]:
-    """Event-stream text: `first`, then every change of that job. `control` is an actor handle;
-    while its process restarts the stream waits."""
+    """Event-stream text: `first`, then every change of that job. While
+    control's process restarts the stream waits."""
     view, told, said = first, "", clock()
     while True:
         text = json.dumps(view)
@@ -40,7 +42,7 @@ async def job_events(
             said = clock()
         await asyncio.sleep(poll)
         try:
-            answer = await control.job.remote(first["job"])
+            answer = await control.job(first["job"])
         except RayError:
             continue
         if isinstance(answer, Rejection):  # another registry was put in its place

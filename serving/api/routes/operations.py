@@ -14,7 +14,16 @@ from pydantic import AfterValidator, Base64Bytes, BaseModel, ConfigDict, Field, 
 from serving.api.routes.access import AtDesk, Desk, operator_only
 from serving.api.routes.job_events import job_events
 from serving.api.routes.problems import ProblemError
-from serving.coordination.jobs import Rejection
+from serving.control.messages import (
+    Answer,
+    ForgetRequest,
+    Images,
+    Rejection,
+    RestoreRequest,
+    RetryRequest,
+    RollbackRequest,
+)
+from serving.coordination.messages import Author
 from serving.replica.decode import decode_image
 
 router = APIRouter(prefix="/v1", tags=["operations"], dependencies=[Depends(operator_only)])
@@ -104,29 +113,22 @@ async def forget(
     command: ForgetCommand, desk: AtDesk, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Forget classes: they are masked on every replica when this answers, trained away after."""
-    await _check_images(command.images, desk)
-    job = await desk.control.forget.remote(
-        command.classes,
-        ACTOR,
-        command.reason,
-        idempotency_key or uuid.uuid4().hex,
-        command.images,
-        command.canary,
-        command.batch,
-    )
-    return JSONResponse(_or_problem(job), 202, headers={"Location": f"/v1/jobs/{job['job']}"})
+    images = await _checked(command.images, desk)
+    request = ForgetRequest(tuple(command.classes), images, command.canary, command.batch)
+    job = _or_problem(await desk.control.forget(request, _author(command, idempotency_key)))
+    return JSONResponse(job, 202, headers={"Location": f"/v1/jobs/{job['job']}"})
 
 
 @router.get("/jobs/{job}")
 async def job(job: str, desk: AtDesk) -> dict[str, Any]:
     """How far a forget command is."""
-    return _or_problem(await desk.control.job.remote(job))
+    return _or_problem(await desk.control.job(job))
 
 
 @router.get("/jobs/{job}/report")
 async def report(job: str, desk: AtDesk) -> Response:
     """The measured report of a forget command, as the ledger keeps it."""
-    found = await desk.control.report.remote(job)
+    found = await desk.control.report(job)
     if isinstance(found, Rejection):
         raise ProblemError(found)
     return Response(found, media_type="application/json")
@@ -139,7 +141,7 @@ async def report(job: str, desk: AtDesk) -> Response:
 )
 async def events(job: str, desk: AtDesk) -> Response:
     """The job as server-sent events: one `job` event for each change, `end` with the last."""
-    first = _or_problem(await desk.control.job.remote(job))
+    first = _or_problem(await desk.control.job(job))
     return StreamingResponse(
         job_events(desk.control, first),
         media_type="text/event-stream",
@@ -152,11 +154,7 @@ async def cancel(
     job: str, command: ReasonedCommand, desk: AtDesk, idempotency_key: IdempotencyKey = None
 ) -> dict[str, Any]:
     """Train a job no further. Its classes stay under erasure and masked on every replica."""
-    return _or_problem(
-        await desk.control.cancel.remote(
-            job, ACTOR, command.reason, idempotency_key or uuid.uuid4().hex
-        )
-    )
+    return _or_problem(await desk.control.cancel(job, _author(command, idempotency_key)))
 
 
 @router.post("/jobs/{job}/retry", status_code=202)
@@ -164,25 +162,20 @@ async def retry(
     job: str, command: RetryCommand, desk: AtDesk, idempotency_key: IdempotencyKey = None
 ) -> dict[str, Any]:
     """Train a refused or cancelled job again, from another seed and from more images."""
-    await _check_images(command.images, desk)
-    return _or_problem(
-        await desk.control.retry.remote(
-            job, ACTOR, command.reason, idempotency_key or uuid.uuid4().hex, command.images
-        )
-    )
+    request = RetryRequest(job, await _checked(command.images, desk))
+    return _or_problem(await desk.control.retry(request, _author(command, idempotency_key)))
 
 
 @router.get("/status")
 async def status(desk: AtDesk) -> dict[str, Any]:
     """What is active, what is being forgotten, and which replica runs what."""
-    answer: dict[str, Any] = await desk.control.status.remote()
-    return {**answer, "engine": desk.settings.engine.name}
+    return {**await desk.control.status(), "engine": desk.settings.engine.name}
 
 
 @router.get("/releases")
 async def releases(desk: AtDesk) -> dict[str, Any]:
     """Every release, oldest first."""
-    return {"releases": await desk.control.releases.remote()}
+    return {"releases": await desk.control.releases()}
 
 
 @router.post("/rollback")
@@ -191,8 +184,8 @@ async def rollback(
 ) -> dict[str, Any]:
     """Serve an earlier release's adapters again. What is under erasure stays masked."""
     return _or_problem(
-        await desk.control.rollback.remote(
-            command.release, ACTOR, command.reason, idempotency_key or uuid.uuid4().hex
+        await desk.control.rollback(
+            RollbackRequest(command.release), _author(command, idempotency_key)
         )
     )
 
@@ -203,12 +196,8 @@ async def restore(
 ) -> dict[str, Any]:
     """End an erasure: the class is recognised again on every replica when this answers."""
     return _or_problem(
-        await desk.control.restore.remote(
-            command.class_name,
-            command.subject,
-            ACTOR,
-            command.reason,
-            idempotency_key or uuid.uuid4().hex,
+        await desk.control.restore(
+            RestoreRequest(command.class_name, command.subject), _author(command, idempotency_key)
         )
     )
 
@@ -218,11 +207,7 @@ async def suspend(
     command: ReasonedCommand, desk: AtDesk, idempotency_key: IdempotencyKey = None
 ) -> dict[str, Any]:
     """Answer no prediction any more, on any replica, when this answers; until resumed."""
-    return _or_problem(
-        await desk.control.suspend.remote(
-            ACTOR, command.reason, idempotency_key or uuid.uuid4().hex
-        )
-    )
+    return _or_problem(await desk.control.suspend(_author(command, idempotency_key)))
 
 
 @router.post("/resume")
@@ -230,18 +215,24 @@ async def resume(
     command: ReasonedCommand, desk: AtDesk, idempotency_key: IdempotencyKey = None
 ) -> dict[str, Any]:
     """Answer predictions again."""
-    return _or_problem(
-        await desk.control.resume.remote(ACTOR, command.reason, idempotency_key or uuid.uuid4().hex)
-    )
+    return _or_problem(await desk.control.resume(_author(command, idempotency_key)))
 
 
-async def _check_images(images: Mapping[str, Sequence[bytes]], desk: Desk) -> None:
-    """Raises a problem for what is no image: who trains finds no surprises."""
+def _author(command: _Command, idempotency_key: str | None) -> Author:
+    return Author(ACTOR, command.reason, idempotency_key or uuid.uuid4().hex)
+
+
+async def _checked(images: Mapping[str, Sequence[bytes]], desk: Desk) -> Images:
+    """The images, all of which can be decoded: whoever trains finds no surprises.
+
+    Raises `DecodeError`.
+    """
     for data in (data for given in images.values() for data in given):
         await asyncio.to_thread(decode_image, data, max_pixels=desk.settings.limits.pixels)
+    return {name: tuple(given) for name, given in images.items()}
 
 
-def _or_problem(answer: dict[str, Any] | Rejection) -> dict[str, Any]:
+def _or_problem(answer: Answer) -> dict[str, Any]:
     if isinstance(answer, Rejection):
         raise ProblemError(answer)
     return answer

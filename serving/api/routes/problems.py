@@ -15,7 +15,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from registry.errors import StoreError
-from serving.coordination.jobs import Rejection
+from serving.control.messages import Rejection
+from serving.errors import ServingError
 from serving.replica.decode import DecodeError
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 RETRY_AFTER_S = 1
 
 
-class ProblemError(Exception):
+class ProblemError(ServingError):
     """Ends a request with `rejection`'s status and words."""
 
     def __init__(self, rejection: Rejection) -> None:

@@ -8,12 +8,13 @@ from typing import Protocol
 from torch import Tensor
 
 from forgetting.adapter.stack import EffectiveState
+from serving.errors import ServingError
 
 Forward = Callable[[Tensor], Tensor]
 """Images (B, C, H, W) float32 -> logits (B, K) float32, before any mask. Thread-safe."""
 
 
-class EngineError(Exception):
+class EngineError(ServingError):
     """An engine can't run this backbone here; the message says why and what to do."""
 
 

@@ -31,7 +31,7 @@ from registry.publish.jobs import record_trained, request_forget
 from registry.publish.releases import activate_release, confirm_release, publish_release, roll_back
 from serving.cli.main import app
 from serving.config.home import Home, open_ledger, open_subjects, prepare_home, signer
-from serving.coordination.compaction import compaction_to_serve
+from serving.coordination.unserved import compaction_to_serve
 from serving.replica.engines.torch_eager import TorchEngine
 from serving.replica.release_reader import ReleaseReader
 from serving.replica.slot import Slot

@@ -25,8 +25,8 @@ from serving.coordination.messages import (
     LEASE_EXPIRED,
     Ack,
     Author,
+    Declined,
     Halt,
-    Refusal,
     ReleaseState,
     Resumption,
     Terms,
@@ -170,7 +170,7 @@ def test_a_release_that_one_member_cannot_build_is_not_activated(stage: Stage) -
         await coordinator.guard(job.id, AUTHOR)
         stage.trained(job, ())
         outcome = await coordinator.adopt(job.id, AUTHOR)
-        assert isinstance(outcome, Refusal)
+        assert isinstance(outcome, Declined)
         assert outcome.stage == "prepare"
         assert "digest differs" in outcome.detail
         assert stage.ledger.refresh().active == 1
@@ -187,7 +187,7 @@ def test_an_adapter_of_another_stack_is_refused(stage: Stage) -> None:
         stage.trained(second, ())
         assert isinstance(await coordinator.adopt(first.id, AUTHOR), Ack)
         outcome = await coordinator.adopt(second.id, AUTHOR)
-        assert isinstance(outcome, Refusal)
+        assert isinstance(outcome, Declined)
         assert outcome.stage == "stack"
 
     play(stage, [Replica("a")], act)
@@ -296,7 +296,7 @@ def test_a_suspension_is_durable_and_acknowledged_when_nobody_serves(stage: Stag
         assert isinstance(await coordinator.guard(job.id, AUTHOR), Ack)
         stage.trained(job, ())
         outcome = await coordinator.adopt(job.id, AUTHOR)
-        assert isinstance(outcome, Refusal)
+        assert isinstance(outcome, Declined)
         assert outcome.stage == "suspended"
         resumed = await coordinator.resume(AUTHOR)
         assert isinstance(resumed, Resumption)
@@ -479,7 +479,7 @@ def test_a_canary_that_is_taken_off_is_never_served_and_a_guard_ends_one_at_once
         assert isinstance(ack, Ack)
         assert stage.ledger.refresh().canary is None
         gone = await coordinator.promote(begun.release, AUTHOR)
-        assert isinstance(gone, Refusal)
+        assert isinstance(gone, Declined)
         assert gone.stage == "stack"
         again = await coordinator.try_out(first.id, 10, AUTHOR)
         assert isinstance(again, TrialBegun)

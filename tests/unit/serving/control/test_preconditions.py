@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from registry.publish.jobs import refuse_job
+from serving.control.job_views import control_figures, job_view
 from serving.control.preconditions import why_not_cancelled, why_not_forgotten, why_not_retried
-from serving.coordination.jobs import CANCELLED, job_figures, job_view, pending_jobs
+from serving.coordination.jobs import CANCELLED, pending_jobs
 from tests.unit.registry.registry_acts import Acts, subject
 
 
@@ -33,7 +34,7 @@ def test_a_cancelled_job_is_at_its_end_and_its_class_stays_masked_and_under_eras
         acts.state.jobs[job.id], acts.state, class_of=str, progress={}, problem=None, ahead=0
     )
     assert (view["state"], view["refused"]) == ("cancelled", "cancelled: asked by mistake")
-    assert job_figures(acts.state)["refused"] == 0
+    assert control_figures(acts.state, read_at=0.0, families=[]).refused == 0
     # Again is the same; other jobs go on, and theirs mask it too.
     assert why_not_cancelled(job.id, acts.state) is None
     other = acts.erase(2)

@@ -11,7 +11,7 @@ from ray.exceptions import RayActorError
 from serving.config.home import Home, open_ledger, prepare_home
 from serving.coordination import activation
 from serving.coordination.activation import Activation
-from serving.coordination.messages import Refusal
+from serving.coordination.messages import Declined
 
 
 @pytest.fixture
@@ -45,6 +45,6 @@ def test_a_coordinator_that_does_not_come_back_is_given_up(to_the_coordinator: A
 
     started = time.monotonic()
     outcome = to_the_coordinator._patiently(ask)
-    assert isinstance(outcome, Refusal)
+    assert isinstance(outcome, Declined)
     assert outcome.stage == "coordinator"
     assert time.monotonic() - started >= 0.2

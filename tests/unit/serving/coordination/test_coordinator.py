@@ -15,7 +15,7 @@ from registry.publish.jobs import record_trained, refuse_job, request_forget
 from registry.publish.releases import activate_release, publish_release
 from serving.config.home import Home, open_ledger, prepare_home, signer
 from serving.coordination.coordinator import Coordinator
-from serving.coordination.messages import Ack, Author, Refusal, ReleaseState, Terms
+from serving.coordination.messages import Ack, Author, Declined, ReleaseState, Terms
 
 TERMS = Terms(seconds=0.6, margin=0.1, heartbeat=0.05)
 SAID = {"actor": "ops", "reason": "a test"}
@@ -150,7 +150,7 @@ def test_no_release_is_defined_while_no_replica_could_build_it(
             before = registry.ledger.refresh().last_release
             for _ in range(3):
                 refusal = await coordinator.adopt(job.id, AUTHOR)
-                assert isinstance(refusal, Refusal)
+                assert isinstance(refusal, Declined)
                 assert refusal.stage == why
             assert registry.ledger.refresh().last_release == before
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from registry.fold.state import State
-from serving.coordination.jobs import is_trained, job_view, pending_jobs, trained_together
+from serving.control.job_views import job_view
+from serving.coordination.jobs import is_trained, pending_jobs, trained_together
 from tests.unit.registry.registry_acts import Acts
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from registry.publish.releases import activate_release, roll_back
-from serving.monitoring.monitor import Proof
+from serving.monitoring.messages import Proof
 from serving.monitoring.reactions import (
     ACTOR,
     RETRY_S,

@@ -1,4 +1,7 @@
-"""The end of an erasure: what a restored subject still needs, read from the ledger's fold.
+"""What the ledger says is to be served and is not yet: restored subjects, and compactions.
+
+Both are recorded first; the coordinator takes them up from there, so they survive a crash between
+the two and can be recorded while no server runs.
 
 `registry.publish.declarations.restore` ends an erasure and changes nothing that is served. A
 release *conceals* a subject when it masks it or when its weights erase it; a restored subject is
@@ -14,6 +17,8 @@ from registry.fold.state import Job, State
 
 MOST_DOUBLINGS = 8
 """Of the time between two tries: from 8 s to half an hour."""
+ATTEMPTS = 3
+"""Releases that are defined for a compaction before it is left alone."""
 
 
 def to_bring_back(state: State) -> frozenset[str]:
@@ -80,3 +85,27 @@ def _was_masked(state: State, subject: str) -> bool:
             return True
         number = state.releases[number].parent
     return False
+
+
+def compaction_to_serve(state: State) -> str | None:
+    """The newest adapter that stands for the active stack and was never served, if there is one.
+
+    One that was served and is not now was rolled back, which whoever did it wanted so. One that
+    replicas could not build `ATTEMPTS` times is no better the next time.
+    """
+    stack = state.active_release.adapters
+    if state.seal is not None or not stack:
+        return None
+    waiting = [entry.id for entry in state.adapters.values() if entry.folds == stack]
+    for adapter in reversed(waiting):
+        releases = releases_of(state, adapter)
+        served = any(state.releases[number].activated_at for number in releases)
+        if not served and len(releases) < ATTEMPTS:
+            return adapter
+    return None
+
+
+def releases_of(state: State, adapter: str) -> list[int]:
+    """The releases that have this adapter alone, oldest first."""
+    alone = (adapter,)
+    return [number for number, release in state.releases.items() if release.adapters == alone]

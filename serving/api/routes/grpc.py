@@ -26,9 +26,9 @@ from serving.api.inference_protocol.asking import (
 from serving.api.inference_protocol.tensors import ProtocolError
 from serving.api.routes.access import shows
 from serving.api.routes.answering import LONGEST_MS, REFUSALS, rejection_of
-from serving.coordination.jobs import Rejection
+from serving.control.messages import Rejection
 from serving.replica.admission import Call, StoppingError
-from serving.replica.member import NotCurrentError, SuspendedError
+from serving.replica.lease import NotCurrentError, SuspendedError
 from serving.replica.recognizer import Recognizer
 from serving.replica.slot import Ticket
 

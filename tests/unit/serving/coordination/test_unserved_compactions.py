@@ -10,7 +10,7 @@ from registry.errors import ConflictError
 from registry.records.declarations import Sealed
 from registry.records.releases import Activated
 from serving.cli.compact import carried_figures, check_foldable
-from serving.coordination.compaction import ATTEMPTS, compaction_to_serve, releases_of
+from serving.coordination.unserved import ATTEMPTS, compaction_to_serve, releases_of
 from tests.unit.registry.histories import (
     A1,
     A2,
@@ -26,7 +26,7 @@ from tests.unit.registry.histories import (
     rolled_back,
     then,
 )
-from tests.unit.serving.coordination.test_restoration import acts_in
+from tests.unit.serving.coordination.test_unserved_restorations import acts_in
 
 
 def test_a_recorded_compaction_of_the_active_stack_is_to_be_served_until_it_is() -> None:

@@ -11,8 +11,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from ray.exceptions import RayError
 
 from serving.api.routes.access import AtDesk
+from serving.control.client import ControlClient
+from serving.monitoring.client import AsyncMonitorClient
 
-router = APIRouter(tags=["probes"])
+router = APIRouter(tags=["health"])
 
 FIGURES_S = 2.0
 
@@ -29,10 +31,10 @@ async def metrics(desk: AtDesk) -> Response:
     return await metrics_page(desk.control, desk.monitor)
 
 
-async def metrics_page(control: Any, monitor: Any) -> Response:
+async def metrics_page(control: ControlClient, monitor: AsyncMonitorClient) -> Response:
     """What the monitor holds, with control's figures; a missing control leaves its rows out."""
     try:
-        figures = await asyncio.wait_for(control.figures.remote(), FIGURES_S)
+        figures = await asyncio.wait_for(control.figures(), FIGURES_S)
     except (RayError, TimeoutError):
-        figures = {}
-    return Response(await monitor.page.remote(figures), media_type=CONTENT_TYPE_LATEST)
+        figures = None
+    return Response(await monitor.page(figures), media_type=CONTENT_TYPE_LATEST)

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from registry.log.ledger import Ledger
 from registry.signing.keys import ROLES, Signer, Trust, init_keys
 from registry.store.directory import DirectoryStore
-from serving.coordination.jobs import adopted_release, is_trained, job_view, pending_jobs
-from serving.coordination.restoration import (
+from serving.control.job_views import job_view
+from serving.coordination.jobs import adopted_release, is_trained, pending_jobs
+from serving.coordination.unserved import (
     is_time_to_bring_back,
     job_about,
     to_bring_back,
