@@ -22,6 +22,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -29,24 +30,18 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from forgetting.data.sources import open_image_set
-from serving.app import _actor, prepare
-from serving.config.home import home_of
+from serving.app import prepare, start_actors
 from serving.config.settings import MonitorSettings, Settings
 from serving.config.sources import load_settings
-from serving.control import control
-from serving.control.control import Control
-from serving.coordination import coordinator
-from serving.coordination.coordinator import Coordinator
-from serving.coordination.messages import Terms
+from serving.control.client import ControlClient
+from serving.control.messages import ForgetRequest, Rejection
+from serving.coordination.messages import Author
 from serving.loadgen.traffic import held_out
-from serving.monitoring import monitor
-from serving.monitoring.monitor import Monitor
+from serving.monitoring.client import MonitorClient
 from serving.monitoring.posture import Stance
 from serving.replica.admission import Call
 from serving.replica.recognizer import Recognizer
 from serving.replica.slot import Ticket
-from serving.training import trainer
-from serving.training.trainer import Trainer
 
 ARMS = ("off", "off again", "shadow")
 SAMPLED_S = 0.7
@@ -84,28 +79,25 @@ class Measuring(Recognizer):
 def start(settings: Settings) -> DeploymentHandle:
     """One replica, with one class forgotten."""
     backbone = prepare(settings)
-    terms = Terms(settings.lease.seconds, settings.lease.margin, settings.lease.heartbeat)
-    leading = _actor(Coordinator, coordinator.ACTOR, 1000).remote(
-        settings.home_path, settings.registry_location, terms
-    )
-    watching = _actor(Monitor, monitor.ACTOR, 8).remote(home_of(settings).evidence)
-    training = _actor(Trainer, trainer.ACTOR, 2).remote(settings)
-    commanding = _actor(Control, control.ACTOR, 32).remote(
-        settings,
-        coordinator=leading,
-        trainer=training,
-        monitor=watching,
-        backbone=backbone.fingerprint,
-        classes=backbone.spec.classes,
-    )
+    actors = start_actors(settings, backbone)
     deployment = serve.deployment(Measuring, max_ongoing_requests=128)
-    handle = serve.run(deployment.bind(settings, leading, watching, commanding), name="shadow")
-    job = ray.get(commanding.forget.remote(["3"], "benchmark", "", "benchmark"))
-    while job["state"] not in ("done", "refused"):
-        time.sleep(0.5)
-        job = ray.get(commanding.job.remote(job["job"]))
+    replica = deployment.bind(settings, actors.coordinator, MonitorClient(actors.monitor))
+    handle = serve.run(replica, name="shadow")
+    job = asyncio.run(forgotten(ControlClient(actors.control), "3"))
     print(f"{job['job']} is {job['state']}, release {job['release']}", job["refused"] or "")
     return handle
+
+
+async def forgotten(control: ControlClient, name: str) -> dict[str, Any]:
+    """The job that forgets the class `name`, at its end."""
+    author = Author("benchmark", "", "benchmark")
+    job = await control.forget(ForgetRequest((name,)), author)
+    while isinstance(job, dict) and job["state"] not in ("done", "refused"):
+        await asyncio.sleep(0.5)
+        job = await control.job(job["job"])
+    if isinstance(job, Rejection):
+        raise SystemExit(f"the class was not forgotten: {job.detail}")
+    return job
 
 
 async def one(replica: Recognizer, png: bytes) -> float:

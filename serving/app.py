@@ -9,6 +9,7 @@ that a second deploy finds them.
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -137,39 +138,11 @@ def application(settings: Settings, note: Callable[[str], None] = log.info) -> s
     engine = settings.engine.model_copy(update={"name": choice.name})
     batch = settings.batch.model_copy(update={"size": choice.batch})
     settings = settings.model_copy(update={"engine": engine, "batch": batch})
-    terms = Terms(settings.lease.seconds, settings.lease.margin, settings.lease.heartbeat)
-    coordinator = CoordinatorClient(
-        start_actor(
-            Coordinator,
-            COORDINATOR,
-            settings.home_path,
-            settings.registry_location,
-            terms,
-            concurrency=1000,
-        )
-    )
-    monitor = start_actor(
-        Monitor,
-        MONITOR,
-        home_of(settings).evidence,
-        ray_metrics=settings.monitor.ray_metrics,
-        concurrency=8,
-    )
-    control = _start_control(settings, backbone, coordinator, MonitorClient(monitor))
-    commands = ControlClient(control)
-    pages = AsyncMonitorClient(monitor)
-    _renew_operator_api(settings, backbone.spec.classes, commands, pages)
+    actors = start_actors(settings, backbone)
+    control, pages = ControlClient(actors.control), AsyncMonitorClient(actors.monitor)
+    _renew_operator_api(settings, backbone.spec.classes, control, pages)
     if wanted(settings):
-        operator = BlockingControlClient(control)
-        looking = start_actor(
-            Watch,
-            WATCH,
-            settings,
-            monitor=MonitorClient(monitor),
-            operator=operator,
-            concurrency=2,
-        )
-        WatchClient(looking).ping()
+        _start_watch(settings, actors)
     served = Recognizer if settings.grpc.port is None else GrpcRecognizer
     deployment = serve.deployment(
         name=DEPLOYMENT,
@@ -188,16 +161,43 @@ def application(settings: Settings, note: Callable[[str], None] = log.info) -> s
         graceful_shutdown_timeout_s=settings.limits.drain_s,
         # Requests are counted in metrics; a line for each would cost more than small models do.
         logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
-    )(serve.ingress(_api_of(settings, commands, pages))(served))
-    return deployment.bind(settings, coordinator, MonitorClient(monitor))
+    )(serve.ingress(_api_of(settings, control, pages))(served))
+    return deployment.bind(settings, actors.coordinator, MonitorClient(actors.monitor))
 
 
-def _start_control(
-    settings: Settings, backbone: Backbone, coordinator: CoordinatorClient, monitor: MonitorClient
-) -> Any:
-    """Control's handle, with the trainer behind it. Raises `SettingsError` when it runs already
-    with other settings."""
-    # One trains; one may wait for it after a restart of control, which others mustn't.
+@dataclass(frozen=True)
+class Actors:
+    """The actors behind every replica. `control` and `monitor` are handles."""
+
+    coordinator: CoordinatorClient
+    control: Any
+    monitor: Any
+
+
+def start_actors(settings: Settings, backbone: Backbone) -> Actors:
+    """Start the coordinator, the monitor, the trainer and control, or find those that run.
+
+    Raises `SettingsError` when they were started with other settings.
+    """
+    terms = Terms(settings.lease.seconds, settings.lease.margin, settings.lease.heartbeat)
+    coordinator = CoordinatorClient(
+        start_actor(
+            Coordinator,
+            COORDINATOR,
+            settings.home_path,
+            settings.registry_location,
+            terms,
+            concurrency=1000,
+        )
+    )
+    monitor = start_actor(
+        Monitor,
+        MONITOR,
+        home_of(settings).evidence,
+        ray_metrics=settings.monitor.ray_metrics,
+        concurrency=8,
+    )
+    # One training runs; after a restart of control another may wait for it to end.
     trainer = start_actor(Trainer, TRAINER, settings, concurrency=4)
     control = start_actor(
         Control,
@@ -205,7 +205,7 @@ def _start_control(
         settings,
         coordinator=coordinator,
         trainer=TrainerClient(trainer),
-        monitor=monitor,
+        monitor=MonitorClient(monitor),
         backbone=backbone.fingerprint,
         classes=backbone.spec.classes,
         concurrency=32,
@@ -216,7 +216,20 @@ def _start_control(
             "images, backbone, lease, forget, canary, threads, probes, reactions or "
             "monitor.ray_metrics; those need a new start of the cluster"
         )
-    return control
+    return Actors(coordinator, control, monitor)
+
+
+def _start_watch(settings: Settings, actors: Actors) -> None:
+    """Start the watch, or find the one that runs. Raises what its constructor raised."""
+    watch = start_actor(
+        Watch,
+        WATCH,
+        settings,
+        monitor=MonitorClient(actors.monitor),
+        operator=BlockingControlClient(actors.control),
+        concurrency=2,
+    )
+    WatchClient(watch).ping()
 
 
 def _scaling_of(settings: Settings) -> AutoscalingConfig | None:
