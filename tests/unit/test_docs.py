@@ -186,6 +186,25 @@ def test_every_room_is_on_the_map(architecture: str, package: str) -> None:
     assert [place for place in places if not named & {f"{place}/", f"{place}.py"}] == []
 
 
+def test_the_rooms_of_serving_import_downwards_as_they_are_drawn(architecture: str) -> None:
+    drawing = re.search(
+        r"^### `serving/`\n.*?```\n(.*?)```", architecture, re.DOTALL | re.MULTILINE
+    )
+    assert drawing is not None
+    level = {
+        room: number for number, line in enumerate(drawing[1].splitlines()) for room in line.split()
+    }
+    arrows = arrows_of("serving")
+    assert set(arrows) - set(level) == {"inference_protocol", "loadgen"}
+    upwards = [
+        (room, other)
+        for room in level
+        for other in arrows[room] & set(level)
+        if level[other] <= level[room]
+    ]
+    assert upwards == []
+
+
 @pytest.mark.parametrize("heading", ["The life of a forget", "The life of a prediction"])
 def test_a_walk_is_short_and_each_of_its_steps_is_in_the_code(
     architecture: str, heading: str
