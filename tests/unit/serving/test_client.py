@@ -1,4 +1,4 @@
-"""The clients: what goes wrong is one sentence, whatever the transport raised."""
+"""The clients: every failure is one sentence, whatever the transport raised."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from serving.client import Client, ClientError, InferenceClient
 
 @pytest.fixture
 def breaking() -> Iterator[str]:
-    """The URL of a server that breaks every answer off in its middle."""
+    """The URL of a server that breaks off every answer in the middle."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:

@@ -1,4 +1,4 @@
-"""The HAProxy ingress: what Ray writes for it, and what we make of that."""
+"""The HAProxy ingress: the configuration that Ray writes, and the one made from it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def of_ray(
     ports: tuple[int, int] = (8123, 8124),
     replicas: Sequence[int] = (30000, 30001),
 ) -> str:
-    """What this version of Ray writes for two replicas."""
+    """The configuration that this version of Ray writes for two replicas."""
     api = HAProxyApi(
         HAProxyConfig(
             http_options=HTTPOptions(host="127.0.0.1", port=ports[0]),
@@ -62,7 +62,7 @@ def binds(text: str) -> list[str]:
 def test_haproxy_listens_on_the_host_alone_and_haproxy_takes_it(tmp_path: Path) -> None:
     (tmp_path / "unavailable.http").write_text(UNAVAILABLE, newline="")
     written = of_ray(tmp_path)
-    assert {":9101", "*:8404"} < set(binds(written))  # the trap is still there
+    assert {":9101", "*:8404"} < set(binds(written))  # Ray's configuration still has the trap
     text = narrowed(written, host="192.0.2.7", folder=tmp_path)
     assert binds(text) == [
         "192.0.2.7:8123",
@@ -128,8 +128,8 @@ class Living(Dying):
 
 
 def test_what_a_dying_replica_had_taken_is_asked_of_another(tmp_path: Path) -> None:
-    """Also on a connection that was used before, and when the body comes after the headers: then
-    HAProxy would end the client's connection without a word."""
+    """Also on a connection that was used before, and when the body comes after the headers: there
+    HAProxy by itself would close the client's connection without an answer."""
     with contextlib.ExitStack() as stack:
         servers = [
             stack.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind))

@@ -1,4 +1,4 @@
-"""The backbone that the settings name is the one that is served."""
+"""The backbone that the settings name is the one that is opened."""
 
 from __future__ import annotations
 

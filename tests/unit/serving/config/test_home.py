@@ -51,7 +51,7 @@ def note(home: Home, text: str) -> None:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
-    """A registry of two records, the newest of which was seen, and a copy of the first."""
+    """A registry of two records, with a mark for the newest, and a copy with only the first."""
     home = Home(tmp_path, tmp_path / "registry")
     prepare_home(home)
     note(home, "one")
@@ -75,7 +75,7 @@ def test_an_older_copy_of_the_registry_is_refused_with_what_to_do(home: Home) ->
     assert "Put the newest copy back" in str(error.value)
     with pytest.raises(IntegrityError, match="older copy"):
         open_current_ledger(home)
-    # It may go on by itself as long as it likes.
+    # The older copy may even have grown by itself.
     note(home, "another two")
     note(home, "three")
     with pytest.raises(HomeError, match="another log"):
@@ -107,7 +107,7 @@ def test_each_registry_of_a_home_has_a_mark_and_evidence_of_its_own(tmp_path: Pa
 
 
 class BusyHome(Home):
-    """Of a registry that somebody writes to whenever the mark is looked for."""
+    """A home whose registry gets a new record each time that the mark's path is asked for."""
 
     @property
     def highwater(self) -> Path:
