@@ -1,14 +1,16 @@
-"""What the shadow costs a response: `python benchmarks/shadow.py [turns]`.
+"""Measures what the shadow costs a response: `python benchmarks/shadow.py [turns]`.
 
-One replica under Ray Serve with its real actors; it sends itself the requests, without HTTP in
-front, which would be the same with and without. Phases of a second go in turn with the shadow off,
-off again and with it at its default share, in random order, so that whatever else the machine does
-hits all alike. A phase ends with traffic that is not sampled, in which the samples of its first
-part are scored; its share is raised for that. Steady traffic gives latencies, as many requests at
-once as fit gives throughput. Prints the median of each turn's ratio with a bootstrap interval of
-95 %; off again / off says how far the ratio of equals is from 1. The bar: a response is delayed by
-at most 1 %. Beside the times, which a busy machine blurs, stands the CPU time of the whole replica
-for an answer (`cpu`), and of the shadow's thread for a sample.
+One replica runs under Ray Serve with its real actors. It sends requests to itself, without HTTP,
+whose cost doesn't depend on the shadow. In each turn there is a phase of one second with the shadow
+off, one with it off again, and one with it at its default share. Their order is random, so that
+other work on the machine affects all alike. A phase ends with traffic that is not sampled, so that
+the samples of its first part are scored within it; their share is raised to make up for that.
+Steady traffic gives latencies, and `AT_ONCE` requests at once give throughput.
+
+Prints the median of the turns' ratios with a bootstrap interval of 95 %. The ratio of off again to
+off shows how far the ratio of equals is from 1. The bar: the shadow delays a response by at most
+1 %. It also prints the CPU time of the whole replica for an answer (`cpu`) and of the shadow's
+thread for a sample: other work on the machine affects CPU times less.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ ANSWER_S = 60.0
 AT_ONCE = 16
 OFF = Stance(Settings.model_construct(monitor=MonitorSettings(posture="off")))
 RECIPE = {"select_steps": 10, "refit_steps": 20}
-"""Short: how well the class is forgotten doesn't matter here, that there is an adapter does."""
+"""A short training: there must be an adapter, but how well it forgets doesn't matter here."""
 LAX = {
     name: 1.0
     for name in (
@@ -70,7 +72,7 @@ LAX = {
 
 
 class Measuring(Recognizer):
-    """A replica that sends itself requests, so that the two arms differ in nothing else."""
+    """A replica that sends itself requests, so that the arms differ only in the shadow."""
 
     async def measure(self, turns: int) -> list[str]:
         return await measure(self, turns)
@@ -89,7 +91,7 @@ def start(settings: Settings) -> DeploymentHandle:
 
 
 async def forgotten(control: ControlClient, name: str) -> dict[str, Any]:
-    """The job that forgets the class `name`, at its end."""
+    """Forget the class `name`; return the view of the job when it has ended."""
     author = Author("benchmark", "", "benchmark")
     job = await control.forget(ForgetRequest((name,)), author)
     while isinstance(job, dict) and job["state"] not in ("done", "refused"):
@@ -114,7 +116,7 @@ async def one(replica: Recognizer, png: bytes) -> float:
 async def steady(
     replica: Recognizer, stance: Stance, pictures: Sequence[bytes], rng: random.Random
 ) -> list[float]:
-    """Latencies of one phase of open-loop traffic, seconds."""
+    """Latencies in seconds of one phase of open-loop traffic."""
     tasks = []
     due = began = time.perf_counter()
     while due < began + PHASE_S:
@@ -128,7 +130,7 @@ async def steady(
 async def flood(
     replica: Recognizer, stance: Stance, pictures: Sequence[bytes], rng: random.Random
 ) -> float:
-    """Answers per second of one phase with `AT_ONCE` requests at once."""
+    """Answers a second in one phase with `AT_ONCE` requests at once."""
     began = time.perf_counter()
     done = 0
 
@@ -144,14 +146,14 @@ async def flood(
 
 
 def cpu_of(thread: str) -> float:
-    """CPU seconds that this process's threads of that name have used so far."""
+    """CPU seconds that this process's threads whose names start with `thread` have used so far."""
     ids = [t.native_id for t in threading.enumerate() if t.name.startswith(thread)]
     used = [Path(f"/proc/self/task/{i}/schedstat").read_text().split()[0] for i in ids]
     return sum(map(int, used)) / 1e9
 
 
 def ratio(over: Sequence[float], under: Sequence[float], rng: np.random.Generator) -> str:
-    """Median of the turns' ratios, with its bootstrap interval."""
+    """The median of the turns' ratios with its bootstrap interval."""
     ratios = np.asarray(over) / np.asarray(under)
     draws = np.median(rng.choice(ratios, (4000, len(ratios))), 1)
     low, high = np.quantile(draws, (0.025, 0.975))

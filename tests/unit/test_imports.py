@@ -1,4 +1,4 @@
-"""Who may import whom, by folder, read from the source."""
+"""The import rules between folders, checked in the source."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ FORBIDDEN = {
     "registry": {"forgetting", "serving", "ray", "torch"},
 }
 MOST_ARROWS = 45
-"""Between the rooms of `serving`."""
+"""The largest number of arrows between the rooms of `serving`; see `tests.structure`."""
 WITHOUT_RAY = ("client", "config", "errors", "cli", "loadgen")
-"""Rooms of `serving` that never meet Ray: they run before it starts, or beside it."""
+"""Rooms of `serving` that must not import Ray: they run before Ray starts, or without it."""
 PURE = (
     "serving.coordination.membership",
     "serving.coordination.messages",
@@ -32,9 +32,9 @@ PURE = (
     "serving.monitoring.metrics",
     "serving.replica.lease",
 )
-"""Neither Ray nor torch, in themselves or in what they import of ours."""
+"""Modules that import neither Ray nor torch, directly or through modules of this project."""
 ACTOR_CALLERS = ("client.py", "actors.py")
-"""Files that call an actor's methods: the typed clients, and what starts actors."""
+"""Files that may call an actor's methods: the typed clients, and the one that starts actors."""
 
 
 @pytest.mark.parametrize("package", sorted(FORBIDDEN))

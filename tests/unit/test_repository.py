@@ -1,4 +1,4 @@
-"""What people who join read and run: links lead somewhere, and all agrees with pyproject.toml."""
+"""What new contributors read and run is right: links exist, and files agree with pyproject.toml."""
 
 from __future__ import annotations
 

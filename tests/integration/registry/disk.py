@@ -1,8 +1,8 @@
-"""A disk that remembers what was really durable: for cutting the power at any moment.
+"""Imitates a power cut: records what was synced, and builds what a cut at any moment may leave.
 
-It looks at the directory under test around every system call that changes something (the calls
-are really made), and can then build the directory that a power cut after any of them may leave:
-what was synced is there, and of the rest, anything between nothing and all.
+It reads the directory under test before and after every system call that changes something; the
+calls are really made. From that it can build the directory that a power cut after any of them may
+leave: what was synced is there, and of the rest nothing, a part or all.
 """
 
 import os
@@ -19,7 +19,7 @@ CALLS = ("open", "write", "fsync", "link", "unlink", "rename", "replace", "mkdir
 
 @dataclass(frozen=True)
 class Seen:
-    """What a path led to: `number` is the inode's (never used twice), `data` None for a folder."""
+    """What a path leads to. `number`: the inode's, never used twice; `data`: None for a folder."""
 
     number: int
     data: bytes | None
@@ -27,9 +27,9 @@ class Seen:
 
 @dataclass(frozen=True)
 class Call:
-    """One finished system call; paths are relative to the disk's top directory.
+    """One finished system call. Paths are relative to the disk's top directory.
 
-    `tree`: every path after the call. `synced`: the number of the inode that it synced.
+    `tree`: every path after the call. `synced`: the number of the inode that the call synced.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Call:
 
 @dataclass
 class Inode:
-    """A file's bytes, or a directory's names: as written, and as synced."""
+    """A file's bytes or a directory's names, as written and as synced."""
 
     data: bytes | None
     durable_data: bytes = b""
@@ -55,7 +55,7 @@ class Inode:
 def watched(before: Callable[[str], None], after: Callable[..., None]) -> Iterator[None]:
     """Call `before(name)` and `after(name, arguments, result)` around the system calls of `CALLS`.
 
-    One call at a time, so that what is noted has the order of what happened.
+    Only one call runs at a time, so that the notes are in the order of the calls.
     """
     one_at_a_time = threading.Lock()
 
@@ -82,10 +82,10 @@ def watched(before: Callable[[str], None], after: Callable[..., None]) -> Iterat
 
 
 class Disk:
-    """The calls made below `top`, in order.
+    """Records the system calls below `top`, in order.
 
-    What is written past Python's `os` (a file opened with `open`, or by a library) is noticed at
-    the next call, as the call "unseen".
+    Writes that don't go through Python's `os` (those of `open` or of a library) are noticed at the
+    next call and recorded as the call "unseen".
     """
 
     def __init__(self, top: Path) -> None:
@@ -98,7 +98,7 @@ class Disk:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """What is there already counts as durable."""
+        """Record while the block lasts. What exists at its start counts as durable."""
         self._start = self._tree = self._looked_at()
         with watched(self._note_unseen, self._note):
             yield
@@ -148,10 +148,10 @@ class Disk:
         }
 
     def after_power_cut(self, calls: int, target: Path, *, kept: float, rng: random.Random) -> None:
-        """Build in `target` what may be left after the first `calls` calls.
+        """Build in `target` what a power cut after the first `calls` calls may leave.
 
-        `kept` is the share of what was not synced that reached the disk all the same: 0, 1, or
-        between, and then each name and byte count by chance.
+        `kept` is the share of what was not synced that reached the disk: 0, 1 or between. Between,
+        chance decides on each name and on the number of bytes.
         """
         inodes: dict[int, Inode] = {}
         _play(inodes, self._start)

@@ -1,4 +1,4 @@
-"""The one durable write under a power cut after any system call."""
+"""`write_durably` survives a power cut after any system call."""
 
 import os
 import random
@@ -37,7 +37,7 @@ def disk(tmp_path: Path) -> Disk:
 def what_is_left(
     disk: Disk, calls: int, name: str, *, kept: float, tmp_path: Path, seed: int = 0
 ) -> bytes | None:
-    """The file after a power cut; no other is there but for temporary ones."""
+    """The file's content after a power cut. There is no other file but temporary ones."""
     left = tmp_path / f"after-{calls}-{seed}"
     disk.after_power_cut(calls, left, kept=kept, rng=random.Random(seed))
     others = {path.name for path in left.rglob("*") if path.is_file()} - {Path(name).name}
@@ -83,7 +83,7 @@ def test_a_file_that_was_there_is_durable_when_creating_it_is_refused(
 ) -> None:
     path = disk.top / "file"
     with disk.recording():
-        # Another writer, killed before it could sync the name.
+        # Another writer was killed before it synced the name.
         write_new(disk.top / ".tmp-other", OLD, mode=0o644)
         os.link(disk.top / ".tmp-other", path)
         unsynced = len(disk.calls)
@@ -98,7 +98,7 @@ def test_a_file_that_another_writer_creates_meanwhile_is_durable_too(
     disk: Disk, tmp_path: Path, kept: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = disk.top / "file"
-    monkeypatch.setattr(Path, "exists", lambda self: False)  # it came after this look
+    monkeypatch.setattr(Path, "exists", lambda self: False)  # it appeared after this check
     with disk.recording():
         write_new(disk.top / ".tmp-other", OLD, mode=0o644)
         os.link(disk.top / ".tmp-other", path)
@@ -134,7 +134,7 @@ def test_a_folder_whose_maker_was_killed_is_durable_when_made_again(
 def test_the_disk_would_show_a_write_that_forgets_to_sync(
     disk: Disk, tmp_path: Path, skipped: str
 ) -> None:
-    """The imitation itself, with and without Python's `os`."""
+    """Tests the imitated disk, with writes through Python's `os` and without."""
     with disk.recording():
         with open(disk.top / ".tmp-x", "wb") as file:
             file.write(NEW)

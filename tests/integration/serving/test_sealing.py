@@ -1,4 +1,4 @@
-"""Sealing: the backbone that comes out answers as the release did, without the forgotten."""
+"""The sealed backbone answers as the release did, without the forgotten classes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def backbone() -> Backbone:
 
 @pytest.fixture(scope="module")
 def stack(backbone: Backbone) -> list[AnyAdapter]:
-    """A trained adapter, and an erasure on top of it."""
+    """A stack: a trained adapter with an erasure on top."""
     generator = torch.Generator().manual_seed(1)
 
     def numbers(*shape: int) -> torch.Tensor:
@@ -180,11 +180,11 @@ def test_sealing_is_recorded_and_ends_the_registry(stage: Stage) -> None:
     seal = stage.ledger.refresh().seal
     assert seal is not None
     assert (seal.release, seal.backbone) == (1, new.fingerprint)
-    # It can't be served from the old registry by mistake, and says what to do.
+    # It can't be served with the old registry by mistake; the error says what to do.
     stage.config.write_text(stage.config.read_text().replace("/old'", "/new'"))
     with pytest.raises(HomeError, match="ended when it was sealed into this backbone"):
         prepare(load_settings(stage.config))
-    # Now even the class may be forgotten.
+    # Now the class's name may be deleted too.
     environment = {"LETHE_HOME": str(stage.home.path)}
     gone = CliRunner().invoke(app, ["tombstone", "bo", "--reason", "sealed"], env=environment)
     assert gone.exit_code == 0, gone.output

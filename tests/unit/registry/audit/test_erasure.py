@@ -1,4 +1,4 @@
-"""Audits: the whole life of an erasure, and nothing of anyone else's."""
+"""An audit has the whole history of one erasure, and nothing about other subjects."""
 
 import json
 import re

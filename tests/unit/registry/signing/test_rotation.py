@@ -1,4 +1,4 @@
-"""Key rotation: both keys are good for a while, nothing signed before is lost, no crash hurts."""
+"""Key rotation: both keys are valid for a while, old signatures stay valid, crashes do no harm."""
 
 import json
 import os
@@ -107,7 +107,7 @@ def test_a_running_reader_knows_the_new_key_without_a_restart(
 def test_a_running_writer_can_not_sign_with_a_key_retired_since(
     keys: Path, store: DirectoryStore
 ) -> None:
-    """Otherwise it would write a record that stops every reader of the newer trust file."""
+    """Its record would stop every reader that has the newer trust file."""
     writer, old = Ledger(store, trusted(keys)), key_of(keys, "operator")
     origin = {"actor": "ops", "reason": "", "request_id": "r"}
     write_note(writer, old, text="before", **origin)

@@ -1,4 +1,4 @@
-"""The one durable write: what is at the path, with which mode, and what is left after a failure.
+"""`write_durably`: the file's content and mode, and what is left after a failure.
 
 Power cuts are in `tests/integration/registry/test_durable_file.py`.
 """

@@ -1,4 +1,4 @@
-"""The lock around what is read, changed and replaced."""
+"""The lock around a file that is read, changed and replaced."""
 
 import multiprocessing
 import os
