@@ -1,4 +1,4 @@
-"""An audit for people: as plain text, and as one HTML page to print, with no other resource."""
+"""An audit for people: as plain text, and as one HTML page to print."""
 
 from collections.abc import Iterator
 from importlib.resources import files

@@ -1,8 +1,8 @@
-"""Rotation of a role's key: the new one signs from now on, the old one is good for an overlap.
+"""Rotation of a role's key: the new key signs from now on, the old one stays valid for a while.
 
-The order is what makes a crash harmless: the new private key is there before the trust file
-names it, and the trust file names it before anything signs with it. A call after a crash goes on
-where the last one stopped. Old keys stay in the trust file, for their records have to verify.
+The order makes a crash harmless: the new private key is on disk before the trust file names it,
+and the trust file names it before anything signs with it. After a crash the next call goes on
+where the last one stopped. Old keys stay in the trust file, because their records must verify.
 """
 
 import base64
@@ -24,7 +24,7 @@ OVERLAP = timedelta(hours=24)
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """Key ids, and from when on the old key's signatures are refused."""
+    """The key ids, and the time from which the old key's signatures are refused."""
 
     role: Role
     old: str
@@ -37,8 +37,8 @@ def rotate_key(
 ) -> Rotation:
     """Give `role` a new key in a directory made by `init_keys`, and retire the old one.
 
-    Whoever holds the old key in memory has to load the new one before `not_after`; the old private
-    key is no longer on disk. Copies of the trust file elsewhere have to be renewed by hand.
+    A process that holds the old key in memory must load the new one before `not_after`. The old
+    private key is deleted from the disk. Copies of the trust file must be updated by hand.
 
     Raises: TrustError (no key for the role here, or one with several roles; no permission).
     """
@@ -48,7 +48,7 @@ def rotate_key(
         trust = Trust.load(directory / TRUST_FILE)
         old = Signer.load(path)
         _check_sole_role(trust, old.key_id, role, where=str(path))
-        create_private_key(coming)  # or the one that a crash left
+        create_private_key(coming)  # keeps one that a crash left
         new = Signer.load(coming)
         if new.key_id not in trust.keys:
             entries = _with_rotation(trust, old=old, new=new, role=role, not_after=now + overlap)

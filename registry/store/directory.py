@@ -1,8 +1,4 @@
-"""Where objects are kept: create-if-absent, read, list, delete, and nothing else.
-
-Create-if-absent is the one conditional operation that a POSIX directory, S3, GCS and Azure all
-have, so the ledger is built on it alone. There is no overwrite on purpose.
-"""
+"""A registry's objects in a directory, and which store a path or URL means."""
 
 import os
 import threading
@@ -30,8 +26,8 @@ _pool: ThreadPoolExecutor
 class DirectoryStore:
     """A `Store` in a local directory (or NFSv4/EFS: it needs hard links).
 
-    An object is written to a temporary file, synced, and linked to its name, so that a name
-    always stands for complete bytes; then the directory is synced, so that the name lasts.
+    An object is written to a temporary file, synced, and linked to its name: a name always stands
+    for complete bytes. Then the directory is synced, so that the name lasts.
     """
 
     def __init__(
@@ -51,9 +47,9 @@ class DirectoryStore:
     def create_all(
         self, objects: Mapping[str, bytes], *, then: tuple[str, bytes] | None = None
     ) -> tuple[str, ...]:
-        # In rounds, each ended by syncs side by side: a file system commits what is synced
-        # together in one go, and the number of these commits is what a publish waits for. The
-        # files are one round, the names of `objects` the next, that of `then` the last.
+        # Three rounds: the files, the names of `objects`, the name of `then`. The syncs of a round
+        # run side by side, because a file system commits them in one go, and the number of these
+        # commits decides how long a publish takes.
         files = {**objects, **dict([then] if then is not None else [])}
         paths = {key: Path(self._path(key)) for key in files}
         with _os_errors(", ".join(files), verb="stored"):
@@ -114,8 +110,8 @@ class DirectoryStore:
 
     def delete_older(self, key: str, *, before: datetime) -> bool:
         path = self._path(key)
-        # Out of sight first, and only then its age: whoever touched it in time and looked again
-        # either finds it, or was seen to have touched it, and then it is put back.
+        # First move it away, then look at its age. A touch before the move shows in the age, and
+        # the object is put back. A touch after the move finds no object.
         aside = temporary_beside(Path(path))
         with _os_errors(key, verb="deleted"):
             if not _is_older(path, before=before):
@@ -159,16 +155,16 @@ class DirectoryStore:
             except FileExistsError:
                 taken.append(key)
             os.unlink(temporary)
-        # Where a name was taken too: the caller will rely on the other writer's object, which may
-        # not have got as far as its own sync.
+        # Also if a name was taken: the caller relies on the other writer's object, and that writer
+        # may not have synced the name yet.
         self._sync({paths[key].parent for key in temporaries}, made=made)
         return tuple(taken)
 
     def _make(self, directories: Iterable[Path]) -> set[Path]:
-        """Make directories and those above them, and return whose names may not last yet.
+        """Make directories and those above them. Returns those whose names may not be durable.
 
-        That is all that this process hasn't synced itself: another that made them may have been
-        killed before it did.
+        These are all that this process hasn't synced itself: another process may have made them
+        and been killed before its sync.
         """
         made: set[Path] = set()
         with self._lock:
@@ -187,7 +183,7 @@ class DirectoryStore:
         return made
 
     def _sync(self, directories: Iterable[Path], *, made: set[Path]) -> None:
-        """Have the names in `directories`, and those of the `made` ones, outlive a power cut."""
+        """Make the names in `directories`, and those of the `made` ones, outlive a power cut."""
         with self._lock:
             new = made - self._durable_directories
         _each(sync_folder, {*directories, *(path.parent for path in new)})
@@ -198,8 +194,8 @@ class DirectoryStore:
 def open_store(where: Path | str, *, read_only: bool = False, file_mode: int = 0o644) -> Store:
     """The store at a path, or in a bucket at s3://, gs:// or az:// (the extra `s3`).
 
-    `read_only` lets a bucket be read with credentials that may not write; `file_mode` is for a
-    directory alone.
+    `read_only`: a bucket can be read with credentials that may not write. `file_mode`: for the
+    files of a directory.
 
     Raises: StoreError (the bucket can't be used, or obstore is not installed).
     """
@@ -218,7 +214,7 @@ def open_store(where: Path | str, *, read_only: bool = False, file_mode: int = 0
 
 
 def _new_pool() -> None:
-    """Threads for syncs, kept: starting them took longer than the syncs of a fast disk."""
+    """Threads for syncs. They are kept: starting them took longer than syncing on a fast disk."""
     global _pool
     _pool = ThreadPoolExecutor(max_workers=8, thread_name_prefix="store")
 
@@ -228,7 +224,7 @@ os.register_at_fork(after_in_child=_new_pool)  # threads don't live on in a fork
 
 
 def _each(act: Callable[[T], None], items: Collection[T]) -> None:
-    """`act` on each item, side by side: the time goes by in fsync. Ends when all have."""
+    """Call `act` on all items side by side, because fsync only waits. Returns when all are done."""
     if not items:
         return
     first, *others = items
@@ -251,8 +247,7 @@ def _is_older(path: str | Path, *, before: datetime) -> bool:
 
 def _files_below(directory: str) -> Iterator[str]:
     def refuse(error: OSError) -> None:
-        # os.walk skips what it can't list unless told otherwise, and an unreadable log would look
-        # like an empty one.
+        # By default os.walk skips what it can't list: an unreadable log would look empty.
         if not isinstance(error, FileNotFoundError):
             raise error
 
@@ -264,7 +259,7 @@ def _files_below(directory: str) -> Iterator[str]:
 
 def _content(descriptor: int, at_most: int | None) -> bytes:
     chunks = []
-    # The size keeps the buffer small: a reader of the log allows each record a megabyte.
+    # Not more than the file's size: a reader of the log allows a megabyte for each record.
     size = os.fstat(descriptor).st_size
     left = size if at_most is None else min(at_most, size)
     while left > 0 and (chunk := os.read(descriptor, min(left, 1 << 20))):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 TEMPORARY_PREFIX = ".tmp-"
-"""Of a name until the file is whole. No key of a store starts with a dot."""
+"""Starts a file's name until the file is whole. No key of a store starts with a dot."""
 
 
 def write_durably(path: Path, data: bytes, *, mode: int = 0o644, replace: bool = True) -> None:
@@ -29,8 +29,8 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o644, replace: bool =
 
 @contextmanager
 def durable_file(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
-    """As `write_durably`, for bytes that come piece by piece: they are at `path` when the block
-    ends. If it raises, `path` is as it was.
+    """As `write_durably`, for bytes that come piece by piece. They are at `path` when the block has
+    ended. If it raises, `path` stays as it was.
     """
     with _named(path, replace=True) as temporary, open(_create(temporary, mode), "wb") as file:
         yield file
@@ -61,9 +61,9 @@ def make_folder(path: Path, *, mode: int = 0o777) -> None:
     missing = [folder for folder in (path, *path.parents) if not folder.is_dir()]
     for folder in reversed(missing):
         folder.mkdir(mode=mode if folder == path else 0o777, exist_ok=True)
-    # An existing folder too: whoever made it may have been killed before the sync.
+    # Also for an existing folder: its maker may have been killed before the sync.
     for folder in {path, *missing}:
-        with suppress(PermissionError):  # of a parent that is not ours, so we didn't make it
+        with suppress(PermissionError):  # not allowed in the parent: then we didn't make it
             sync_folder(folder.parent)
 
 
@@ -83,7 +83,7 @@ def temporary_beside(path: Path) -> Path:
 
 @contextmanager
 def _named(path: Path, *, replace: bool) -> Iterator[Path]:
-    """A place to write to, which gets the name `path` when the block ends."""
+    """A temporary path to write to. It becomes `path` when the block ends."""
     temporary = temporary_beside(path)
     try:
         if not replace and path.exists():  # before anything is written: the folder may be read-only
@@ -94,7 +94,7 @@ def _named(path: Path, *, replace: bool) -> Iterator[Path]:
         else:
             os.link(temporary, path)
     except FileExistsError:
-        sync_folder(path.parent)  # whoever made the file may have been killed before this
+        sync_folder(path.parent)  # its writer may have been killed before this
         raise
     finally:
         with suppress(OSError):

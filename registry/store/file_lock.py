@@ -1,4 +1,4 @@
-"""One writer at a time of a file that is read, changed and replaced."""
+"""A lock for files that are read, changed and replaced: one writer at a time."""
 
 import errno
 import os
@@ -13,10 +13,11 @@ _POLL_S = 0.002  # a mark is raised before an act is acknowledged: nobody should
 
 @contextmanager
 def only_writer(path: Path) -> Iterator[None]:
-    """Wait until nobody else is in such a block for `path`; a killed holder is out of it.
+    """Wait until no other process or thread is in such a block for `path`, then enter it. The lock
+    ends with its process.
 
-    The lock is a file beside `path`, `.<name>.lock`, which stays. Everybody may open it: a command
-    that root ran once must not lock the server out.
+    The lock is a file beside `path`, `.<name>.lock`, which stays. Everybody may open it, so that a
+    command run once by root doesn't lock the server out.
 
     Raises: OSError (no such folder, no permission, a file system without locks).
     """
