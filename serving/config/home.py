@@ -139,7 +139,7 @@ def token(home: Home, caller: Caller) -> str:
     except FileNotFoundError:
         raise HomeError(f"no token at {path}: start `lethe serve` once, it makes one") from None
     except PermissionError:
-        raise HomeError(f"{path} belongs to somebody else: the {caller} token is needed") from None
+        raise HomeError(f"{path} belongs to another user: the {caller} token is needed") from None
 
 
 def open_ledger(home: Home, *, read_only: bool = False) -> Ledger:
@@ -198,8 +198,8 @@ def check_registry(home: Home) -> Ledger:
             raise
         raise HomeError(
             f"the registry {home.registry} is not served: {error}. Put the newest copy back. If "
-            "there is none and what is missing may be lost, let that be known to whoever asked "
-            f"for erasures since, and delete {home.highwater} and {home.checkpoints}"
+            "there is none, the missing records may be lost: tell those who asked for erasures "
+            f"since, and delete {home.highwater} and {home.checkpoints}"
         ) from None
 
 

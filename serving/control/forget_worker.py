@@ -82,7 +82,7 @@ class ForgetWorker:
             terms: When a trial is decided.
             closed_form: Serve a closed form until the training has ended.
             company_s: Seconds that a job waits for others to be trained with it.
-            accepting: The lock that commands hold while they change who is under erasure.
+            accepting: The lock that commands hold while they change what is under erasure.
             metrics: Metrics about trainings.
         """
         self._ledger = ledger

@@ -35,7 +35,7 @@ class Recording:
     """Writes records, signed with the keys of the operator and the publisher."""
 
     def __init__(self, home: Home, ledger: Ledger, *, actor: str) -> None:
-        """`actor`: the name that stands in the records of confirmations."""
+        """`actor`: the name in the records of confirmations."""
         self._home = home
         self._ledger = ledger
         self._actor = actor
@@ -71,7 +71,7 @@ class Recording:
         state = self._ledger.refresh()
         waiting = to_bring_back(state)
         if not waiting:
-            raise ConflictError("nobody has to be brought back any more")
+            raise ConflictError("no restored subject waits to be served again")
         to = way_back(state)
         if to is None:
             return self.release_for("guard", job_about(state, waiting).id, author)
