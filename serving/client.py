@@ -9,11 +9,13 @@ import mimetypes
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
+from httpx_sse import EventSource, SSEError
 
 from serving.coordination.jobs import ENDED
 from serving.errors import ServingError
@@ -62,7 +64,7 @@ class _Connection:
         try:
             answer: dict[str, Any] = response.json()
         except ValueError:
-            raise ClientError(f"{self._http.base_url} is not a Lethe server") from None
+            raise self._another() from None
         return answer
 
     def _answer(self, method: str, path: str, **request: Any) -> httpx.Response:
@@ -84,21 +86,27 @@ class _Connection:
             raise ClientError(_sentence(response))
         return response
 
-    def _lines(self, method: str, path: str, **request: Any) -> Iterator[str]:
-        """The answer's lines, as they come."""
+    @contextmanager
+    def _stream(self, method: str, path: str, **request: Any) -> Iterator[httpx.Response]:
+        """The answer, to be read as it comes."""
         try:
             with self._http.stream(method, path, **request) as response:
                 if response.is_error:
                     response.read()
                     raise ClientError(_sentence(response))
-                yield from response.iter_lines()
+                yield response
         except httpx.ConnectError:
             raise self._absent() from None
+        except SSEError:
+            raise self._another() from None
         except httpx.HTTPError as error:
             raise ClientError(f"the answer to {method} {path} broke off: {error!r}") from None
 
     def _absent(self) -> ClientError:
         return ClientError(f"nothing answers at {self._http.base_url}: is `lethe serve` running?")
+
+    def _another(self) -> ClientError:
+        return ClientError(f"{self._http.base_url} is not a Lethe server")
 
 
 class InferenceClient(_Connection):
@@ -126,8 +134,10 @@ class InferenceClient(_Connection):
         """What /v1/predict answers for each image, in order, as it comes; for an image that could
         not be answered, `problem`."""
         files = [("images", (str(index), image)) for index, image in enumerate(images)]
-        for line in self._lines("POST", "/v1/predict/batch", files=files, params={"top_k": top_k}):
-            yield json.loads(line)
+        request = {"files": files, "params": {"top_k": top_k}}
+        with self._stream("POST", "/v1/predict/batch", **request) as response:
+            for line in response.iter_lines():
+                yield json.loads(line)
 
     def ready(self) -> bool:
         try:
@@ -229,9 +239,9 @@ class Client(_Connection):
 
     def events(self, job: str) -> Iterator[dict[str, Any]]:
         """The job as it goes on, until it has ended, as the server pushes it."""
-        for line in self._lines("GET", f"/v1/jobs/{job}/events", timeout=None):
-            if line.startswith("data: "):
-                yield json.loads(line.removeprefix("data: "))
+        with self._stream("GET", f"/v1/jobs/{job}/events", timeout=None) as response:
+            for event in EventSource(response).iter_sse():
+                yield event.json()
 
     def wait(
         self, job: str, note: Callable[[dict[str, Any]], None] = lambda _: None

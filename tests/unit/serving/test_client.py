@@ -11,9 +11,8 @@ import pytest
 from serving.client import Client, ClientError, InferenceClient
 
 
-@pytest.fixture
-def breaking() -> Iterator[str]:
-    """The URL of a server that breaks every answer off in its middle."""
+def answering(answer: bytes) -> Iterator[str]:
+    """The URL of a server that answers every request so, then closes the connection."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -24,7 +23,7 @@ def breaking() -> Iterator[str]:
                 return
             with connection:
                 connection.recv(65536)
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{}\n")
+                connection.sendall(answer)
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
@@ -32,6 +31,21 @@ def breaking() -> Iterator[str]:
     listener.shutdown(socket.SHUT_RDWR)
     listener.close()
     thread.join(5)
+
+
+@pytest.fixture
+def breaking() -> Iterator[str]:
+    """The URL of a server that breaks every answer off in its middle."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 99\r\n\r\n"
+    yield from answering(head + b"{}\n")
+
+
+@pytest.fixture
+def another() -> Iterator[str]:
+    """The URL of a server that answers everything with a page."""
+    page = b"<p>Welcome"
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n"
+    yield from answering(head % len(page) + page)
 
 
 @pytest.mark.parametrize("url", ["http://[::", "localhost:8001", "ftp://localhost"])
@@ -45,6 +59,12 @@ def test_an_answer_that_breaks_off_is_a_sentence(breaking: str) -> None:
         list(client.events("job-1"))
     with InferenceClient(breaking) as client, pytest.raises(ClientError, match="broke off"):
         list(client.predict_batch([b"data"]))
+
+
+def test_another_server_is_a_sentence(another: str) -> None:
+    for ask in (Client.status, lambda client: list(client.events("job-1"))):
+        with Client(another, "token") as client, pytest.raises(ClientError, match="is not a Lethe"):
+            ask(client)
 
 
 def test_a_server_that_is_not_there_is_a_sentence() -> None:
