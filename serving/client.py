@@ -16,6 +16,14 @@ from typing import Any, Self
 
 import httpx
 from httpx_sse import EventSource, SSEError
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    retry_if_not_exception_type,
+    retry_if_result,
+    stop_after_attempt,
+    wait_fixed,
+)
 
 from serving.coordination.jobs import ENDED
 from serving.errors import ServingError
@@ -24,6 +32,10 @@ POLL_S = 0.3
 TRIES = 8
 RETRY_S = 1.0
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_BROKE_OFF = retry_if_exception_type(httpx.HTTPError) & retry_if_not_exception_type(
+    httpx.ConnectError
+)
+_BUSY = retry_if_result(lambda response: response.status_code == 503)
 
 
 class ClientError(ServingError):
@@ -70,18 +82,18 @@ class _Connection:
     def _answer(self, method: str, path: str, **request: Any) -> httpx.Response:
         # What is asked may be asked again, and so may a command that carries its key.
         again = method == "GET" or "Idempotency-Key" in request.get("headers", {})
-        for left in reversed(range(TRIES if again else 1)):
-            try:
-                response = self._http.request(method, path, **request)
-            except httpx.ConnectError:
-                raise self._absent() from None
-            except httpx.HTTPError as error:
-                if not left:
-                    raise ClientError(f"{method} {path} got no answer: {error!r}") from None
-            else:
-                if response.status_code != 503 or not left:
-                    break
-            time.sleep(RETRY_S)
+        asking = Retrying(
+            retry=_BROKE_OFF | _BUSY,
+            wait=wait_fixed(RETRY_S),
+            stop=stop_after_attempt(TRIES if again else 1),
+            retry_error_callback=lambda state: state.outcome and state.outcome.result(),
+        )
+        try:
+            response: httpx.Response = asking(self._http.request, method, path, **request)
+        except httpx.ConnectError:
+            raise self._absent() from None
+        except httpx.HTTPError as error:
+            raise ClientError(f"{method} {path} got no answer: {error!r}") from None
         if response.is_error:
             raise ClientError(_sentence(response))
         return response

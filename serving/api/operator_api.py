@@ -70,6 +70,7 @@ class OperatorApi:
 
     def _run(self) -> None:
         """Listen, for ever: the port may still be held by the process that this one replaces."""
+        # By hand: it never ends, and `problem` tells each reason while it waits.
         while True:
             try:
                 listener = socket.create_server(self._address, backlog=128)

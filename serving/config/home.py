@@ -17,11 +17,11 @@ import logging
 import os
 import secrets
 import stat
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
+
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_fixed
 
 from registry.errors import IntegrityError, StoreError
 from registry.log import checkpoint
@@ -36,8 +36,6 @@ from serving.errors import ServingError
 
 Caller = Literal["operator", "auditor"]
 CALLERS: tuple[Caller, ...] = ("operator", "auditor")
-
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -172,27 +170,30 @@ def open_current_ledger(home: Home, *, read_only: bool = False) -> Ledger:
     return ledger
 
 
+def _say_why(state: RetryCallState) -> None:
+    error = state.outcome and state.outcome.exception()
+    log.error("the registry can't be opened, trying again: %s", error)
+
+
+_patiently = Retrying(
+    retry=retry_if_exception_type(StoreError),
+    wait=wait_fixed(STORE_RETRY_S),
+    before_sleep=_say_why,
+)
+
+
 def wait_for_ledger(home: Home, *, read_only: bool = False) -> Ledger:
     """`open_current_ledger`, waited for while the storage fails.
 
     For the constructors of actors: Ray restarts a process that dies, but gives an actor up for
     good whose constructor raises. A ledger that fails its checks does raise: it must not be served.
     """
-    return _waited_for(lambda: open_current_ledger(home, read_only=read_only))
+    return _patiently(open_current_ledger, home, read_only=read_only)
 
 
 def wait_for_private_store(home: Home, *, read_only: bool = False) -> Store:
     """`open_private_store`, as `wait_for_ledger`: a bucket is asked when it is opened."""
-    return _waited_for(lambda: open_private_store(home, read_only=read_only))
-
-
-def _waited_for(opened: Callable[[], T]) -> T:
-    while True:
-        try:
-            return opened()
-        except StoreError as error:
-            log.error("the registry can't be opened, trying again: %s", error)
-            time.sleep(STORE_RETRY_S)
+    return _patiently(open_private_store, home, read_only=read_only)
 
 
 def check_registry(home: Home) -> Ledger:

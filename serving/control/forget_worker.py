@@ -128,6 +128,7 @@ class ForgetWorker:
 
     def _run(self) -> None:
         rounds = 0
+        # By hand: a retry library repeats one call; here each round may take up another job.
         while True:
             job: Job | None = None
             try:

@@ -113,6 +113,7 @@ class Member:
         refuses. Raises `NotCurrentError` when it takes longer than `timeout` seconds.
         """
         deadline = self._clock() + timeout
+        # By hand: tenacity counts on a clock of its own, and the rest of the time is the lease's.
         while True:
             try:
                 self._coordinator.register(self.name, timeout=self._timeout)
