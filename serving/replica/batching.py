@@ -1,7 +1,6 @@
 """Batches: what is asked at about the same time is worked on together.
 
-Ray's `serve.batch` does the same; by a profile of one replica it took a tenth of the event loop's
-time for each request, which is all the time that a small model's server has.
+Our own code, not Ray's `serve.batch`: that took a tenth of the event loop's time, by a profile.
 """
 
 from __future__ import annotations
