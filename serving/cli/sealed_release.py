@@ -1,7 +1,7 @@
 """`lethe seal`: the active release of a registry, made into a backbone on disk and recorded.
 
-The folder is whole and read back before the record is written: a registry is never sealed into a
-backbone that isn't there.
+The folder is durable and read back before the record is written: a registry is never sealed into a
+backbone that isn't there, not after a power cut either.
 """
 
 from __future__ import annotations

@@ -5,8 +5,6 @@ They need no server and no torch, and work on a copy (`--registry`, `--trust`) a
 
 from __future__ import annotations
 
-import contextlib
-import os
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +18,7 @@ from registry.log.ledger import Ledger, utc_now
 from registry.signing.keys import Trust
 from registry.store.contract import Store
 from registry.store.directory import open_store
+from registry.store.durable_file import durable_file
 from registry.upkeep.archive import export_archive, import_archive
 from registry.upkeep.collection import GRACE, collect
 from registry.upkeep.verification import Verification
@@ -130,19 +129,11 @@ def export(
     """
     with plain_errors():
         store, trusted = opened(config, registry, trust)
-        # Written aside, so that a failure leaves no half an archive under the name.
-        aside = file.with_name(f".tmp-{os.getpid()}-{file.name}")
         try:
-            with open(aside, "wb") as target:
+            with durable_file(file) as target:
                 state = export_archive(store, Ledger(store, trusted), target=target)
-                target.flush()
-                os.fsync(target.fileno())
-            os.replace(aside, file)
         except OSError as error:
             fail(f"{file} can't be written: {error.strerror}")
-        finally:
-            with contextlib.suppress(OSError):
-                aside.unlink()
         _tell_state(f"{file}", state.seq, state.head, as_json=as_json)
 
 

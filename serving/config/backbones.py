@@ -18,6 +18,7 @@ from pathlib import Path
 from forgetting.data.sources import open_image_set
 from forgetting.models.backbone import Backbone, load_backbone, load_timm, save_backbone
 from forgetting.training.pretrain import PretrainConfig, PretrainProgress, pretrain, small_vit
+from registry.store.durable_file import make_folder, sync_folder
 from serving.config.home import home_of
 from serving.config.settings import DIGITS, Settings
 
@@ -54,13 +55,14 @@ def prepare_backbone(settings: Settings, progress: Report) -> None:
     folder = embedded_folder(settings)
     if folder.exists():
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     trained = pretrain(open_image_set(DIGITS), progress=progress)
     # Renamed into place, so that a start that is cut off leaves nothing half-made behind.
     aside = Path(tempfile.mkdtemp(prefix=".training-", dir=folder.parent))
     try:
         save_backbone(aside, trained.backbone)
         os.rename(aside, folder)
+        sync_folder(folder.parent)
     except FileExistsError:
         pass  # another first start was faster
     finally:

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import secrets
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,6 +30,7 @@ from registry.log.ledger import Ledger
 from registry.signing.keys import TRUST_FILE, Role, Signer, Trust, init_keys
 from registry.store.contract import Store
 from registry.store.directory import open_store
+from registry.store.durable_file import make_folder, write_durably
 from registry.subjects.subject_map import SubjectMap
 from serving.config.settings import Settings
 from serving.errors import ServingError
@@ -103,10 +104,10 @@ def home_of(settings: Settings) -> Home:
 def prepare_home(home: Home) -> None:
     """Make what a first start lacks: folders, signing keys, tokens. Raises `HomeError`."""
     try:
-        home.path.mkdir(parents=True, exist_ok=True)
+        make_folder(home.path)
         if isinstance(home.registry, Path):
-            home.registry.mkdir(parents=True, exist_ok=True)
-        home.tokens.mkdir(mode=0o700, exist_ok=True)
+            make_folder(home.registry)
+        make_folder(home.tokens, mode=0o700)
         init_keys(home.keys)
         for caller in CALLERS:
             _make_token(home.tokens / caller)
@@ -115,22 +116,10 @@ def prepare_home(home: Home) -> None:
 
 
 def _make_token(path: Path) -> None:
-    if path.exists():
-        return
-    # Written aside and linked: a crash leaves no empty token behind, and of two first starts
-    # at once both end up with the same one.
-    aside = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(secrets.token_urlsafe(32) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        os.link(aside, path)
-    except FileExistsError:
-        pass
-    finally:
-        os.unlink(aside)
+    """A new token where there is none: two first starts at once end up with the same one."""
+    with suppress(FileExistsError):
+        made = f"{secrets.token_urlsafe(32)}\n"
+        write_durably(path, made.encode(), mode=0o600, replace=False)
 
 
 def token(home: Home, caller: Caller) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
@@ -21,6 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from registry.store.durable_file import write_durably
 from serving.monitoring import evidence
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ class Tally:
     # -- across restarts
 
     def save(self, path: Path) -> None:
-        """Replace the file at `path` in one step. Raises OSError."""
+        """Replace the file at `path` durably. Raises OSError."""
         document = {
             "format": _FORMAT,
             "totals": [[stack, asdict(counts)] for stack, counts in self._totals.items()],
@@ -150,12 +150,7 @@ class Tally:
                 for replica, seen in self._seen.items()
             ],
         }
-        beside = path.with_suffix(".new")
-        with beside.open("w") as file:
-            json.dump(document, file)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        write_durably(path, json.dumps(document).encode())
 
     @classmethod
     def load(cls, path: Path) -> Tally:

@@ -23,9 +23,10 @@ import torch
 from forgetting.adapter.stack import EffectiveState
 from forgetting.models.backbone import Backbone
 from forgetting.models.golden import TOLERANCE
+from registry.store.durable_file import write_durably
 from serving.config.settings import EngineName, EngineSettings
 from serving.replica.engines import Engine, EngineError, Forward
-from serving.replica.engines.onnx_graph import graph_name, write_whole
+from serving.replica.engines.onnx_graph import graph_name
 from serving.replica.engines.onnx_runtime import OnnxEngine
 from serving.replica.engines.torch_compiled import CompiledEngine
 from serving.replica.engines.torch_eager import TorchEngine
@@ -222,6 +223,7 @@ def _remember(path: Path, measured: Mapping[Pass, float]) -> None:
         for name in CANDIDATES
     }
     try:
-        write_whole(path, json.dumps({"ms_per_image": ms}).encode())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(path, json.dumps({"ms_per_image": ms}).encode())
     except OSError as error:
         log.warning("the engines' speed is not kept for the next start: %s", error)

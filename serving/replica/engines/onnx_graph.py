@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import secrets
 import tempfile
 import warnings
 from pathlib import Path
@@ -23,6 +21,7 @@ from torch import Tensor, nn
 
 from forgetting.erasure.edit import EditLayer
 from forgetting.models.backbone import Backbone
+from registry.store.durable_file import write_durably
 from serving.replica.engines import EngineError
 from serving.replica.engines.tensors import editable_copy
 
@@ -141,17 +140,6 @@ def kept_graph(backbone: Backbone, folder: Path) -> bytes | None:
 
 
 def keep_graph(backbone: Backbone, folder: Path, graph: bytes) -> None:
-    """Leave a graph for the next start. Raises as `write_whole`."""
-    write_whole(folder / f"{graph_name(backbone)}.onnx", graph)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that a reader sees whole or not at all.
-
-    Raises:
-        OSError: It can't be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-    beside.write_bytes(content)
-    os.replace(beside, path)
+    """Leave a graph for the next start. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_durably(folder / f"{graph_name(backbone)}.onnx", graph)
