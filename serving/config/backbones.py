@@ -1,7 +1,7 @@
-"""The backbone that the settings name; the embedded default is trained at the first start.
+"""Opens the backbone that the settings name, and trains the embedded default at the first start.
 
-What is trained here is kept under LETHE_HOME/backbones, in a folder named by its recipe, so that
-a changed recipe trains anew and an unchanged one starts in seconds.
+The trained default is kept under LETHE_HOME/backbones, in a folder named by a digest of its recipe.
+A start finds it there; only a changed recipe is trained again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Report = Callable[[PretrainProgress], None]
 
 
 def open_backbone(settings: Settings) -> Backbone:
-    """Load what the settings name. Raises `BackboneError`; trains nothing."""
+    """Load the backbone that the settings name. Trains nothing. Raises `BackboneError`."""
     chosen = settings.backbone
     if chosen.model is not None and chosen.labels is not None:
         return load_timm(
@@ -38,7 +38,7 @@ def open_backbone(settings: Settings) -> Backbone:
 
 
 def embedded_folder(settings: Settings) -> Path:
-    """Where the digits backbone of the current recipe is kept."""
+    """The folder of the digits backbone with the current recipe."""
     images = open_image_set(DIGITS)
     recipe = json.dumps(
         [images.manifest_digest, asdict(PretrainConfig()), small_vit(images)[:2]], sort_keys=True
@@ -48,9 +48,11 @@ def embedded_folder(settings: Settings) -> Path:
 
 
 def prepare_backbone(settings: Settings, progress: Report) -> None:
-    """Train the embedded default unless it is here already, or another backbone is named.
+    """Train the embedded default, unless it exists already or the settings name another one.
 
-    Of several first starts one trains, and the others wait for it. Raises OSError.
+    When several servers start for the first time at once, one trains it and the others wait.
+
+    Raises: OSError.
     """
     if not settings.backbone.embedded:
         return
@@ -59,7 +61,7 @@ def prepare_backbone(settings: Settings, progress: Report) -> None:
         return
     make_folder(folder.parent)
     with only_writer(folder):
-        if not folder.exists():  # by another first start, meanwhile
+        if not folder.exists():  # another start may have trained it meanwhile
             trained = pretrain(open_image_set(DIGITS), progress=progress)
             with new_folder(folder) as beside:
                 save_backbone(beside, trained.backbone)

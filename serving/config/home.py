@@ -2,12 +2,12 @@
 
 keys/         signing keys, one a role, and trust.json        (0600)
 tokens/       bearer tokens: operator, auditor                (0600)
-backbones/    what was trained here, by recipe
-engines/      ONNX graphs (without weights), and which engine was how fast
+backbones/    the trained default backbone, in a folder for each recipe
+engines/      ONNX graphs (without weights), and the measured speed of each engine
 registry/     the ledger and its blobs (or elsewhere, also in a bucket: `registry` in the settings)
 registry-evidence.json  what live traffic has shown, per stack of adapters
-highwater.json  the newest record ever seen, signed: an older copy of the registry is refused
-checkpoints/  what long logs added up to when they were last read
+highwater.json  the newest record ever seen, signed: it shows when the registry is an older copy
+checkpoints/  the folded state of long logs, as of when they were last read
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class HomeError(ServingError):
 class Home:
     path: Path
     registry: Path | str
-    """A folder, or the URL of a bucket's."""
+    """A folder, or the URL of a folder in a bucket."""
 
     @property
     def keys(self) -> Path:
@@ -67,7 +67,7 @@ class Home:
 
     @property
     def engines(self) -> Path:
-        """Graphs without weights, and how fast which engine was."""
+        """ONNX graphs without weights, and the measured speed of each engine."""
         return self.path / "engines"
 
     @property
@@ -90,7 +90,8 @@ class Home:
         return Trust.load(self.keys / TRUST_FILE)
 
     def _beside(self, name: str) -> Path:
-        """A file beside the registry that it is about: several may share one home."""
+        """A file about this registry. Its name holds the registry's, since several registries may
+        share one home."""
         if isinstance(self.registry, Path):
             return self.registry.with_name(f"{self.registry.name}-{name}")
         digest = hashlib.sha256(self.registry.encode()).hexdigest()[:12]
@@ -102,7 +103,7 @@ def home_of(settings: Settings) -> Home:
 
 
 def prepare_home(home: Home) -> None:
-    """Make what a first start lacks: folders, signing keys, tokens. Raises `HomeError`."""
+    """Create the folders, signing keys and tokens that don't exist yet. Raises `HomeError`."""
     try:
         make_folder(home.path)
         if isinstance(home.registry, Path):
@@ -116,7 +117,7 @@ def prepare_home(home: Home) -> None:
 
 
 def _make_token(path: Path) -> None:
-    """A new token where there is none: two first starts at once end up with the same one."""
+    """Make a token if there is none. Two first starts at once end up with the same one."""
     with suppress(FileExistsError):
         made = f"{secrets.token_urlsafe(32)}\n"
         write_durably(path, made.encode(), mode=0o600, replace=False)
@@ -140,18 +141,18 @@ def token(home: Home, caller: Caller) -> str:
 
 
 def open_ledger(home: Home, *, read_only: bool = False) -> Ledger:
-    """The registry's ledger, not read yet. `read_only`: a bucket needs no more than that then."""
+    """The registry's ledger, not read yet. With `read_only`, a bucket needs to allow no writes."""
     return Ledger(open_store(home.registry, read_only=read_only), home.trust)
 
 
 def open_current_ledger(home: Home, *, read_only: bool = False) -> Ledger:
-    """The ledger, read, and held against the newest record that was ever seen of it.
+    """The ledger, read, and compared with the high-water mark: the newest record ever seen of it.
 
-    Raises as `Ledger.refresh`, and IntegrityError with the check "replay" when this is an older
-    copy of the registry, whose records are all good in themselves.
+    Raises as `Ledger.refresh`. Raises IntegrityError with the check "replay" when this is an older
+    copy of the registry: all its records are valid, but newer ones are missing.
     """
     trust = home.trust
-    # Before the log: read after it, the mark could be of a record that was added in between.
+    # The mark is read before the log: read later, it could name a record added in between.
     mark = read_mark(home.highwater, trust)
     store = open_store(home.registry, read_only=read_only)
     ledger = checkpoint.open_ledger(store, trust, directory=home.checkpoints)
@@ -172,23 +173,24 @@ _patiently = Retrying(
 
 
 def wait_for_ledger(home: Home, *, read_only: bool = False) -> Ledger:
-    """`open_current_ledger`, waited for while the storage fails.
+    """`open_current_ledger`, repeated for as long as the storage fails.
 
-    For the constructors of actors: Ray restarts a process that dies, but gives an actor up for
-    good whose constructor raises. A ledger that fails its checks does raise: it must not be served.
+    For the constructors of actors: Ray restarts a process that dies, but not an actor whose
+    constructor raises. A ledger that fails its checks still raises, since it must not be served.
     """
     return _patiently(open_current_ledger, home, read_only=read_only)
 
 
 def wait_for_private_store(home: Home, *, read_only: bool = False) -> Store:
-    """`open_private_store`, as `wait_for_ledger`: a bucket is asked when it is opened."""
+    """`open_private_store`, repeated for as long as the storage fails, like `wait_for_ledger`:
+    opening a bucket sends requests to it."""
     return _patiently(open_private_store, home, read_only=read_only)
 
 
 def check_registry(home: Home) -> Ledger:
-    """`open_current_ledger` for a start, with what to do about an older copy.
+    """`open_current_ledger` for the start of a server.
 
-    Raises as that, but `HomeError` for an older copy.
+    Raises the same, but `HomeError` for an older copy: its message says what to do.
     """
     try:
         return open_current_ledger(home)
@@ -203,18 +205,17 @@ def check_registry(home: Home) -> Ledger:
 
 
 def note_seen(home: Home, ledger: Ledger, operator: Signer) -> None:
-    """Sign that the newest record of `ledger` was seen.
+    """Raise the high-water mark to the newest record of `ledger`.
 
+    After this, an older copy of the registry, which lacks that record, is noticed and refused.
     Raises as `registry.log.highwater.raise_mark`.
-
-    What was acknowledged after this can't be taken back by an older copy without being noticed.
     """
     state = ledger.state
     raise_mark(home.highwater, seq=state.seq, head=state.head, signer=operator, trust=home.trust)
 
 
 def open_private_store(home: Home, *, read_only: bool = False) -> Store:
-    """The registry's store, for what is about persons: nobody else may read what it writes."""
+    """The registry's store for personal data: files that it writes have mode 0600."""
     return open_store(home.registry, read_only=read_only, file_mode=0o600)
 
 

@@ -1,4 +1,4 @@
-"""A forget job as server-sent events (WHATWG HTML, 9.2): what changed, until it has ended."""
+"""A forget job as server-sent events (WHATWG HTML, 9.2): each change, until the job has ended."""
 
 from __future__ import annotations
 
@@ -16,15 +16,13 @@ from serving.coordination.jobs import ENDED
 
 POLL_S = 0.25
 QUIET_S = 15.0
-"""Proxies and clients close connections on which nothing comes, so a comment is sent this often."""
+"""Seconds between comments: proxies and clients close connections that stay quiet."""
 _NEWLINE = "\n"
 
 
 def event_stream(control: ControlClient, first: dict[str, Any]) -> EventSourceResponse:
-    """`first`, then every change of that job. While control's process restarts the stream waits.
-
-    No proxy keeps the answer or holds any of it back (the library sets the headers for that).
-    """
+    """An event with `first`, then one for every change of that job. The stream waits while control
+    restarts. The library sets the headers that keep proxies from caching or buffering it."""
     return EventSourceResponse(
         _changes(control, first), ping=QUIET_S, ping_message_factory=_comment, sep=_NEWLINE
     )
@@ -45,7 +43,7 @@ async def _changes(control: ControlClient, first: dict[str, Any]) -> AsyncIterat
             answer = await control.job(first["job"])
         except RayError:
             continue
-        if isinstance(answer, Rejection):  # another registry was put in its place
+        if isinstance(answer, Rejection):  # the registry was replaced by another one
             return
         view = answer
 
