@@ -15,13 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.monitoring.evidence import detect, log10_detection, log10_evidence, quiet
+from serving.monitoring.thresholds import PROOF, SUSPICION
 
 RATES = (0.02, 0.03, 0.05, 0.10, 0.30, 1.0)
 RUNS = 1000
 LONGEST = 30_000
 QUIET = 10_000
-PROOF = 3.0
-SUSPICION = 5.0
 
 
 def until_proof(rate: float, target: float, rng: np.random.Generator) -> NDArray[np.float64]:

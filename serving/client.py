@@ -9,11 +9,21 @@ import mimetypes
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
+from httpx_sse import EventSource, SSEError
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    retry_if_not_exception_type,
+    retry_if_result,
+    stop_after_attempt,
+    wait_fixed,
+)
 
 from serving.coordination.jobs import ENDED
 from serving.errors import ServingError
@@ -22,6 +32,10 @@ POLL_S = 0.3
 TRIES = 8
 RETRY_S = 1.0
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_BROKE_OFF = retry_if_exception_type(httpx.HTTPError) & retry_if_not_exception_type(
+    httpx.ConnectError
+)
+_BUSY = retry_if_result(lambda response: response.status_code == 503)
 
 
 class ClientError(ServingError):
@@ -62,43 +76,49 @@ class _Connection:
         try:
             answer: dict[str, Any] = response.json()
         except ValueError:
-            raise ClientError(f"{self._http.base_url} is not a Lethe server") from None
+            raise self._another() from None
         return answer
 
     def _answer(self, method: str, path: str, **request: Any) -> httpx.Response:
         # Only questions and commands with an idempotency key may be sent again.
         again = method == "GET" or "Idempotency-Key" in request.get("headers", {})
-        for left in reversed(range(TRIES if again else 1)):
-            try:
-                response = self._http.request(method, path, **request)
-            except httpx.ConnectError:
-                raise self._absent() from None
-            except httpx.HTTPError as error:
-                if not left:
-                    raise ClientError(f"{method} {path} got no answer: {error!r}") from None
-            else:
-                if response.status_code != 503 or not left:
-                    break
-            time.sleep(RETRY_S)
+        asking = Retrying(
+            retry=_BROKE_OFF | _BUSY,
+            wait=wait_fixed(RETRY_S),
+            stop=stop_after_attempt(TRIES if again else 1),
+            retry_error_callback=lambda state: state.outcome and state.outcome.result(),
+        )
+        try:
+            response: httpx.Response = asking(self._http.request, method, path, **request)
+        except httpx.ConnectError:
+            raise self._absent() from None
+        except httpx.HTTPError as error:
+            raise ClientError(f"{method} {path} got no answer: {error!r}") from None
         if response.is_error:
             raise ClientError(_sentence(response))
         return response
 
-    def _lines(self, method: str, path: str, **request: Any) -> Iterator[str]:
-        """The lines of the answer, as they arrive."""
+    @contextmanager
+    def _stream(self, method: str, path: str, **request: Any) -> Iterator[httpx.Response]:
+        """The answer, whose body the caller reads as it arrives."""
         try:
             with self._http.stream(method, path, **request) as response:
                 if response.is_error:
                     response.read()
                     raise ClientError(_sentence(response))
-                yield from response.iter_lines()
+                yield response
         except httpx.ConnectError:
             raise self._absent() from None
+        except SSEError:
+            raise self._another() from None
         except httpx.HTTPError as error:
             raise ClientError(f"the answer to {method} {path} broke off: {error!r}") from None
 
     def _absent(self) -> ClientError:
         return ClientError(f"nothing answers at {self._http.base_url}: is `lethe serve` running?")
+
+    def _another(self) -> ClientError:
+        return ClientError(f"{self._http.base_url} is not a Lethe server")
 
 
 class InferenceClient(_Connection):
@@ -126,8 +146,10 @@ class InferenceClient(_Connection):
         """The answer of /v1/predict for each image, in order, as it arrives. An image that could
         not be answered has `problem` instead."""
         files = [("images", (str(index), image)) for index, image in enumerate(images)]
-        for line in self._lines("POST", "/v1/predict/batch", files=files, params={"top_k": top_k}):
-            yield json.loads(line)
+        request = {"files": files, "params": {"top_k": top_k}}
+        with self._stream("POST", "/v1/predict/batch", **request) as response:
+            for line in response.iter_lines():
+                yield json.loads(line)
 
     def ready(self) -> bool:
         try:
@@ -232,9 +254,9 @@ class Client(_Connection):
 
     def events(self, job: str) -> Iterator[dict[str, Any]]:
         """The job's view at each change until the job has ended, as the server pushes it."""
-        for line in self._lines("GET", f"/v1/jobs/{job}/events", timeout=None):
-            if line.startswith("data: "):
-                yield json.loads(line.removeprefix("data: "))
+        with self._stream("GET", f"/v1/jobs/{job}/events", timeout=None) as response:
+            for event in EventSource(response).iter_sse():
+                yield event.json()
 
     def wait(
         self, job: str, note: Callable[[dict[str, Any]], None] = lambda _: None

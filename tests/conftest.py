@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 
@@ -44,10 +43,7 @@ def digits_backbones() -> Path:
     from serving.config.sources import load_settings
 
     settings = load_settings(home=CALLERS_HOME)
-    settings.home_path.mkdir(parents=True, exist_ok=True)
-    with (settings.home_path / ".training").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        prepare_backbone(settings, lambda _: None)
+    prepare_backbone(settings, lambda _: None)
     return settings.home_path / "backbones"
 
 

@@ -71,6 +71,7 @@ class OperatorApi:
     def _run(self) -> None:
         """Listen; after a failure, try again. The process that this one replaces may still hold the
         port."""
+        # By hand, not with tenacity: `problem` reports each failure in the meantime.
         while True:
             try:
                 listener = socket.create_server(self._address, backlog=128)

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from forgetting.data.durable_file import new_folder
 from forgetting.data.sources import open_image_set
 from forgetting.models.backbone import Backbone, load_backbone, load_timm, save_backbone
 from forgetting.training.pretrain import PretrainConfig, PretrainProgress, pretrain, small_vit
-from registry.store.durable_file import make_folder, sync_folder
+from registry.store.durable_file import make_folder
+from registry.store.file_lock import only_writer
 from serving.config.home import home_of
 from serving.config.settings import DIGITS, Settings
 
@@ -49,21 +48,20 @@ def embedded_folder(settings: Settings) -> Path:
 
 
 def prepare_backbone(settings: Settings, progress: Report) -> None:
-    """Train the embedded default, unless it exists already or the settings name another one."""
+    """Train the embedded default, unless it exists already or the settings name another one.
+
+    When several servers start for the first time at once, one trains it and the others wait.
+
+    Raises: OSError.
+    """
     if not settings.backbone.embedded:
         return
     folder = embedded_folder(settings)
     if folder.exists():
         return
     make_folder(folder.parent)
-    trained = pretrain(open_image_set(DIGITS), progress=progress)
-    # Saved elsewhere and renamed, so that an interrupted start leaves no half-written backbone.
-    aside = Path(tempfile.mkdtemp(prefix=".training-", dir=folder.parent))
-    try:
-        save_backbone(aside, trained.backbone)
-        os.rename(aside, folder)
-        sync_folder(folder.parent)
-    except FileExistsError:
-        pass  # another start has trained it meanwhile
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with only_writer(folder):
+        if not folder.exists():  # another start may have trained it meanwhile
+            trained = pretrain(open_image_set(DIGITS), progress=progress)
+            with new_folder(folder) as beside:
+                save_backbone(beside, trained.backbone)

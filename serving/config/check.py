@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def explain(
     for name, field in _leaves(Settings):
         value, source = given.get(name, (field.get_default(call_default_factory=True), "default"))
         if settings is not None:
-            value = _value_of(settings, name)
+            value = attrgetter(name)(settings)
         rows.append(Explained(name, value, source, field.description or ""))
     return tuple(rows), tuple(mistakes)
 
@@ -181,10 +182,3 @@ def _flat(given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
                 yield dotted, value
 
     return walk(given, "")
-
-
-def _value_of(settings: Settings, name: str) -> Any:
-    value: Any = settings
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value

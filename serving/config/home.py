@@ -16,12 +16,12 @@ import hashlib
 import logging
 import secrets
 import stat
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
+
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_fixed
 
 from registry.errors import IntegrityError, StoreError
 from registry.log import checkpoint
@@ -37,8 +37,6 @@ from serving.errors import ServingError
 
 Caller = Literal["operator", "auditor"]
 CALLERS: tuple[Caller, ...] = ("operator", "auditor")
-
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -162,28 +160,31 @@ def open_current_ledger(home: Home, *, read_only: bool = False) -> Ledger:
     return ledger
 
 
+def _say_why(state: RetryCallState) -> None:
+    error = state.outcome and state.outcome.exception()
+    log.error("the registry can't be opened, trying again: %s", error)
+
+
+_patiently = Retrying(
+    retry=retry_if_exception_type(StoreError),
+    wait=wait_fixed(STORE_RETRY_S),
+    before_sleep=_say_why,
+)
+
+
 def wait_for_ledger(home: Home, *, read_only: bool = False) -> Ledger:
     """`open_current_ledger`, repeated for as long as the storage fails.
 
     For the constructors of actors: Ray restarts a process that dies, but not an actor whose
     constructor raises. A ledger that fails its checks still raises, since it must not be served.
     """
-    return _waited_for(lambda: open_current_ledger(home, read_only=read_only))
+    return _patiently(open_current_ledger, home, read_only=read_only)
 
 
 def wait_for_private_store(home: Home, *, read_only: bool = False) -> Store:
     """`open_private_store`, repeated for as long as the storage fails, like `wait_for_ledger`:
     opening a bucket sends requests to it."""
-    return _waited_for(lambda: open_private_store(home, read_only=read_only))
-
-
-def _waited_for(opened: Callable[[], T]) -> T:
-    while True:
-        try:
-            return opened()
-        except StoreError as error:
-            log.error("the registry can't be opened, trying again: %s", error)
-            time.sleep(STORE_RETRY_S)
+    return _patiently(open_private_store, home, read_only=read_only)
 
 
 def check_registry(home: Home) -> Ledger:

@@ -130,6 +130,7 @@ class ForgetWorker:
 
     def _run(self) -> None:
         rounds = 0
+        # By hand, not with tenacity: each round may work on another job.
         while True:
             job: Job | None = None
             try:

@@ -13,13 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from serving.config.settings import Settings
+from serving.config.settings import MonitorSettings, Settings
 
 PostureName = Literal["shadow", "canary", "off"]
 POSTURES: tuple[PostureName, ...] = ("shadow", "canary", "off")
 BlindReason = Literal["off", "ended", "no_probes", "no_matches", "no_numbers"]
 BLIND_REASONS: tuple[BlindReason, ...] = ("off", "ended", "no_probes", "no_matches", "no_numbers")
-BLIND_AFTER_S = 24 * 3600.0
+BLIND_AFTER_S = MonitorSettings().blind_after_hours * 3600
 
 
 @dataclass(frozen=True)

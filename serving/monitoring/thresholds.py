@@ -1,4 +1,5 @@
-"""How much evidence is enough for an alert or a reaction; as in `deploy/prometheus/rules`."""
+"""How much evidence is enough for an alert or a reaction; as in `deploy/prometheus/rules`, which
+`tests/unit/test_alert_limits.py` checks."""
 
 PROOF = 3.0
 """log10 of the e-value at which the alert ForgottenClassRecognised fires."""

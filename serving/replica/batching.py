@@ -1,7 +1,6 @@
 """Batches: requests that come at about the same time are computed together.
 
-Ray's `serve.batch` does the same, but in a profile of one replica it took a tenth of the event
-loop's time. With a small model the event loop is the bottleneck.
+Our own code: in a profile of a replica, Ray's `serve.batch` took a tenth of the event loop's time.
 """
 
 from __future__ import annotations

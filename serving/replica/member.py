@@ -116,6 +116,7 @@ class Member:
         `NotCurrentError` when it takes longer than `timeout` seconds.
         """
         deadline = self._clock() + timeout
+        # By hand, not with tenacity: the deadline is on the lease's clock, and also holds below.
         while True:
             try:
                 self._coordinator.register(self.name, timeout=self._timeout)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
+from tenacity import Retrying, retry_if_exception_type, stop_before_delay, wait_fixed
 
 from serving.errors import ServingError
 from serving.training.messages import NotTrained, Trained, TrainJob
@@ -86,11 +86,10 @@ class TrainerClient:
 
     def _wait_until_back(self) -> None:
         """Wait until Ray has restarted the trainer and it answers, for `BACK_S` at most."""
-        deadline = time.monotonic() + BACK_S
-        while time.monotonic() < deadline:
-            try:
-                self.progress()
-            except RayActorError:
-                time.sleep(RETRY_S)
-            else:
-                return
+        asking = Retrying(
+            retry=retry_if_exception_type(RayActorError),
+            wait=wait_fixed(RETRY_S),
+            stop=stop_before_delay(BACK_S),
+            retry_error_callback=lambda _: None,  # the next training finds out
+        )
+        asking(self.progress)

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import AfterValidator, Base64Bytes, BaseModel, ConfigDict, Field, model_validator
+from sse_starlette import EventSourceResponse
 
 from serving.api.routes.access import AtDesk, Desk, operator_only
-from serving.api.routes.job_events import job_events
+from serving.api.routes.job_events import event_stream
 from serving.api.routes.problems import ProblemError
 from serving.control.messages import (
     Answer,
@@ -136,17 +137,13 @@ async def report(job: str, desk: AtDesk) -> Response:
 
 @router.get(
     "/jobs/{job}/events",
-    response_class=StreamingResponse,
+    response_class=EventSourceResponse,
     responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
 )
 async def events(job: str, desk: AtDesk) -> Response:
     """The job as server-sent events: one `job` event for each change, `end` with the last."""
     first = _or_problem(await desk.control.job(job))
-    return StreamingResponse(
-        job_events(desk.control, first),
-        media_type="text/event-stream",
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-    )
+    return event_stream(desk.control, first)
 
 
 @router.post("/jobs/{job}/cancel")

@@ -220,6 +220,7 @@ def _remembered(path: Path) -> dict[Pass, float]:
 
 
 def _remember(path: Path, measured: Mapping[Pass, float]) -> None:
+    """Without a lock: of two starts at once each measures for itself, and either's file will do."""
     ms = {
         name: {str(batch): value for (of, batch), value in measured.items() if of == name}
         for name in CANDIDATES

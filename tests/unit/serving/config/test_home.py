@@ -1,11 +1,13 @@
 """The home folder: who can read what."""
 
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from registry.errors import IntegrityError, TrustError
+from registry.errors import IntegrityError, StoreError, TrustError
 from registry.publish.declarations import write_note
 from serving.config.home import (
     Home,
@@ -18,6 +20,8 @@ from serving.config.home import (
     prepare_home,
     signer,
     token,
+    wait_for_ledger,
+    wait_for_private_store,
 )
 
 
@@ -119,3 +123,34 @@ class BusyHome(Home):
 
 def test_a_registry_that_grows_while_it_is_opened_is_no_older_copy(home: Home) -> None:
     assert open_current_ledger(BusyHome(home.path, home.registry)).state.seq > 2
+
+
+def test_a_storage_that_fails_is_waited_for_and_the_log_says_why(
+    home: Home, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert isinstance(home.registry, Path)
+    folder = home.registry.rename(home.path / "folder")
+    file = home.path / "file"
+    file.write_text("where the folder should be")
+    home.registry.symlink_to(file)
+    with pytest.raises(StoreError) as failed:
+        open_current_ledger(home)
+
+    def bring_back() -> None:
+        while not caplog.records:
+            time.sleep(0.01)
+        link = home.path / "link"
+        link.symlink_to(folder)
+        link.rename(home.registry)
+
+    threading.Thread(target=bring_back, daemon=True).start()
+    assert wait_for_ledger(home).state.seq == 2
+    assert wait_for_private_store(home).list("log/")
+    said = f"the registry can't be opened, trying again: {failed.value}"
+    assert {record.getMessage() for record in caplog.records} == {said}
+
+
+def test_an_older_copy_of_the_registry_is_not_waited_for(home: Home) -> None:
+    put_back(home, "older")
+    with pytest.raises(IntegrityError, match="older copy"):
+        wait_for_ledger(home)
