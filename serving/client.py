@@ -1,5 +1,5 @@
-"""The typed clients: one for inference, one for operators; one method a route. The CLI is written
-with them."""
+"""HTTP clients, with one method for each route: `InferenceClient` for predictions, `Client` for
+operators' commands. The CLI uses them."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 class ClientError(ServingError):
-    """The server refused, or can't be reached; the message is for a person."""
+    """The server answered with an error or can't be reached; the message is for a person."""
 
 
 class _Connection:
-    """One listener of a server, and how it is asked."""
+    """A connection to one listener of a server."""
 
     def __init__(self, url: str, token: str | None = None, *, timeout: float = 60.0) -> None:
-        """Raises `ClientError` for what is no URL."""
+        """`timeout`: seconds for each request. Raises `ClientError` if `url` is not a URL."""
         if not url.startswith(("http://", "https://")):
             raise ClientError(f"{url!r} is no URL of a server; expected http://HOST:PORT")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -66,7 +66,7 @@ class _Connection:
         return answer
 
     def _answer(self, method: str, path: str, **request: Any) -> httpx.Response:
-        # What is asked may be asked again, and so may a command that carries its key.
+        # Only questions and commands with an idempotency key may be sent again.
         again = method == "GET" or "Idempotency-Key" in request.get("headers", {})
         for left in reversed(range(TRIES if again else 1)):
             try:
@@ -85,7 +85,7 @@ class _Connection:
         return response
 
     def _lines(self, method: str, path: str, **request: Any) -> Iterator[str]:
-        """The answer's lines, as they come."""
+        """The lines of the answer, as they arrive."""
         try:
             with self._http.stream(method, path, **request) as response:
                 if response.is_error:
@@ -102,7 +102,7 @@ class _Connection:
 
 
 class InferenceClient(_Connection):
-    """Asks what images show. `token`: the auditor's, to be told what the weights say."""
+    """Asks for predictions. With the auditor's `token`, answers also have `before_mask`."""
 
     def predict(self, image: bytes, *, content_type: str, top_k: int = 5) -> dict[str, Any]:
         return self._ask(
@@ -123,8 +123,8 @@ class InferenceClient(_Connection):
         return self.predict(data, content_type=kind, top_k=top_k)
 
     def predict_batch(self, images: Sequence[bytes], *, top_k: int = 5) -> Iterator[dict[str, Any]]:
-        """What /v1/predict answers for each image, in order, as it comes; for an image that could
-        not be answered, `problem`."""
+        """The answer of /v1/predict for each image, in order, as it arrives. An image that could
+        not be answered has `problem` instead."""
         files = [("images", (str(index), image)) for index, image in enumerate(images)]
         for line in self._lines("POST", "/v1/predict/batch", files=files, params={"top_k": top_k}):
             yield json.loads(line)
@@ -137,7 +137,7 @@ class InferenceClient(_Connection):
 
 
 class Client(_Connection):
-    """Commands and asks a server, at its operator API. `token`: the operator's."""
+    """Sends commands and questions to a server's operator API. `token`: the operator's."""
 
     def forget(
         self,
@@ -149,12 +149,15 @@ class Client(_Connection):
         canary: int | None = None,
         batch: bool = False,
     ) -> dict[str, Any]:
-        """Accepted, and masked on every replica, when this returns. Sent again with the same
-        idempotency key, made here unless given, should the connection break.
+        """Forget classes. When this returns, every replica masks them. Returns the job's view.
 
-        `images`: image files by class, to learn from beside those of the server's data set.
-        `canary`: the percentage of requests that the adapter is tried on first. `batch`: train it
-        as one task with others that wait and say so.
+        If the connection breaks, the command is sent again with the same idempotency key.
+
+        Args:
+            key: The idempotency key; made here unless given.
+            images: Class -> image files to train on, in addition to the server's data set.
+            canary: Percentage of requests that the adapter is tried on first.
+            batch: The job may be trained as one task with others that allow it and wait.
         """
         body: dict[str, Any] = {"classes": list(classes), "reason": reason}
         if canary is not None:
@@ -176,12 +179,12 @@ class Client(_Connection):
         reason: str,
         key: str | None = None,
     ) -> dict[str, Any]:
-        """End the erasure of a class, or of a subject by its id; it is served again."""
+        """End the erasure of a class, or of a subject by its id, and serve it again."""
         whom = {"class": class_name} if class_name is not None else {"subject": subject}
         return self._command("/v1/restore", {**whom, "reason": reason}, key)
 
     def cancel(self, job: str, *, reason: str, key: str | None = None) -> dict[str, Any]:
-        """Train a job no further; its classes stay masked and under erasure."""
+        """Stop training a job; its classes stay masked and under erasure."""
         return self._command(f"/v1/jobs/{job}/cancel", {"reason": reason}, key)
 
     def retry(
@@ -192,14 +195,14 @@ class Client(_Connection):
         key: str | None = None,
         images: Mapping[str, Sequence[bytes]] | None = None,
     ) -> dict[str, Any]:
-        """Train a refused or cancelled job again; `images`: more of them, by class."""
+        """Train a refused or cancelled job again. `images`: class -> more image files."""
         body: dict[str, Any] = {"reason": reason}
         if images:
             body["images"] = _encoded(images)
         return self._command(f"/v1/jobs/{job}/retry", body, key)
 
     def suspend(self, *, reason: str, key: str | None = None) -> dict[str, Any]:
-        """Nothing is answered any more when this returns."""
+        """Stop all predictions. When this returns, no replica answers any."""
         return self._command("/v1/suspend", {"reason": reason}, key)
 
     def resume(self, *, reason: str, key: str | None = None) -> dict[str, Any]:
@@ -219,7 +222,7 @@ class Client(_Connection):
         return rows
 
     def watch(self, job: str) -> Iterator[dict[str, Any]]:
-        """The job as it goes on, until it has ended."""
+        """The job's view, asked for again and again until the job has ended."""
         while True:
             view = self.job(job)
             yield view
@@ -228,7 +231,7 @@ class Client(_Connection):
             time.sleep(POLL_S)
 
     def events(self, job: str) -> Iterator[dict[str, Any]]:
-        """The job as it goes on, until it has ended, as the server pushes it."""
+        """The job's view at each change until the job has ended, as the server pushes it."""
         for line in self._lines("GET", f"/v1/jobs/{job}/events", timeout=None):
             if line.startswith("data: "):
                 yield json.loads(line.removeprefix("data: "))
@@ -236,7 +239,7 @@ class Client(_Connection):
     def wait(
         self, job: str, note: Callable[[dict[str, Any]], None] = lambda _: None
     ) -> dict[str, Any]:
-        """The job at its end."""
+        """Wait until the job has ended; return its view. `note` is called with each view."""
         view: dict[str, Any] = {}
         for view in self.watch(job):
             note(view)
@@ -254,7 +257,7 @@ def _encoded(images: Mapping[str, Sequence[bytes]]) -> dict[str, list[str]]:
 
 
 def read_images(folder: Path) -> list[bytes]:
-    """The image files of a folder. Raises `ClientError` when there are none."""
+    """The contents of a folder's image files, by name. Raises `ClientError` if there are none."""
     try:
         files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
         found = [path.read_bytes() for path in files]

@@ -9,11 +9,16 @@ from pathlib import Path
 import pytest
 
 from registry.signing.keys import ROLES, TRUST_FILE, Role, Signer, Trust, init_keys
+from tests.disturbance import disturb
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("unit", "integration", "e2e")
 # Taken before any test may hide it from the settings.
 CALLERS_HOME = os.environ.get("LETHE_HOME")
+
+
+def pytest_configure() -> None:
+    disturb()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

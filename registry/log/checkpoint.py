@@ -26,7 +26,7 @@ from registry.records.record import digest_of
 from registry.schema import encode_json
 from registry.signing.keys import Trust
 from registry.store.contract import Store
-from registry.store.durable_file import replace_file
+from registry.store.durable_file import write_durably
 
 WORTH_SAVING = 100
 """Records read since the last checkpoint from which another is made."""
@@ -60,7 +60,7 @@ def save(directory: Path, store: Store, state: State, trust: Trust) -> None:
     body = encode_json(state_to_json(state))
     header = encode_json({"code": _code(), "sha256": hashlib.sha256(body).hexdigest()})
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    replace_file(directory / _name(store, trust), header + b"\n" + body, mode=0o600)
+    write_durably(directory / _name(store, trust), header + b"\n" + body, mode=0o600)
 
 
 def load(directory: Path, store: Store, trust: Trust) -> State | None:

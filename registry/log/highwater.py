@@ -8,8 +8,6 @@ write the file alone; who deletes it is told apart by nothing but its absence.
 
 import base64
 import binascii
-import fcntl
-import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +20,8 @@ from registry.log.ledger import Ledger, log_key, utc_now
 from registry.schema import DIGEST, Fields, decode_json, encode_json, encode_time
 from registry.signing.envelope import Signature
 from registry.signing.keys import Signer, Trust
-from registry.store.durable_file import replace_file
+from registry.store.durable_file import sync_folder, write_durably
+from registry.store.file_lock import only_writer
 
 HIGHWATER_FILE = "highwater.json"
 HIGHWATER_TYPE = "application/vnd.lethe.highwater.v1+json"
@@ -83,15 +82,23 @@ def raise_mark(
 
     Raises: as `read_mark`; TrustError too when `signer` may not, or no longer, sign this.
     """
-    with _only_writer(path):
+    mark = read_mark(path, trust)
+    if seq == 0:
+        return mark
+    if mark is not None and mark.seq >= seq:
+        with _os_errors(path):
+            sync_folder(path.parent)  # its writer may not have come to that
+        return mark
+    # Read again under the lock, which is held until the mark is replaced: it only ever rises.
+    with _os_errors(path), only_writer(path):
         mark = read_mark(path, trust)
-        if seq == 0 or (mark is not None and mark.seq >= seq):
+        if mark is not None and mark.seq >= seq:
             return mark
         mark = Mark(seq=seq, head=head, at=clock())
         signature = signer.sign(_payload(mark), kind=HIGHWATER_TYPE)
         # A mark that no reader accepts, of a key that was retired meanwhile, would lock all out.
         _check_signed(mark, signature, trust, where=str(path))
-        replace_file(
+        write_durably(
             path,
             encode_json(
                 {
@@ -102,7 +109,6 @@ def raise_mark(
                     "sig": base64.b64encode(signature.signature).decode(),
                 }
             ),
-            mode=0o644,
         )
         return mark
 
@@ -149,16 +155,8 @@ def _payload(mark: Mark) -> bytes:
 
 
 @contextmanager
-def _only_writer(path: Path) -> Iterator[None]:
-    """One at a time from reading the mark to replacing it, so that it only ever rises."""
+def _os_errors(path: Path) -> Iterator[None]:
     try:
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise StoreError(f"{path}: can't be written: {error.strerror}") from error
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
         yield
     except OSError as error:
         raise StoreError(f"{path}: can't be written: {error.strerror}") from error
-    finally:
-        os.close(folder)

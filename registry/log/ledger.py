@@ -145,6 +145,7 @@ class Ledger:
         deadline = time.monotonic() + self._patience_s
         attempt = 0
         unstored = dict(blobs or {})
+        # By hand, not with tenacity: each try goes on with the blobs that the last one left over.
         while True:
             with self._appending:
                 state = self.refresh()

@@ -13,7 +13,6 @@ import binascii
 import hashlib
 import os
 import re
-import secrets
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from nacl.signing import VerifyKey
 from registry.errors import TrustError
 from registry.schema import Fields, Json, decode_json, encode_json, encode_time
 from registry.signing.envelope import PAYLOAD_TYPE, Signature, signed_bytes
+from registry.store.durable_file import make_folder, write_durably
 
 Role = Literal["publisher", "operator", "eraser"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -221,24 +221,25 @@ def init_keys(directory: Path | str) -> None:
     """
     directory = Path(directory)
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(directory, mode=0o700)
         if (directory / TRUST_FILE).exists():
             return
         for role in ROLES:
             create_private_key(directory / f"{role}.pem")
+        entries: dict[str, Json] = {}
+        for role in ROLES:
+            signer = Signer.load(directory / f"{role}.pem")
+            entries[signer.key_id] = {
+                "public_key": base64.b64encode(signer.public_key).decode(),
+                "roles": [role],
+                "not_after": None,
+            }
+        with suppress(FileExistsError):
+            write_durably(directory / TRUST_FILE, encode_json(entries), replace=False)
     except OSError as error:
         raise TrustError(
             f"keys can't be made: {error.strerror}", check="key file", where=str(directory)
         ) from error
-    entries: dict[str, Json] = {}
-    for role in ROLES:
-        signer = Signer.load(directory / f"{role}.pem")
-        entries[signer.key_id] = {
-            "public_key": base64.b64encode(signer.public_key).decode(),
-            "roles": [role],
-            "not_after": None,
-        }
-    _create_file(directory / TRUST_FILE, encode_json(entries), mode=0o644)
 
 
 def create_private_key(path: Path) -> None:
@@ -251,29 +252,8 @@ def create_private_key(path: Path) -> None:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    _create_file(path, pem, mode=0o600)
-
-
-def _create_file(path: Path, data: bytes, *, mode: int) -> None:
-    """Create `path` whole and durable; leave it alone when it exists."""
-    if path.exists():
-        return
-    temporary = path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(8)}")
-    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        with suppress(FileExistsError):
-            os.link(temporary, path)
-    finally:
-        os.unlink(temporary)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with suppress(FileExistsError):
+        write_durably(path, pem, mode=0o600, replace=False)
 
 
 def _trusted_key(name: str, value: Any, where: str) -> TrustedKey:

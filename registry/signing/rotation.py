@@ -6,7 +6,6 @@ where the last one stopped. Old keys stay in the trust file, for their records h
 """
 
 import base64
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,8 @@ from pathlib import Path
 from registry.errors import TrustError
 from registry.schema import Json, encode_json, encode_time
 from registry.signing.keys import TRUST_FILE, Role, Signer, Trust, create_private_key
-from registry.store.durable_file import replace_file
+from registry.store.durable_file import sync_folder, write_durably
+from registry.store.file_lock import only_writer
 
 OVERLAP = timedelta(hours=24)
 
@@ -44,7 +44,7 @@ def rotate_key(
     """
     directory = Path(directory)
     path, coming = directory / f"{role}.pem", directory / f"{role}.next.pem"
-    with _only_writer(directory):
+    with _os_errors(directory), only_writer(directory / TRUST_FILE):
         trust = Trust.load(directory / TRUST_FILE)
         old = Signer.load(path)
         _check_sole_role(trust, old.key_id, role, where=str(path))
@@ -52,10 +52,10 @@ def rotate_key(
         new = Signer.load(coming)
         if new.key_id not in trust.keys:
             entries = _with_rotation(trust, old=old, new=new, role=role, not_after=now + overlap)
-            replace_file(directory / TRUST_FILE, encode_json(entries), mode=0o644)
+            write_durably(directory / TRUST_FILE, encode_json(entries))
             trust = Trust.load(directory / TRUST_FILE)
         os.replace(coming, path)
-        _sync(directory)
+        sync_folder(directory)
     not_after = trust.keys[old.key_id].not_after
     return Rotation(role, old.key_id, new.key_id, not_after or now + overlap)
 
@@ -94,24 +94,10 @@ def _check_sole_role(trust: Trust, key_id: str, role: Role, *, where: str) -> No
 
 
 @contextmanager
-def _only_writer(directory: Path) -> Iterator[None]:
-    """One rotation at a time; turns what the file system refuses into a TrustError."""
+def _os_errors(directory: Path) -> Iterator[None]:
     try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+        yield
     except OSError as error:
         raise TrustError(
             f"keys can't be rotated: {error.strerror}", check="key file", where=str(directory)
         ) from error
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

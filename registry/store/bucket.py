@@ -34,6 +34,7 @@ from obstore.exceptions import AlreadyExistsError as TakenError
 from obstore.exceptions import BaseError
 from obstore.store import ObjectStore as Client
 from obstore.store import from_url
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_incrementing
 
 from registry.errors import AlreadyExistsError, NotFoundError, StoreError
 from registry.store.contract import check_key, check_prefix, is_key
@@ -86,22 +87,21 @@ class ObjectStore:
     def create(self, key: str, data: bytes) -> None:
         check_key(key)
         self._check_writable(key)
-        unsure = False
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                with self._errors(key, verb="stored"):
-                    obstore.put(self._writes, key, data, mode="create", use_multipart=False)
-                    return
-            except AlreadyExistsError:
-                # After a lost answer the object that is there may be ours.
-                if unsure and self.read(key, at_most=len(data) + 1) == data:
-                    return
-                raise
-            except StoreError:
-                unsure = True
-                if attempt == _ATTEMPTS:
-                    raise
-                time.sleep(0.1 * attempt)
+        tries = Retrying(
+            retry=retry_if_exception_type(StoreError),
+            stop=stop_after_attempt(_ATTEMPTS),
+            wait=wait_incrementing(start=0.1, increment=0.1),
+            reraise=True,
+        )
+        for attempt in tries:
+            with attempt:
+                try:
+                    self._put_new(key, data)
+                except AlreadyExistsError:
+                    # After a lost answer the object that is there may be ours.
+                    first = attempt.retry_state.attempt_number == 1
+                    if first or self.read(key, at_most=len(data) + 1) != data:
+                        raise
 
     def create_all(
         self, objects: Mapping[str, bytes], *, then: tuple[str, bytes] | None = None
@@ -193,6 +193,10 @@ class ObjectStore:
                 with self._errors(name, verb="deleted"), suppress(FileNotFoundError):
                     obstore.delete(self._writes, name)
         return tuple(sorted(found))
+
+    def _put_new(self, key: str, data: bytes) -> None:
+        with self._errors(key, verb="stored"):
+            obstore.put(self._writes, key, data, mode="create", use_multipart=False)
 
     def _is_created(self, key: str, data: bytes) -> bool:
         try:

@@ -5,7 +5,6 @@ have, so the ledger is built on it alone. There is no overwrite on purpose.
 """
 
 import os
-import secrets
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -16,9 +15,12 @@ from typing import TypeVar
 
 from registry.errors import AlreadyExistsError, NotFoundError, StoreError
 from registry.store.contract import Store, check_key, check_prefix, is_key
-
-# A segment never starts with a dot: that excludes "..", and leaves ".tmp-*" to the store itself.
-TEMPORARY_PREFIX = ".tmp-"
+from registry.store.durable_file import (
+    TEMPORARY_PREFIX,
+    sync_folder,
+    temporary_beside,
+    write_new,
+)
 
 T = TypeVar("T")
 
@@ -56,9 +58,11 @@ class DirectoryStore:
         paths = {key: Path(self._path(key)) for key in files}
         with _os_errors(", ".join(files), verb="stored"):
             made = self._make({path.parent for path in paths.values()})
-            temporaries = {key: path.parent / _temporary_name() for key, path in paths.items()}
+            temporaries = {key: temporary_beside(path) for key, path in paths.items()}
             try:
-                _each(lambda key: self._write(temporaries[key], files[key]), files)
+                _each(
+                    lambda key: write_new(temporaries[key], files[key], mode=self._file_mode), files
+                )
                 taken = self._name({key: temporaries[key] for key in objects}, paths, made=made)
                 if then is not None and not taken:
                     taken = self._name({then[0]: temporaries[then[0]]}, paths, made=made)
@@ -94,7 +98,7 @@ class DirectoryStore:
                 os.unlink(path)
             except FileNotFoundError:
                 raise NotFoundError(f"{key}: not found in {self.root}") from None
-            _sync_directory(Path(path).parent)
+            sync_folder(Path(path).parent)
 
     def touch(self, key: str) -> None:
         path = Path(self._path(key))
@@ -112,7 +116,7 @@ class DirectoryStore:
         path = self._path(key)
         # Out of sight first, and only then its age: whoever touched it in time and looked again
         # either finds it, or was seen to have touched it, and then it is put back.
-        aside = os.path.join(os.path.dirname(path), _temporary_name())
+        aside = temporary_beside(Path(path))
         with _os_errors(key, verb="deleted"):
             if not _is_older(path, before=before):
                 return False
@@ -125,7 +129,7 @@ class DirectoryStore:
                 with suppress(FileExistsError):
                     os.link(aside, path)
             os.unlink(aside)
-            _sync_directory(Path(path).parent)
+            sync_folder(Path(path).parent)
         return old
 
     def leftovers(self, *, before: datetime, delete: bool) -> tuple[str, ...]:
@@ -143,17 +147,6 @@ class DirectoryStore:
     def _path(self, key: str) -> str:
         check_key(key)
         return f"{self._prefix}{key}"
-
-    def _write(self, path: Path, data: bytes) -> None:
-        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
-        descriptor = os.open(path, flags, self._file_mode)
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(descriptor, view) :]
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
     def _name(
         self, temporaries: Mapping[str, Path], paths: Mapping[str, Path], *, made: set[Path]
@@ -197,7 +190,7 @@ class DirectoryStore:
         """Have the names in `directories`, and those of the `made` ones, outlive a power cut."""
         with self._lock:
             new = made - self._durable_directories
-        _each(_sync_directory, {*directories, *(path.parent for path in new)})
+        _each(sync_folder, {*directories, *(path.parent for path in new)})
         with self._lock:
             self._durable_directories.update(new)
 
@@ -248,11 +241,7 @@ def _each(act: Callable[[T], None], items: Collection[T]) -> None:
         done.result()
 
 
-def _temporary_name() -> str:
-    return f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
-
-
-def _is_older(path: str, *, before: datetime) -> bool:
+def _is_older(path: str | Path, *, before: datetime) -> bool:
     """Whether there is a file, last written or touched before `before`."""
     try:
         return os.stat(path).st_mtime < before.timestamp()
@@ -282,14 +271,6 @@ def _content(descriptor: int, at_most: int | None) -> bytes:
         chunks.append(chunk)
         left -= len(chunk)
     return b"".join(chunks)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""The backbone that the settings name; the embedded default is trained at the first start.
+"""Opens the backbone that the settings name, and trains the embedded default at the first start.
 
-What is trained here is kept under LETHE_HOME/backbones, in a folder named by its recipe, so that
-a changed recipe trains anew and an unchanged one starts in seconds.
+The trained default is kept under LETHE_HOME/backbones, in a folder named by a digest of its recipe.
+A start finds it there; only a changed recipe is trained again.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from forgetting.data.sources import open_image_set
 from forgetting.models.backbone import Backbone, load_backbone, load_timm, save_backbone
 from forgetting.training.pretrain import PretrainConfig, PretrainProgress, pretrain, small_vit
+from registry.store.durable_file import make_folder, sync_folder
 from serving.config.home import home_of
 from serving.config.settings import DIGITS, Settings
 
@@ -25,7 +26,7 @@ Report = Callable[[PretrainProgress], None]
 
 
 def open_backbone(settings: Settings) -> Backbone:
-    """Load what the settings name. Raises `BackboneError`; trains nothing."""
+    """Load the backbone that the settings name. Trains nothing. Raises `BackboneError`."""
     chosen = settings.backbone
     if chosen.model is not None and chosen.labels is not None:
         return load_timm(
@@ -38,7 +39,7 @@ def open_backbone(settings: Settings) -> Backbone:
 
 
 def embedded_folder(settings: Settings) -> Path:
-    """Where the digits backbone of the current recipe is kept."""
+    """The folder of the digits backbone with the current recipe."""
     images = open_image_set(DIGITS)
     recipe = json.dumps(
         [images.manifest_digest, asdict(PretrainConfig()), small_vit(images)[:2]], sort_keys=True
@@ -48,20 +49,21 @@ def embedded_folder(settings: Settings) -> Path:
 
 
 def prepare_backbone(settings: Settings, progress: Report) -> None:
-    """Train the embedded default unless it is here already, or another backbone is named."""
+    """Train the embedded default, unless it exists already or the settings name another one."""
     if not settings.backbone.embedded:
         return
     folder = embedded_folder(settings)
     if folder.exists():
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     trained = pretrain(open_image_set(DIGITS), progress=progress)
-    # Renamed into place, so that a start that is cut off leaves nothing half-made behind.
+    # Saved elsewhere and renamed, so that an interrupted start leaves no half-written backbone.
     aside = Path(tempfile.mkdtemp(prefix=".training-", dir=folder.parent))
     try:
         save_backbone(aside, trained.backbone)
         os.rename(aside, folder)
+        sync_folder(folder.parent)
     except FileExistsError:
-        pass  # another first start was faster
+        pass  # another start has trained it meanwhile
     finally:
         shutil.rmtree(aside, ignore_errors=True)

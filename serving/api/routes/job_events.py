@@ -1,4 +1,4 @@
-"""A forget job as server-sent events (WHATWG HTML, 9.2): what changed, until it has ended."""
+"""A forget job as server-sent events (WHATWG HTML, 9.2): each change, until the job has ended."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from serving.coordination.jobs import ENDED
 
 POLL_S = 0.25
 QUIET_S = 15.0
-"""Proxies and clients close connections on which nothing comes."""
+"""Seconds after which a comment is sent: proxies and clients close connections that stay quiet."""
 
 
 async def job_events(
@@ -45,6 +45,6 @@ async def job_events(
             answer = await control.job(first["job"])
         except RayError:
             continue
-        if isinstance(answer, Rejection):  # another registry was put in its place
+        if isinstance(answer, Rejection):  # the registry was replaced by another one
             return
         view = answer
