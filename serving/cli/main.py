@@ -97,6 +97,7 @@ def serve(
             sys.stdout.flush()
             ended.wait()
             err.print("stopping")
+        interrupted()  # `running` has put the handlers back, and Ctrl-C comes twice at times
 
 
 def _prepare(settings: Settings) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 from tests.structure import (
     PACKAGES,
+    ROOT,
     arrows_of,
     circle_of,
     imports_of,
@@ -111,6 +113,49 @@ def test_actors_are_called_through_their_typed_clients_alone(project_root: Path)
         if isinstance(node, ast.Attribute) and node.attr == "remote"
     }
     assert not callers
+
+
+def private_of_ray(path: Path, root: Path = ROOT) -> list[str]:
+    """What a module uses of Ray that Ray keeps for itself."""
+    found = [
+        each.imported
+        for each in imports_of(path, root)
+        if each.imported.startswith("ray.") and "._" in each.imported
+    ]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and re.match(r"ray\.(.*\.)?_", ast.unparse(node)):
+            found.append(ast.unparse(node))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found += re.findall(r"RAY_\w+", node.value)
+        elif isinstance(node, ast.Call) and re.match(r"(ray|serve)\.", ast.unparse(node.func)):
+            found += [word.arg for word in node.keywords if (word.arg or "").startswith("_")]
+    return found
+
+
+def test_what_ray_keeps_for_itself_is_used_in_cluster_alone() -> None:
+    found = {
+        name: private_of_ray(path)
+        for package in PACKAGES
+        for name, path in modules_of(package).items()
+        if not name.startswith("serving.cluster")
+    }
+    assert {name: each for name, each in found.items() if each} == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from ray._private import node",
+        "import ray.serve._private.constants",
+        "ray._private.worker.global_worker.node",
+        "ray.init(_system_config={})",
+        "os.environ['RAY_SERVE_ENABLE_HA_PROXY'] = '1'",
+    ],
+)
+def test_a_private_use_of_ray_is_noticed(tmp_path: Path, line: str) -> None:
+    module = tmp_path / "module.py"
+    module.write_text(line)
+    assert private_of_ray(module, tmp_path)
 
 
 def test_only_publish_appends_to_the_ledger(project_root: Path) -> None:

@@ -139,7 +139,7 @@ def test_what_a_dying_replica_had_taken_is_asked_of_another(tmp_path: Path) -> N
             threading.Thread(target=server.serve_forever, daemon=True).start()
             stack.callback(server.shutdown)
         ports = free_port(), free_port()
-        values = ingress.environment(
+        values = ingress.variables(
             load_settings(), binary=ingress.haproxy_binary(), folder=tmp_path
         )
         config = tmp_path / "haproxy.cfg"
@@ -176,7 +176,7 @@ def _connected(port: int) -> http.client.HTTPConnection:
 
 
 def test_the_start_refuses_before_haproxy_runs(tmp_path: Path) -> None:
-    values = ingress.environment(load_settings(), binary=Path("/bin/true"), folder=tmp_path)
+    values = ingress.variables(load_settings(), binary=Path("/bin/true"), folder=tmp_path)
     config = tmp_path / "haproxy.cfg"
     start = [values["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", str(config)]
     config.write_text(of_ray(tmp_path).replace("listen stats", "listen figures"))
@@ -189,7 +189,7 @@ def test_the_start_refuses_before_haproxy_runs(tmp_path: Path) -> None:
 
 
 def test_haproxy_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
-    values = ingress.environment(load_settings(), binary=Path("/bin/sleep"), folder=tmp_path)
+    values = ingress.variables(load_settings(), binary=Path("/bin/sleep"), folder=tmp_path)
     of_ray(tmp_path)
     program = tmp_path / "sleep"
     program.write_text('#!/bin/sh\necho "$$"\nexec sleep 60\n')
