@@ -142,7 +142,7 @@ def control_figures(state: State, *, read_at: float, families: list[Family]) -> 
 
 def releases_view(state: State, *, class_of: ClassOf) -> list[dict[str, Any]]:
     """All releases, oldest first."""
-    trial = state.canary
+    trial = state.trial
     return [
         {
             "release": number,

@@ -413,7 +413,7 @@ class Coordinator:
             if isinstance(outcome, Declined):
                 log.warning("restored subjects are not served yet: %s", outcome.detail)
         adapter = compaction_to_serve(state)
-        if adapter is not None and not state.suspended and state.canary is None:
+        if adapter is not None and not state.suspended and state.trial is None:
             await self._serve_compaction(adapter)
 
     async def _mask_exposed(self, state: State) -> None:
@@ -444,4 +444,4 @@ class Coordinator:
 
 def _trial_of(state: State) -> int:
     """The trial that is on, as the sequence number of the record that began it; 0: none."""
-    return 0 if state.canary is None else state.canary.seq
+    return 0 if state.trial is None else state.trial.seq

@@ -83,7 +83,7 @@ def is_trained(state: State, job: Job, stack: tuple[str, ...]) -> bool:
 
 def trial_of(state: State, job_id: str) -> Trial | None:
     """The trial that is on, if it tries the job's adapter; else None."""
-    trial = state.canary
+    trial = state.trial
     return trial if trial is not None and state.releases[trial.release].job == job_id else None
 
 
