@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from registry.signing.keys import ROLES, TRUST_FILE, Role, Signer, Trust, init_keys
-from tests.disturbance import disturb
+from tests.disturbance import DISTURBED, disturb
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("unit", "integration", "e2e")
@@ -37,13 +37,13 @@ def no_home_of_the_callers(request: pytest.FixtureRequest, monkeypatch: pytest.M
 
 
 @pytest.fixture(scope="session")
-def digits_backbones() -> Path:
+def digits_backbones(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the embedded default's backbone: the demo's under LETHE_HOME, trained there if
-    absent, by one test process while others wait."""
+    absent, by one test process while others wait. One that is disturbed is not left there."""
     from serving.config.backbones import prepare_backbone
     from serving.config.sources import load_settings
 
-    settings = load_settings(home=CALLERS_HOME)
+    settings = load_settings(home=tmp_path_factory.mktemp("home") if DISTURBED else CALLERS_HOME)
     settings.home_path.mkdir(parents=True, exist_ok=True)
     with (settings.home_path / ".training").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
