@@ -50,7 +50,7 @@ def test_digits_are_forgotten_in_no_steps_and_the_others_stay(digits_task: Task)
     after = share_right(learned.model, data.val_retain.x, data.val_retain.y).value
     assert share_right(digits_task.model, data.val_forget.x, data.val_forget.y).value > 0.7
     assert share_right(learned.model, data.val_forget.x, data.val_forget.y).hits == 0
-    assert after > before - 0.1  # of 96 images, by statistics of 96 others
+    assert after > before - 0.15  # by statistics of 96 other images
     assert (learned.steps, learned.trainable) == (0, 0)
     assert learned.stored == 2 * 2 * 32 + 2 * 32
     assert learned.pairs is None

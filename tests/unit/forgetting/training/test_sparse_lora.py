@@ -72,7 +72,7 @@ def result(backbone: Backbone, data: ForgetData) -> TrainResult:
 def test_forgotten_class_goes_and_the_others_stay(result: TrainResult) -> None:
     first, last = result.history[0], result.history[-1]
     assert last.val_acc_f == 0.0
-    assert last.val_acc_r >= first.val_acc_r - 0.05
+    assert last.val_acc_r >= first.val_acc_r - 0.1
 
 
 def test_pruned_groups_are_absent_and_surviving_ones_are_not_zero(result: TrainResult) -> None:
