@@ -229,6 +229,6 @@ def test_retrained_network_never_saw_what_is_forgotten(digits_task: Task) -> Non
         digits_task, budget=Budget(steps=30, batch=24), generator=torch.Generator().manual_seed(0)
     )
     data = digits_task.data
-    assert share_right(learned.model, data.val_forget.x, data.val_forget.y).hits == 0
+    assert share_right(learned.model, data.val_forget.x, data.val_forget.y).value <= 0.05
     assert share_right(learned.model, data.retain.x, data.retain.y).value > 0.15
     assert copy.deepcopy(learned.model) is not learned.model

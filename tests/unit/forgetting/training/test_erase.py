@@ -59,11 +59,12 @@ def _right(model: nn.Module, samples: Samples) -> int:
 def test_erased_class_is_gone_before_a_step_was_taken(
     model: nn.Module, pools: Pools, data: ForgetData
 ) -> None:
-    assert _right(model, pools.val_forget) > 0
+    images = len(pools.val_forget)
+    assert _right(model, pools.val_forget) > 0.7 * images
     erasure = erase(model, pools, data, share=0.1)
     assert erasure is not None
     assert erasure.rank == 1  # one class takes one dimension, though three are allowed
-    assert _right(model, pools.val_forget) == 0
+    assert _right(model, pools.val_forget) <= 0.05 * images
 
 
 def test_share_below_one_dimension_erases_nothing(
