@@ -25,7 +25,7 @@ else
 TESTS := units servers
 endif
 
-.PHONY: setup demo test chosen units servers test-slow check bench promtool chromium clean
+.PHONY: setup demo test chosen units servers test-slow check structure bench promtool chromium clean
 
 setup: $(STAMP)
 
@@ -71,6 +71,10 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Rooms, arrows and circles; fails where there is a circle.
+structure: setup
+	$(BIN)/python -m tests.structure
 
 # promtool comes with Debian's prometheus package; it is unpacked, not installed, so no root is
 # needed. Where there is no apt, have promtool on the PATH or its tests are skipped, saying so.

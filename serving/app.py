@@ -1,19 +1,18 @@
-"""Builds the Serve application: the actors behind it, the HTTP face, the deployment.
+"""Builds the Serve application: starts its actors and makes the deployment of replicas.
 
-`build` is what `serve deploy` and `lethe serve` both take; the actors are detached and named, so
-that a second deploy finds them.
+`serve deploy` calls `build`, `lethe serve` calls `running`; both use `application`. The actors are
+detached and named, so that a second deploy finds them.
 """
 
-# Annotations are not postponed here: Ray reads that of `build` to check the arguments.
+# No `from __future__ import annotations` here: Ray reads the annotation of `build`.
 
 import contextlib
 import logging
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 from ray import serve
@@ -22,40 +21,50 @@ from ray.serve.schema import LoggingConfig
 
 from forgetting.data.sources import open_image_set
 from forgetting.models.backbone import Backbone
-from serving.api import operator_api
+from serving.api.client import OperatorApiClient
 from serving.api.inference_api import FORM_BYTES, build_inference_api
-from serving.api.inference_protocol.servicer import GrpcRecognizer
+from serving.api.operator_api import ACTOR as OPERATOR_API
 from serving.api.operator_api import OperatorApi
+from serving.api.routes.grpc import GrpcRecognizer
+from serving.cluster import local
+from serving.cluster.actors import replace_actor, start_actor
+from serving.cluster.local import DEPLOYMENT
 from serving.config.backbones import open_backbone, prepare_backbone
 from serving.config.check import check_forget
 from serving.config.home import HomeError, check_registry, home_of, prepare_home
 from serving.config.settings import Settings
 from serving.config.sources import SettingsError, load_settings
-from serving.control import control
+from serving.control.client import BlockingControlClient, ControlClient
+from serving.control.control import ACTOR as CONTROL
 from serving.control.control import Control
-from serving.coordination import coordinator
+from serving.coordination.client import CoordinatorClient
+from serving.coordination.coordinator import ACTOR as COORDINATOR
 from serving.coordination.coordinator import Coordinator
 from serving.coordination.messages import Terms
-from serving.monitoring import monitor, watch
 from serving.monitoring.canary_classes import ProbeError, read_canaries
+from serving.monitoring.client import AsyncMonitorClient, MonitorClient, WatchClient
+from serving.monitoring.monitor import ACTOR as MONITOR
 from serving.monitoring.monitor import Monitor
-from serving.monitoring.watch import Watch
+from serving.monitoring.watch import ACTOR as WATCH
+from serving.monitoring.watch import Watch, wanted
 from serving.replica.engines.choice import choose
 from serving.replica.recognizer import Recognizer
-from serving.training import trainer
+from serving.training.client import TrainerClient
+from serving.training.trainer import ACTOR as TRAINER
 from serving.training.trainer import Trainer
 
-NAME = "lethe"
-NAMESPACE = "lethe"
 LISTEN_S = 10.0
 SCALE_LOOK_S = 1.0
-"""Between two looks at how much the replicas have to do."""
+"""Seconds between two measurements of the replicas' load."""
+SERVICERS = ("serving.api.inference_protocol.rpc.add_to_server",)
+"""Functions that Serve's gRPC proxy calls to register methods: those of the Open Inference
+Protocol."""
 
 log = logging.getLogger(__name__)
 
 
 class BuildArgs(BaseModel):
-    """What `serve deploy` may pass: a settings file, on every node at the same path."""
+    """Arguments from `serve deploy`: a settings file, at the same path on every node."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -68,7 +77,7 @@ def build(args: BuildArgs) -> serve.Application:
 
 
 def prepare(settings: Settings, progress: Any = lambda _: None) -> Backbone:
-    """Everything that a first start makes, and the checks of every start.
+    """Make what a first start needs, and do the checks of every start. Returns the backbone.
 
     Raises `HomeError`, `BackboneError`, `DataError`, or `RegistryError` when the ledger is damaged
     or was written for another backbone.
@@ -102,7 +111,7 @@ def prepare(settings: Settings, progress: Any = lambda _: None) -> Backbone:
 
 
 def _check_probes(settings: Settings, backbone: Backbone) -> None:
-    """Raises `SettingsError` where canary classes can't be probed."""
+    """Raises `SettingsError` if canary classes can't be probed."""
     unknown = [name for name in settings.probes.classes if name not in backbone.spec.classes]
     if unknown:
         raise SettingsError(f"probes.classes: the backbone has no class {unknown[0]!r}")
@@ -115,8 +124,8 @@ def _check_probes(settings: Settings, backbone: Backbone) -> None:
 def application(settings: Settings, note: Callable[[str], None] = log.info) -> serve.Application:
     """The application, with its actors started. Ray must be connected.
 
-    `note` is told which engine serves, and why. Raises as `prepare`, and `EngineError` when the
-    engine that the settings name can't run the backbone.
+    `note` is called with a line that says which engine serves, and why. Raises as `prepare`, and
+    `EngineError` when the engine that the settings name can't run the backbone.
     """
     backbone = prepare(settings)
     choice = choose(
@@ -130,39 +139,14 @@ def application(settings: Settings, note: Callable[[str], None] = log.info) -> s
     engine = settings.engine.model_copy(update={"name": choice.name})
     batch = settings.batch.model_copy(update={"size": choice.batch})
     settings = settings.model_copy(update={"engine": engine, "batch": batch})
-    terms = Terms(settings.lease.seconds, settings.lease.margin, settings.lease.heartbeat)
-    leading = _actor(Coordinator, coordinator.ACTOR, 1000).remote(
-        settings.home_path, settings.registry_location, terms
-    )
-    watching = _actor(Monitor, monitor.ACTOR, 8).remote(
-        home_of(settings).evidence, ray_metrics=settings.monitor.ray_metrics
-    )
-    # One trains; one may wait for it after a restart of control, which others mustn't.
-    training = _actor(Trainer, trainer.ACTOR, 4).remote(settings)
-    commanding = _actor(Control, control.ACTOR, 32).remote(
-        settings,
-        coordinator=leading,
-        trainer=training,
-        monitor=watching,
-        backbone=backbone.fingerprint,
-        classes=backbone.spec.classes,
-    )
-    kept = ray.get(commanding.settings.remote())
-    if _shared(kept) != _shared(settings):
-        raise SettingsError(
-            "the actors that run already were started with other settings for home, registry, "
-            "images, backbone, lease, forget, canary, threads, probes, reactions or "
-            "monitor.ray_metrics; those need a new start of the cluster"
-        )
-    _renew_operator_api(settings, backbone.spec.classes, commanding, watching)
-    if watch.wanted(settings):
-        looking = _actor(Watch, watch.ACTOR, 2).remote(
-            settings, monitor=watching, control=commanding
-        )
-        ray.get(looking.ping.remote())
+    actors = start_actors(settings, backbone)
+    control, pages = ControlClient(actors.control), AsyncMonitorClient(actors.monitor)
+    _renew_operator_api(settings, backbone.spec.classes, control, pages)
+    if wanted(settings):
+        _start_watch(settings, actors)
     served = Recognizer if settings.grpc.port is None else GrpcRecognizer
     deployment = serve.deployment(
-        name="Recognizer",
+        name=DEPLOYMENT,
         num_replicas=settings.replicas if settings.autoscale.most is None else None,
         autoscaling_config=_scaling_of(settings),
         max_ongoing_requests=settings.limits.in_flight,
@@ -176,10 +160,78 @@ def application(settings: Settings, note: Callable[[str], None] = log.info) -> s
         health_check_timeout_s=30,
         graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=settings.limits.drain_s,
-        # Requests are counted in metrics; a line for each would cost more than small models do.
+        # Metrics count requests. A log line for each would take longer than a small model does.
         logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
-    )(serve.ingress(_api_of(settings))(served))
-    return deployment.bind(settings, leading, watching, commanding)
+    )(serve.ingress(_api_of(settings, control, pages))(served))
+    return deployment.bind(settings, actors.coordinator, MonitorClient(actors.monitor))
+
+
+@dataclass(frozen=True)
+class Actors:
+    """The actors behind every replica. `control` and `monitor` are handles."""
+
+    coordinator: CoordinatorClient
+    control: Any
+    monitor: Any
+
+
+def start_actors(settings: Settings, backbone: Backbone) -> Actors:
+    """Start the coordinator, the monitor, the trainer and control, or find those that run.
+
+    Raises `SettingsError` when they were started with other settings.
+    """
+    terms = Terms(settings.lease.seconds, settings.lease.margin, settings.lease.heartbeat)
+    coordinator = CoordinatorClient(
+        start_actor(
+            Coordinator,
+            COORDINATOR,
+            settings.home_path,
+            settings.registry_location,
+            terms,
+            concurrency=1000,
+        )
+    )
+    monitor = start_actor(
+        Monitor,
+        MONITOR,
+        home_of(settings).evidence,
+        ray_metrics=settings.monitor.ray_metrics,
+        concurrency=8,
+    )
+    # One call trains; after a restart of control a second one waits for it to end. The other
+    # threads answer `progress` and `cancel` meanwhile.
+    trainer = start_actor(Trainer, TRAINER, settings, concurrency=4)
+    control = start_actor(
+        Control,
+        CONTROL,
+        settings,
+        coordinator=coordinator,
+        trainer=TrainerClient(trainer),
+        monitor=MonitorClient(monitor),
+        backbone=backbone.fingerprint,
+        classes=backbone.spec.classes,
+        concurrency=32,
+    )
+    if _shared(BlockingControlClient(control).settings()) != _shared(settings):
+        raise SettingsError(
+            "the actors that run already were started with other settings for home, registry, "
+            "images, backbone, lease, forget, canary, threads, probes, reactions or "
+            "monitor.ray_metrics; those need a new start of the cluster"
+        )
+    return Actors(coordinator, control, monitor)
+
+
+def _start_watch(settings: Settings, actors: Actors) -> None:
+    """Start the watch, or find the one that runs. Raises what its constructor raised."""
+    watch = start_actor(
+        Watch,
+        WATCH,
+        settings,
+        monitor=MonitorClient(actors.monitor),
+        operator=BlockingControlClient(actors.control),
+        concurrency=2,
+    )
+    WatchClient(watch).ping()
 
 
 def _scaling_of(settings: Settings) -> AutoscalingConfig | None:
@@ -198,40 +250,45 @@ def _scaling_of(settings: Settings) -> AutoscalingConfig | None:
 
 
 def _shared(settings: Settings) -> dict[str, Any]:
-    """The settings on which replicas and the detached actors must agree."""
+    """The settings that must be the same for replicas and the detached actors."""
     whole = ("home", "registry", "images", "backbone", "lease", "forget", "canary", "threads")
     include: Any = {**dict.fromkeys((*whole, "probes", "reactions"), True)}
     return settings.model_dump(include={**include, "monitor": {"ray_metrics"}})
 
 
-def _api_of(settings: Settings) -> Callable[[], FastAPI]:
-    """What Serve calls, without arguments, in each replica."""
+def _api_of(
+    settings: Settings, control: ControlClient, monitor: AsyncMonitorClient
+) -> Callable[[], FastAPI]:
+    """A function that builds the inference API; Serve calls it in each replica."""
 
     def build_in_replica() -> FastAPI:
-        return build_inference_api(max_body_bytes=settings.limits.body_bytes + FORM_BYTES)
+        return build_inference_api(
+            max_body_bytes=settings.limits.body_bytes + FORM_BYTES,
+            control=control,
+            monitor=monitor,
+        )
 
     return build_in_replica
 
 
 def _renew_operator_api(
-    settings: Settings, classes: tuple[str, ...], commanding: Any, watching: Any
+    settings: Settings,
+    classes: tuple[str, ...],
+    control: ControlClient,
+    monitor: AsyncMonitorClient,
 ) -> None:
-    """Have the operator API listen, with these settings: it holds nothing, so one that runs already
-    is replaced. Raises `SettingsError` when it can't."""
-    with contextlib.suppress(ValueError):
-        ray.kill(ray.get_actor(operator_api.ACTOR, NAMESPACE))
-    deadline = time.monotonic() + LISTEN_S
-    while True:
-        try:
-            listening = _actor(OperatorApi, operator_api.ACTOR, 4, found=False).remote(
-                settings, classes, control=commanding, monitor=watching
-            )
-            break
-        except ValueError:  # the name of the one that was killed is free in a moment
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
-    problem: str | None = ray.get(listening.problem.remote(LISTEN_S))
+    """Start the operator API with these settings. One that runs already is replaced, since it keeps
+    no state. Raises `SettingsError` if it can't listen."""
+    listening = replace_actor(
+        OperatorApi,
+        OPERATOR_API,
+        settings,
+        classes,
+        control=control,
+        monitor=monitor,
+        concurrency=4,
+    )
+    problem = OperatorApiClient(listening).problem(LISTEN_S)
     if problem is not None:
         raise SettingsError(
             f"the operator API can't listen on {settings.operator.host}:{settings.operator_port} "
@@ -239,15 +296,12 @@ def _renew_operator_api(
         )
 
 
-def _actor(cls: type, name: str, concurrency: int, *, found: bool = True) -> Any:
-    """A detached actor that Ray restarts for ever and that finds its state in the ledger; with
-    `found` the one that runs already."""
-    return ray.remote(cls).options(
-        name=name,
-        namespace=NAMESPACE,
-        lifetime="detached",
-        get_if_exists=found,
-        num_cpus=0,
-        max_restarts=-1,
-        max_concurrency=concurrency,
-    )
+@contextlib.contextmanager
+def running(settings: Settings, note: Callable[[str], None] = log.info) -> Iterator[None]:
+    """Serve the application on a Ray of its own on this machine, while the block lasts.
+
+    `note` is called with a line that says which engine serves. Raises as `application` and
+    `serving.cluster.local.running`.
+    """
+    with local.running(settings, lambda: application(settings, note), servicers=SERVICERS):
+        yield

@@ -1,13 +1,14 @@
-"""Another seed or other rounding for every test that trains, so that none is decided by luck.
+"""Changes seeds or rounding for all tests, to show that no test passes by luck.
 
 Set in the environment of pytest:
 
-    LETHE_TEST_SEED=3      every seed of torch is another one
-    LETHE_TEST_NOISE=1e-6  every image that enters a model is moved by so much
-    LETHE_TEST_THREADS=2   torch adds up in so many threads
+    LETHE_TEST_SEED=3      changes every seed of torch
+    LETHE_TEST_NOISE=1e-6  adds noise of this size to every image that enters a model
+    LETHE_TEST_THREADS=2   makes torch use this many threads
 
-Tests must pass under all of them, but for those that compare an input or a sum to the last bit.
-`ATEN_CPU_CAPABILITY=default` needs no help: torch then rounds as on a processor without AVX.
+Tests must pass with all of them, except those that compare an input or a sum to the last bit.
+`ATEN_CPU_CAPABILITY=default` also works, without this module: torch then rounds as on a processor
+without AVX.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Callable
 
 from PIL import Image
 
-# Far apart, so that the seeds that one test tells apart don't meet those of another run.
+# Larger than the differences between the seeds of one test, so that two runs share no seed.
 _APART = 10_007
 
 
@@ -29,7 +30,7 @@ DISTURBED = bool(_SEED or _NOISE or _THREADS)
 
 
 def disturb() -> None:
-    """Do what the environment asks for; before any module that draws or transforms is imported."""
+    """Do what the environment asks for. Call it before modules that use torch are imported."""
     if _SEED:
         _shift_seeds(_SEED * _APART)
     if _NOISE:

@@ -1,0 +1,1 @@
+"""What the log says, for people: one erasure, one release, one line for each record."""

@@ -1,12 +1,12 @@
-"""What the log says about releases: what is in one, who made it so, and how two differ."""
+"""What the log says about releases: what is in one, which records made it, how two differ."""
 
 from dataclasses import dataclass
 
 from registry.errors import NotFoundError
 from registry.fold.state import AdapterEntry, Release, State
 from registry.log.ledger import Ledger
-from registry.records.bodies import Activated, Confirmed
 from registry.records.record import Entry
+from registry.records.releases import Activated, Confirmed
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class ReleaseHistory:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What release `after` has and lacks against release `before`."""
+    """What release `after` has and lacks compared with release `before`."""
 
     before: int
     after: int

@@ -1,23 +1,12 @@
 """One line and one JSON object for each record: what the log says, for people and for programs.
 
-Subjects stay ids here; who may know the classes has the subject map.
+Subjects are shown as ids. Their classes are in the subject map, which fewer people may read.
 """
 
-from registry.records.bodies import (
-    Activated,
-    Body,
-    Compacted,
-    Confirmed,
-    Note,
-    Published,
-    Refused,
-    Requested,
-    RolledBack,
-    Trained,
-)
+from registry.records.bodies import Body, Compacted, Note, Refused, Requested, Trained
 from registry.records.declarations import LegalHold, Restored, Retried, Sealed, Suspended, Tombstone
 from registry.records.record import Entry
-from registry.records.trials import Canary
+from registry.records.releases import Activated, Canary, Confirmed, Published, RolledBack
 from registry.schema import Json, encode_time
 
 

@@ -1,0 +1,1 @@
+"""What the records add up to, and which record can't follow. Pure: no store, no clock."""

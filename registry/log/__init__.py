@@ -1,0 +1,1 @@
+"""The ledger, and what its readers keep beside it: checkpoints and the high-water mark."""

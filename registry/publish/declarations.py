@@ -1,5 +1,4 @@
-"""The recorded acts that declare something about subjects, serving or the registry itself; as those
-in `publish`, and with the same errors."""
+"""The recorded acts that declare something about subjects, serving or the registry itself."""
 
 from collections.abc import Callable, Sequence
 
@@ -22,7 +21,7 @@ from registry.records.record import Draft, Record
 from registry.signing.keys import Signer
 
 
-def restore(
+def restore_subjects(
     ledger: Ledger,
     signer: Signer,
     *,
@@ -34,9 +33,9 @@ def restore(
     """End the erasure of subjects, and say why (FormatError without a reason). Needs the role
     operator.
 
-    Nothing that is served changes by this. To serve them again, roll back to
-    `State.release_without` them; to take off no more than the mask, publish a guard release for
-    their job. Until one of these is active, `State.subjects_to_unmask` has them.
+    This changes nothing that is served. To serve the subjects again, roll back to
+    `State.release_without` them; if they were only masked, a guard release for their job is
+    enough. Until such a release is active, they are in `State.subjects_to_unmask`.
     """
     if not reason.strip():
         raise FormatError(
@@ -59,11 +58,11 @@ def record_deletion(
     reason: str,
     request_id: str,
 ) -> State:
-    """Have `delete` delete the subjects' objects, then write their tombstone. Needs the role
-    eraser.
+    """Call `delete`, which deletes the subjects' objects, then write their tombstone. Needs the
+    role eraser.
 
     The rules (no legal hold, not in use) are checked before anything is deleted. `delete` must
-    do nothing about what is gone already: after a crash the whole call is made again.
+    accept that objects are gone already: after a crash the whole call is repeated.
     """
     body = Tombstone(tuple(subjects), tuple(objects))
     check_tombstone(ledger.refresh(), body)
@@ -71,7 +70,7 @@ def record_deletion(
     return ledger.append(lambda _: Draft(body, actor, reason, request_id), signer)
 
 
-def hold(
+def record_hold(
     ledger: Ledger,
     signer: Signer,
     *,
@@ -81,12 +80,12 @@ def hold(
     reason: str,
     request_id: str,
 ) -> State:
-    """Place or lift a legal hold: no tombstone while it is on. Needs the role operator."""
+    """Place or lift a legal hold, which forbids tombstones. Needs the role operator."""
     body = LegalHold(tuple(subjects), act)
     return ledger.append(lambda _: Draft(body, actor, reason, request_id), signer)
 
 
-def suspend(
+def record_suspension(
     ledger: Ledger,
     signer: Signer,
     *,
@@ -95,11 +94,11 @@ def suspend(
     reason: str,
     request_id: str,
 ) -> State:
-    """Say that nothing may be served, or again may be. Needs the role operator."""
+    """Record that nothing may be served, or that serving resumes. Needs the role operator."""
     return ledger.append(lambda _: Draft(Suspended(state), actor, reason, request_id), signer)
 
 
-def seal(
+def record_seal(
     ledger: Ledger,
     signer: Signer,
     *,
@@ -109,13 +108,13 @@ def seal(
     reason: str,
     request_id: str,
 ) -> State:
-    """Record that the active release was folded into a new backbone, by fingerprint. Needs the
-    role operator. No release follows; the new backbone has a registry of its own."""
+    """Record that the active release was folded into the new `backbone` (a fingerprint). Needs the
+    role operator. No release can follow; the new backbone has a registry of its own."""
     body = Sealed(release, backbone)
     return ledger.append(lambda _: Draft(body, actor, reason, request_id), signer)
 
 
-def note(
+def write_note(
     ledger: Ledger,
     signer: Signer,
     *,

@@ -1,31 +1,34 @@
 """What a record can say: one frozen dataclass per record type, with its strict JSON form.
 
-Each type reads only its own fields and refuses any other. Those by which people declare something
-are in `declarations`. Nothing here names a class: subjects
-are opaque ids, and texts are for reasons, not for data.
+Each type reads only its own fields and refuses any other. Those about releases are in `releases`,
+those by which people declare something in `declarations`. Nothing here names a class: subjects are
+opaque ids, and texts are for reasons, not for data.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, cast, get_args
+from typing import TypeAlias
 
 from registry.records.declarations import LegalHold, Restored, Retried, Sealed, Suspended, Tombstone
 from registry.records.files import FileRef, adapter_id, files_from_fields, files_to_json
-from registry.records.trials import Canary, percentage
+from registry.records.releases import (
+    Activated,
+    Canary,
+    Confirmed,
+    Published,
+    RolledBack,
+    percentage,
+)
 from registry.schema import DIGEST, NAME, SUBJECT, Fields, Json
 from registry.signing.keys import Role
-
-ReleaseKind = Literal["guard", "adapter"]
-PublishedKind = Literal["guard", "adapter", "compaction"]
-MemberOutcome = Literal["confirmed", "lease_expired"]
 
 
 @dataclass(frozen=True, slots=True)
 class Requested:
     """An erasure is asked for: from here on the subjects are under erasure.
 
-    `canary`: the percentage of the requests that its adapter is to be tried on first. `batch`: it
-    may be trained together with others that say so.
+    `canary`: the percentage of requests on which its adapter is tried first. `batch`: it may be
+    trained together with other jobs that have `batch`.
     """
 
     job: str
@@ -59,8 +62,8 @@ class Requested:
 class Trained:
     """A job's adapter exists, trained on top of the adapters in `stack` (lowest first).
 
-    A `provisional` one (a closed form) is served until the job has another, which takes its place.
-    `others`: jobs that it is for as well, trained as one task with this one.
+    A `provisional` adapter (a closed form) is served until the job has another one. `others`: more
+    jobs that this adapter is for; they were trained as one task.
     """
 
     job: str
@@ -102,7 +105,7 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class Compacted:
-    """One adapter was made that does what the stack `folds` (lowest first) does, for `subjects`."""
+    """One adapter was made that does the same as the stack `folds` (lowest first)."""
 
     adapter: str
     files: Mapping[str, FileRef]
@@ -136,8 +139,8 @@ class Compacted:
 class Refused:
     """A job's adapter was not accepted, at `stage` (a gate, the training, a self-check).
 
-    `others`: jobs that it was for as well. It is their being one task that is refused then: each
-    of them, and `job`, goes on alone.
+    `others`: more jobs that it was for. Then only training them together is refused: each job goes
+    on alone.
     """
 
     job: str
@@ -164,123 +167,6 @@ class Refused:
             report=None if fields.is_null("report") else fields.text("report", DIGEST),
             others=_others_of(fields),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """A release is defined, for replicas to prepare; it is not served yet.
-
-    It is for a `job`, unless it is a compaction, which changes nothing for anybody.
-    """
-
-    release: int
-    kind: PublishedKind
-    backbone: str
-    adapters: tuple[str, ...]
-    guard: tuple[str, ...]
-    parent: int
-    job: str | None
-
-    def to_json(self) -> dict[str, Json]:
-        return {
-            "release": self.release,
-            "kind": self.kind,
-            "backbone": self.backbone,
-            "adapters": list(self.adapters),
-            "guard": list(self.guard),
-            "parent": self.parent,
-            "job": self.job,
-        }
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> "Published":
-        kind = cast(PublishedKind, fields.choice("kind", get_args(PublishedKind)))
-        jobless = fields.is_null("job")
-        if jobless != (kind == "compaction"):
-            expected = "null" if kind == "compaction" else "the id of a job"
-            fields.refuse("job", f"expected {expected} for a release of kind {kind}")
-        return cls(
-            release=fields.integer("release", at_least=1),
-            kind=kind,
-            backbone=fields.text("backbone", DIGEST),
-            adapters=fields.texts("adapters", DIGEST),
-            guard=fields.texts("guard", SUBJECT, in_order=True),
-            parent=fields.integer("parent", at_least=0),
-            job=None if jobless else fields.text("job", NAME),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class RolledBack:
-    """A release is defined with the adapters of the earlier release `to` (0: none)."""
-
-    release: int
-    to: int
-    backbone: str
-    adapters: tuple[str, ...]
-    guard: tuple[str, ...]
-    parent: int
-
-    def to_json(self) -> dict[str, Json]:
-        return {
-            "release": self.release,
-            "to": self.to,
-            "backbone": self.backbone,
-            "adapters": list(self.adapters),
-            "guard": list(self.guard),
-            "parent": self.parent,
-        }
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> "RolledBack":
-        return cls(
-            release=fields.integer("release", at_least=1),
-            to=fields.integer("to", at_least=0),
-            backbone=fields.text("backbone", DIGEST),
-            adapters=fields.texts("adapters", DIGEST),
-            guard=fields.texts("guard", SUBJECT, in_order=True),
-            parent=fields.integer("parent", at_least=0),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Activated:
-    """The release that replicas serve from here on."""
-
-    release: int
-
-    def to_json(self) -> dict[str, Json]:
-        return {"release": self.release}
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> "Activated":
-        return cls(release=fields.integer("release", at_least=1))
-
-
-@dataclass(frozen=True, slots=True)
-class Confirmed:
-    """Every member serves the release or can serve nothing; `ms` from command to here."""
-
-    release: int
-    members: Mapping[str, MemberOutcome]
-    ms: float
-
-    def to_json(self) -> dict[str, Json]:
-        return {"release": self.release, "members": dict(self.members), "ms": self.ms}
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> "Confirmed":
-        release = fields.integer("release", at_least=1)
-        members = fields.mapping("members")
-        for name, outcome in members.items():
-            if not NAME.fullmatch(name):
-                fields.refuse("members", f"expected ids like {NAME.pattern}, found {name!r}")
-            if outcome not in get_args(MemberOutcome):
-                fields.refuse(
-                    f"members.{name}",
-                    f"expected one of {', '.join(get_args(MemberOutcome))}, found {outcome!r}",
-                )
-        return cls(release=release, members=members, ms=fields.number("ms", at_least=0.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,7 +244,7 @@ SIGNED_BY: Mapping[str, Role] = {
 
 
 def blobs_of(body: Body) -> dict[str, int | None]:
-    """The digests of the blobs that a record names, with their sizes where it says them."""
+    """The digests of the blobs that a record names, and their sizes if the record has them."""
     match body:
         case Trained() | Compacted():
             return {body.report: None} | {file.digest: file.size for file in body.files.values()}

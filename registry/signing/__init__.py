@@ -1,0 +1,1 @@
+"""Envelopes, keys, the trust file that says who may sign what, and rotation."""

@@ -1,0 +1,1 @@
+"""The HTTP and gRPC interfaces: inference in every replica, and commands in the operator API."""

@@ -1,0 +1,1 @@
+"""The `lethe` command: one module for each group of commands."""

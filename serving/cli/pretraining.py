@@ -1,4 +1,4 @@
-"""`lethe pretrain`: a backbone from scratch on any image folder, written where it was asked for."""
+"""The work of `lethe pretrain`: train a backbone from scratch and write it to a folder."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from typing import Any
 from forgetting.data.sources import open_image_set
 from forgetting.models.backbone import save_backbone
 from forgetting.training.pretrain import PretrainConfig, PretrainProgress, pretrain
+from serving.errors import ServingError
 
 
-class PretrainingError(Exception):
+class PretrainingError(ServingError):
     """Nothing was trained; the message says why."""
 
 
 def read_model_args(text: str) -> dict[str, Any]:
     """The model's arguments from the command line, such as `{"depth": 2}`.
 
-    Raises `PretrainingError` where it is no JSON object.
+    Raises `PretrainingError` unless `text` is a JSON object.
     """
     try:
         found = json.loads(text)
@@ -41,7 +42,7 @@ def pretrain_backbone(
     seed: int,
     note: Callable[[PretrainProgress], None],
 ) -> dict[str, Any]:
-    """Train on `data`, write to the folder `to`, say what came of it.
+    """Train on `data` and write the backbone to the folder `to`; return its facts.
 
     Raises `PretrainingError` when `to` can't be written or holds a backbone already, and
     `ForgettingError`.

@@ -1,0 +1,1 @@
+"""Settings, their sources, and the home folder of an installation."""

@@ -1,30 +1,39 @@
-"""Control: accepts operators' commands and answers their questions.
+"""The control actor: carries out operators' commands and answers their questions.
 
-    forget:    requested (durable) -> guard release acknowledged -> answered; the worker goes on
+    forget:    requested (durable) -> guard release acknowledged -> answered; the worker trains
     rollback:  prepared, activated (durable), acknowledged -> answered
-    restore:   restored (durable) -> a release without the class acknowledged -> answered
-    cancel:    refused (durable) -> answered; a training that runs is given up
-    retry:     retried (durable) -> answered; the worker goes on
+    restore:   restored (durable) -> release that shows the class acknowledged -> answered
+    cancel:    refused (durable) -> answered; a running training ends
+    retry:     retried (durable) -> answered; the worker trains
     suspend:   suspended (durable) -> every replica silent -> answered
 
-It holds nothing that the ledger doesn't, so it may be killed at any moment.
+All its state is in the ledger, so it may be killed at any moment.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 from registry.errors import ConflictError, FormatError
-from registry.publish import declarations as publish_declarations
-from registry.publish import jobs as publish
+from registry.publish.declarations import restore_subjects, write_note
+from registry.publish.jobs import refuse_job, request_forget, retry_job
 from registry.subjects.personal import keep_image
 from registry.subjects.subject_map import SubjectMap
 from serving.config.home import home_of, signer, wait_for_ledger, wait_for_private_store
 from serving.config.settings import Settings
 from serving.control.forget_worker import ForgetWorker
+from serving.control.job_views import named, names_of
+from serving.control.messages import (
+    Answer,
+    ForgetRequest,
+    Images,
+    Rejection,
+    RestoreRequest,
+    RetryRequest,
+    RollbackRequest,
+)
 from serving.control.preconditions import (
     why_no_rollback,
     why_not_again,
@@ -34,21 +43,17 @@ from serving.control.preconditions import (
     why_not_retried,
     why_not_with,
 )
-from serving.control.status import Account, ack_view
+from serving.control.status import StatusPage, ack_view
 from serving.coordination.activation import Activation, rollback_of
-from serving.coordination.jobs import (
-    CANCELLED,
-    Rejection,
-    is_cancelled,
-    named,
-    names_of,
-    pending_jobs,
-    trial_of,
-)
-from serving.coordination.messages import Author, Refusal
+from serving.coordination.client import CoordinatorClient
+from serving.coordination.jobs import CANCELLED, is_cancelled, pending_jobs, trial_of
+from serving.coordination.messages import Author, Declined
+from serving.monitoring.client import MonitorClient
+from serving.monitoring.messages import ControlFigures
 from serving.monitoring.metrics import Metrics
 from serving.monitoring.ray_export import RayMirror
 from serving.monitoring.trial_verdict import TrialTerms
+from serving.training.client import TrainerClient
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -63,13 +68,13 @@ class Control:
         self,
         settings: Settings,
         *,
-        coordinator: Any,
-        trainer: Any,
-        monitor: Any,
+        coordinator: CoordinatorClient,
+        trainer: TrainerClient,
+        monitor: MonitorClient,
         backbone: str,
         classes: tuple[str, ...],
     ) -> None:
-        """`coordinator`, `trainer` and `monitor` are actor handles, `backbone` is a fingerprint."""
+        """`backbone` is its fingerprint; `classes` are its class names in the head's order."""
         self._settings = settings
         self._backbone = backbone
         self._classes = classes
@@ -98,7 +103,7 @@ class Control:
             accepting=self._accepting,
             metrics=Metrics("trainer", RayMirror("trainer") if exported else None),
         )
-        self._account = Account(
+        self._status = StatusPage(
             self._ledger,
             self._worker,
             self._activation,
@@ -109,29 +114,17 @@ class Control:
 
     # -- commands
 
-    def forget(
-        self,
-        classes: Sequence[str],
-        actor: str,
-        reason: str,
-        request_id: str,
-        images: Mapping[str, Sequence[bytes]] = MappingProxyType({}),
-        canary: int | None = None,
-        batch: bool = False,
-    ) -> dict[str, Any] | Rejection:
-        """Accept a forget command: durable, and masked on every replica, when this returns.
-
-        `images`, checked ones, by class: to learn from beside those of the data set. `canary`: the
-        percentage of requests that the adapter is tried on before everybody gets it. `batch`: it
-        may be trained as one task with others that say so.
-        """
+    def forget(self, request: ForgetRequest, author: Author) -> Answer:
+        """Accept a forget command. When this returns a view, the command is durable and the classes
+        are masked on every replica."""
+        classes = request.classes
         with self._accepting:
             state = self._ledger.refresh()
-            known = state.requests.get(request_id)
+            known = state.requests.get(author.request_id)
             if known is None:
                 rejection = why_not_forgotten(
                     classes, state, known=self._classes, class_of=self._subjects.class_of
-                ) or why_not_with(images, classes)
+                ) or why_not_with(request.images, classes)
             else:
                 rejection = why_not_again(
                     classes, state.jobs[known], class_of=self._subjects.class_of
@@ -140,47 +133,40 @@ class Control:
                 return rejection
             subjects = {name: self._subjects.assign(name) for name in classes}
             if known is None:
-                self._keep(images, subjects)
+                self._keep(request.images, subjects)
             job = _recorded(
-                publish.request_forget,
+                request_forget,
                 self._ledger,
                 self._operator,
                 subjects=list(subjects.values()),
                 backbone=self._backbone,
-                actor=actor,
-                reason=reason,
-                request_id=request_id,
-                canary=canary,
-                batch=batch,
+                actor=author.actor,
+                reason=author.reason,
+                request_id=author.request_id,
+                canary=request.canary,
+                batch=request.batch,
             )
         if isinstance(job, Rejection):
             return job
         self._worker.wake()
         outcome = self._activation.guard(job)
-        if isinstance(outcome, Refusal):
+        if isinstance(outcome, Declined):
             return Rejection(
                 503,
                 f"{job.id} is accepted and durable, but not masked everywhere yet: "
                 f"{outcome.detail}.",
-                "It is tried again until it is; `lethe status` shows when.",
+                "The server keeps trying; `lethe status` shows when it has succeeded.",
             )
         view = self.job(job.id)
         if isinstance(view, dict):
             view["guard"] = ack_view(outcome)
         return view
 
-    def rollback(
-        self,
-        to: int,
-        actor: str,
-        reason: str,
-        request_id: str,
-        instead_of: int | None = None,
-    ) -> dict[str, Any] | Rejection:
-        """Serve release `to`'s adapters again as a new release; every guard stays. Refused when
-        the stack is no longer that of release `instead_of`, if one is given."""
+    def rollback(self, request: RollbackRequest, author: Author) -> Answer:
+        """Serve an earlier release's adapters again as a new release; every guard stays."""
+        to = request.to
         state = self._ledger.refresh()
-        made = rollback_of(state, request_id)
+        made = rollback_of(state, author.request_id)
         if made is None:
             rejection = why_no_rollback(to, state)
         else:
@@ -192,47 +178,43 @@ class Control:
             )
         if rejection is not None:
             return rejection
-        outcome = self._activation.roll_back(
-            to, Author(actor, reason, request_id), instead_of=instead_of
-        )
-        if isinstance(outcome, Refusal):
+        outcome = self._activation.roll_back(to, author, instead_of=request.instead_of)
+        if isinstance(outcome, Declined):
             status = 409 if outcome.stage in ("stack", "suspended") else 503
             return Rejection(status, f"The rollback was not made: {outcome.detail}.")
         now = self._ledger.refresh()
         masked = names_of(now.erasing, self._subjects.class_of)
         return {**ack_view(outcome), "rolled_back_to": to, "still_masked": masked}
 
-    def restore(
-        self, class_name: str | None, subject: str | None, actor: str, reason: str, request_id: str
-    ) -> dict[str, Any] | Rejection:
-        """End the erasure of a class, named by itself or by its subject, and serve it again."""
+    def restore(self, request: RestoreRequest, author: Author) -> Answer:
+        """End an erasure, and serve the class again."""
         with self._accepting:
             state = self._ledger.refresh()
-            subject = subject or self._subjects.find(class_name or "")
-            rejection = why_not_restored(subject, request_id, self._ledger)
+            subject = request.subject or self._subjects.find(request.class_name or "")
+            rejection = why_not_restored(subject, author.request_id, self._ledger)
             if rejection is not None or subject is None:
                 return rejection or Rejection(404, "There is no such subject.")
             pending = {job.id for job in pending_jobs(state)}
             if subject in state.erasing:
                 ended = _recorded(
-                    publish_declarations.restore,
+                    restore_subjects,
                     self._ledger,
                     self._operator,
                     subjects=[subject],
-                    actor=actor,
-                    reason=reason,
-                    request_id=request_id,
+                    actor=author.actor,
+                    reason=author.reason,
+                    request_id=author.request_id,
                 )
                 if isinstance(ended, Rejection):
                     return ended
-        outcome = self._activation.bring_back(Author(actor, reason, request_id))
+        outcome = self._activation.bring_back(author)
         self._worker.wake()
-        if isinstance(outcome, Refusal):
+        if isinstance(outcome, Declined):
             return Rejection(
                 503,
-                "The erasure is ended, which is recorded, but the class is not served again yet: "
+                "The erasure is ended and recorded, but the class is not served again yet: "
                 f"{outcome.detail}.",
-                "It is tried again until it is; `lethe status` shows when.",
+                "The server keeps trying; `lethe status` shows when it has succeeded.",
             )
         now = self._ledger.refresh()
         again = {s for job in pending_jobs(now) if job.id not in pending for s in job.erasing}
@@ -244,10 +226,8 @@ class Control:
             "still_masked": names_of(now.erasing, self._subjects.class_of),
         }
 
-    def cancel(
-        self, job_id: str, actor: str, reason: str, request_id: str
-    ) -> dict[str, Any] | Rejection:
-        """Train a job no further. Its classes stay under erasure and masked."""
+    def cancel(self, job_id: str, author: Author) -> Answer:
+        """Stop training a job. Its classes stay under erasure and masked."""
         with self._accepting:
             state = self._ledger.refresh()
             rejection = why_not_cancelled(job_id, state)
@@ -255,23 +235,23 @@ class Control:
                 return rejection
             trial = trial_of(state, job_id)
             if trial is not None:
-                author = Author(actor, reason, request_id)
                 problem = self._activation.end_trial(trial.release, "the job was cancelled", author)
                 if problem is not None:
                     return Rejection(503, f"The trial goes on: {problem.detail}.", "Send it again.")
             if not is_cancelled(state.jobs[job_id]):
                 refused = _recorded(
-                    publish.refuse,
+                    refuse_job,
                     self._ledger,
                     self._publisher,
                     job=job_id,
                     stage=CANCELLED,
-                    detail=reason,
+                    detail=author.reason,
                     report=None,
-                    actor=actor,
-                    reason=reason,
-                    request_id=request_id,
-                    # The coordinator may be about to put its adapter into service.
+                    actor=author.actor,
+                    reason=author.reason,
+                    request_id=author.request_id,
+                    # Checked again when the record is added: meanwhile the coordinator may have
+                    # served the job's adapter.
                     still=lambda newest: why_not_cancelled(job_id, newest) is None,
                 )
                 if isinstance(refused, Rejection):
@@ -279,51 +259,44 @@ class Control:
         self._worker.cancel(job_id)
         return self.job(job_id)
 
-    def retry(
-        self,
-        job_id: str,
-        actor: str,
-        reason: str,
-        request_id: str,
-        images: Mapping[str, Sequence[bytes]] = MappingProxyType({}),
-    ) -> dict[str, Any] | Rejection:
-        """Have a refused or cancelled job trained again, from another seed, and from `images`,
-        checked ones, by class, as well."""
+    def retry(self, request: RetryRequest, author: Author) -> Answer:
+        """Have a refused or cancelled job trained again."""
+        job_id = request.job
         with self._accepting:
             state = self._ledger.refresh()
-            rejection = why_not_retried(job_id, state, request_id=request_id)
+            rejection = why_not_retried(job_id, state, request_id=author.request_id)
             if rejection is not None:
                 return rejection
             job = state.jobs[job_id]
             subjects = {named(s, self._subjects.class_of): s for s in job.erasing}
-            rejection = why_not_with(images, list(subjects))
+            rejection = why_not_with(request.images, list(subjects))
             if rejection is not None:
                 return rejection
-            if request_id not in job.retries:
-                self._keep(images, subjects)
-            # Before the worker can see the job: what it is told of an earlier try is void.
+            if author.request_id not in job.retries:
+                self._keep(request.images, subjects)
+            # Before the record, after which the worker may start the job at any moment.
             self._worker.forgive(job_id)
             retried = _recorded(
-                publish.retry,
+                retry_job,
                 self._ledger,
                 self._operator,
                 job=job_id,
-                actor=actor,
-                reason=reason,
-                request_id=request_id,
+                actor=author.actor,
+                reason=author.reason,
+                request_id=author.request_id,
             )
         if isinstance(retried, Rejection):
             return retried
         self._worker.wake()
         return self.job(job_id)
 
-    def suspend(self, actor: str, reason: str, request_id: str) -> dict[str, Any] | Rejection:
-        """Have nothing answered, on any replica, until `resume`."""
-        halt = self._activation.suspend(Author(actor, reason, request_id))
-        if isinstance(halt, Refusal):
+    def suspend(self, author: Author) -> Answer:
+        """Stop all predictions on every replica until `resume`."""
+        halt = self._activation.suspend(author)
+        if isinstance(halt, Declined):
             return Rejection(
                 409 if halt.stage == "resumed" else 503,
-                f"It is not certain that nothing is answered: {halt.detail}.",
+                f"Replicas may still answer: {halt.detail}.",
                 "Send it again; `lethe status` shows whether serving is suspended.",
             )
         return {
@@ -333,10 +306,10 @@ class Control:
             "replicas": halt.members,
         }
 
-    def resume(self, actor: str, reason: str, request_id: str) -> dict[str, Any] | Rejection:
-        """Have replicas answer again."""
-        resumption = self._activation.resume(Author(actor, reason, request_id))
-        if isinstance(resumption, Refusal):
+    def resume(self, author: Author) -> Answer:
+        """Let replicas answer again."""
+        resumption = self._activation.resume(author)
+        if isinstance(resumption, Declined):
             return Rejection(
                 503, f"Serving was not resumed: {resumption.detail}.", "Send it again."
             )
@@ -347,37 +320,42 @@ class Control:
             "replicas": resumption.members,
         }
 
-    def remark(self, text: str, actor: str, request_id: str) -> None:
+    def remark(self, text: str, author: Author) -> None:
         """Write a remark into the ledger."""
-        publish_declarations.note(
-            self._ledger, self._operator, text=text, actor=actor, reason="", request_id=request_id
+        write_note(
+            self._ledger,
+            self._operator,
+            text=text,
+            actor=author.actor,
+            reason=author.reason,
+            request_id=author.request_id,
         )
 
     # -- questions
 
     def settings(self) -> Settings:
-        """What this process was started with."""
+        """The settings that this process was started with."""
         return self._settings
 
-    def job(self, job_id: str) -> dict[str, Any] | Rejection:
-        return self._account.job(job_id)
+    def job(self, job_id: str) -> Answer:
+        return self._status.job(job_id)
 
     def releases(self) -> list[dict[str, Any]]:
-        return self._account.releases()
+        return self._status.releases()
 
     def status(self) -> dict[str, Any]:
-        """What is active, what is being forgotten, and which replica runs what."""
-        return self._account.status()
+        """What is active, what is forgotten, and which release each replica runs."""
+        return self._status.status()
 
     def report(self, job_id: str) -> bytes | Rejection:
         """The measured report of a job, as JSON bytes."""
-        return self._account.report(job_id)
+        return self._status.report(job_id)
 
-    def figures(self) -> dict[str, Any]:
-        """What the metrics page shows of commands, jobs and trainings."""
-        return self._account.figures()
+    def figures(self) -> ControlFigures:
+        """Numbers about commands, jobs and trainings for the metrics page."""
+        return self._status.figures()
 
-    def _keep(self, images: Mapping[str, Sequence[bytes]], subjects: Mapping[str, str]) -> None:
+    def _keep(self, images: Images, subjects: Mapping[str, str]) -> None:
         """Store images, by class, under the subjects of their classes."""
         for name, several in images.items():
             for data in several:
@@ -385,7 +363,7 @@ class Control:
 
 
 def _recorded(act: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T | Rejection:
-    """What an act of `registry.publish.jobs` returns, or why the ledger doesn't take it."""
+    """Call a function of `registry.publish`; a `Rejection` if the ledger refuses the record."""
     try:
         return act(*arguments, **keywords)
     except ConflictError as error:

@@ -1,13 +1,13 @@
-"""The forget worker: takes the oldest job that is not at its end as far as it goes.
+"""The forget worker: a thread in control's process that runs forget jobs, oldest first.
 
-It looks up in the ledger what is left of the job, so a crash anywhere costs at most the training
-that was under way:
+It reads from the ledger which steps of a job are left, so a crash loses at most the training that
+was running:
 
-    guarded -> closed form in service, if so set -> train -> trained (durable) -> gates
-    -> adapter release tried on a share of the requests, if so asked -> acknowledged, or refused
+    guard -> closed form, if set -> train -> gates -> trained (durable)
+    -> trial on a share of the requests, if asked for -> acknowledged, or refused
 
-Jobs that ask for it are trained as one task when they wait at the same time. If that is refused,
-the ledger says so and each goes on alone.
+Jobs that allow it and wait at the same time are trained as one task. If that task is refused, the
+ledger says so and each job is trained alone.
 """
 
 from __future__ import annotations
@@ -18,16 +18,14 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import ray
-
 from registry.errors import ConflictError, FormatError, RegistryError
 from registry.fold.state import Job, State
 from registry.log.adapters import adapter_files
 from registry.log.ledger import Ledger
-from registry.publish import jobs as publish
+from registry.publish.jobs import record_trained, refuse_job
 from registry.records.record import MAX_REASON
 from registry.signing.keys import Signer
-from registry.store.directory import Store
+from registry.store.contract import Store
 from registry.subjects.personal import images_of
 from registry.subjects.subject_map import SubjectMap
 from serving.coordination.activation import Activation
@@ -40,10 +38,11 @@ from serving.coordination.jobs import (
     trained_together,
     trial_of,
 )
-from serving.coordination.messages import Author, Outcome, Refusal, TrialBegun
+from serving.coordination.messages import Author, Declined, Outcome, TrialBegun
+from serving.monitoring.client import MonitorClient
 from serving.monitoring.metrics import Metrics
-from serving.monitoring.trial_verdict import Seen, TrialTerms, verdict
-from serving.training.client import HeldUpError, RemoteTrainer
+from serving.monitoring.trial_verdict import TrialTerms, verdict
+from serving.training.client import HeldUpError, TrainerClient
 from serving.training.messages import NotTrained, Trained, TrainJob
 
 log = logging.getLogger(__name__)
@@ -58,7 +57,7 @@ TRAININGS = ("accepted", "refused", "failed")
 
 
 class ForgetWorker:
-    """One thread that trains and publishes, job after job."""
+    """Starts a thread that trains and publishes one job after another."""
 
     def __init__(
         self,
@@ -67,8 +66,8 @@ class ForgetWorker:
         *,
         private: Store,
         activation: Activation,
-        trainer: Any,
-        monitor: Any,
+        trainer: TrainerClient,
+        monitor: MonitorClient,
         attempts: int,
         terms: TrialTerms,
         closed_form: bool,
@@ -76,55 +75,62 @@ class ForgetWorker:
         accepting: threading.Lock,
         metrics: Metrics,
     ) -> None:
-        """`private` holds the subject map and uploaded images; `trainer` and `monitor` are actor
-        handles. A job is given up after `attempts` failed trainings. `closed_form`: have one in
-        service until the training has ended. `company_s`: how long a job that may be trained with
-        others waits for them. `accepting` is held while a command changes who is
-        under erasure. `metrics` are the trainer's."""
+        """
+        Args:
+            private: Holds the subject map and uploaded images.
+            attempts: A job is given up after this many failures.
+            terms: When a trial is decided.
+            closed_form: Serve a closed form until the training has ended.
+            company_s: Seconds that a job waits for others to be trained with it.
+            accepting: The lock that commands hold while they change what is under erasure.
+            metrics: Metrics about trainings.
+        """
         self._ledger = ledger
         self._publisher = publisher
         self._private = private
         self._subjects = SubjectMap(private)
         self._activation = activation
-        self._trainer = RemoteTrainer(trainer)
+        self._trainer = trainer
         self._monitor = monitor
         self._attempts = attempts
         self._terms = terms
         self._closed_form = closed_form
         self._company_s = company_s
         self.no_closed_form: dict[str, str] = {}
-        """Why a job has none, by job."""
+        """Job -> why no closed form is served for it."""
         self._accepting = accepting
         self._work = threading.Event()
         self._cancelled: set[str] = set()
-        """Jobs whose training, should it run, is to end."""
+        """Cancelled jobs: a training of one of them must end."""
         self.metrics = metrics
         for outcome in TRAININGS:
-            # From 0 on, so that Prometheus sees the first as an increase.
+            # Start at 0: Prometheus sees the first training as an increase only then.
             self.metrics.count("lethe_trainings_total", outcome, by=0)
         self.training: dict[str, dict[str, Any]] = {}
-        """Progress of the job that trains, by job."""
+        """Job -> progress, for the jobs that are being trained."""
         self.problems: dict[str, str] = {}
-        """The trainer's own words on the last failure, by job; no record may hold them."""
+        """Job -> the trainer's words on the last failure. They may name classes, so no record holds
+        them."""
         threading.Thread(target=self._run, name="forget-worker", daemon=True).start()
 
     def wake(self) -> None:
-        """There is a new job."""
+        """Look for a new job now."""
         self._work.set()
 
     def cancel(self, job: str) -> None:
-        """The ledger says that `job` was cancelled: give its training up."""
+        """End the training of `job`, which the ledger says was cancelled."""
         self._cancelled.add(job)
         self._work.set()
 
     def forgive(self, job: str) -> None:
-        """`job` is about to be retried: what befell its earlier tries is void."""
+        """Discard what is known of earlier tries of `job`: it is about to be retried."""
         self._cancelled.discard(job)
         self.no_closed_form.pop(job, None)
         self.problems.pop(job, None)
 
     def _run(self) -> None:
         rounds = 0
+        # By hand, not with tenacity: each round may work on another job.
         while True:
             job: Job | None = None
             try:
@@ -136,9 +142,9 @@ class ForgetWorker:
                     self._advance(job)
                 rounds = 0
             except Exception as error:
-                # Whatever it is, the worker must outlive it: every later job waits for it.
+                # Any error may come here. The thread must survive it: all later jobs need it.
                 rounds += 1
-                # Without the error's words in the log: they may name a class.
+                # The log doesn't quote the error, whose words may name a class.
                 log.error("held up, round %d (%s)", rounds, type(error).__name__)
                 stage = _failed_at(error)
                 if job and stage and rounds >= self._attempts:
@@ -153,12 +159,12 @@ class ForgetWorker:
             log.error("the refusal of %s can't be recorded: %s", job.id, failure)
 
     def _advance(self, job: Job) -> None:
-        """Take one pending job as far as it goes. Raises `HeldUpError`."""
+        """Do all steps of a pending job that are possible now. Raises `HeldUpError`."""
         jobs = self._gathered(job)
         for each in jobs:
             if not each.guarded:
                 outcome = self._activation.guard(each)
-                if isinstance(outcome, Refusal):
+                if isinstance(outcome, Declined):
                     raise HeldUpError(outcome.detail)
         if self._closed_form and len(jobs) == 1 and job.id not in self.no_closed_form:
             self._bridge(job)
@@ -181,7 +187,7 @@ class ForgetWorker:
             self._settle(job, self._activation.adopt(job, self._author(job)))
 
     def _gathered(self, job: Job) -> tuple[Job, ...]:
-        """The job and those that are trained as one task with it, for which it waits a moment."""
+        """The job and those to train as one task with it. Waits up to `company_s` for them."""
         if is_batchable(job) and job.adapter is None:
             age = time.time() - job.at.timestamp()
             time.sleep(min(max(self._company_s - age, 0.0), self._company_s))
@@ -189,23 +195,25 @@ class ForgetWorker:
         return trained_together(state, state.jobs[job.id])
 
     def _still_wanted(self, job: Job) -> bool:
-        """Whether what was trained for `job` may still be recorded. `accepting` is held."""
+        """Whether what was trained for `job` may still be recorded. Hold `accepting`."""
         now = self._ledger.refresh().jobs[job.id]
         if is_cancelled(now):
             log.info("%s was cancelled; its training is void", job.id)
         elif now.erasing != job.erasing:
-            log.info("%s: somebody was restored meanwhile; this training is void", job.id)
+            log.info("%s: a subject was restored meanwhile; this training is void", job.id)
         elif now.tried_from != job.tried_from:
-            log.info("%s was cancelled and retried; the training before is void", job.id)
+            log.info("%s was cancelled and retried; the earlier training is void", job.id)
         same = now.erasing == job.erasing and now.tried_from == job.tried_from
         return same and not is_cancelled(now)
 
     def _settle(self, job: Job, outcome: Outcome | TrialBegun) -> None:
-        """Raises `HeldUpError` where a release could not be put into service for another reason
-        than that another stack is active by now: the job is trained on that one then."""
-        if isinstance(outcome, Refusal) and outcome.stage == "stack":
+        """Raises `HeldUpError` when the release could not be served.
+
+        Not when another stack is active by now: the next round trains the job on that one.
+        """
+        if isinstance(outcome, Declined) and outcome.stage == "stack":
             log.info("%s: another stack is active by now; training again on it", job.id)
-        elif isinstance(outcome, Refusal):
+        elif isinstance(outcome, Declined):
             stage = outcome.stage if outcome.stage == "prepare" else None
             raise HeldUpError(outcome.detail, stage=stage)
 
@@ -213,8 +221,10 @@ class ForgetWorker:
         return Author(ACTOR, f"adapter of {job.id}", job.request_id)
 
     def _bridge(self, job: Job) -> None:
-        """Have a closed form erase the job's subjects until the training has ended. That one fails
-        or is refused changes nothing but the time for which only the guard stands."""
+        """Serve a closed form for the job until its training has ended.
+
+        If the closed form fails or is refused, only the guard stands until then.
+        """
         state = self._ledger.refresh()
         if provisional_release(state, job.id) is not None:
             return
@@ -236,7 +246,7 @@ class ForgetWorker:
         elif not state.adapters[known].provisional:
             return
         outcome = self._activation.adopt(job, self._author(job))
-        if isinstance(outcome, Refusal):
+        if isinstance(outcome, Declined):
             self._do_without(job, outcome.detail)
 
     def _do_without(self, job: Job, why: str) -> None:
@@ -244,7 +254,7 @@ class ForgetWorker:
         self.no_closed_form[job.id] = why
 
     def _try_out(self, job: Job, percent: int) -> None:
-        """Begin the trial of the job's adapter, or judge it; called again until it has ended."""
+        """Begin or judge the trial of the job's adapter. Called again until the trial has ended."""
         state = self._ledger.refresh()
         trial = trial_of(state, job.id)
         if trial is None:
@@ -256,7 +266,7 @@ class ForgetWorker:
                 author = self._author(job)
                 self._settle(job, self._activation.try_out(job, percent, author))
             return
-        seen: Seen | None = ray.get(self._monitor.trial.remote(trial.release))
+        seen = self._monitor.trial(trial.release)
         elapsed = time.time() - trial.at.timestamp()
         found = verdict(seen, elapsed=elapsed, terms=self._terms)
         if found is None:
@@ -280,7 +290,7 @@ class ForgetWorker:
         provisional: bool = False,
     ) -> None:
         job, *others = jobs
-        publish.record_trained(
+        record_trained(
             self._ledger,
             self._publisher,
             job=job.id,
@@ -297,7 +307,7 @@ class ForgetWorker:
     def _train(
         self, jobs: Sequence[Job], stack: tuple[str, ...], *, closed_form: bool = False
     ) -> Trained | None:
-        """The adapter of the jobs; None when one was cancelled. Raises `HeldUpError`."""
+        """Train one adapter for `jobs`; None when one was cancelled. Raises `HeldUpError`."""
         job = jobs[0]
         ids = {each.id for each in jobs}
         state = self._ledger.state
@@ -350,10 +360,11 @@ class ForgetWorker:
     def _refuse(
         self, jobs: Sequence[Job], stage: str, detail: str, report: bytes | None = None
     ) -> None:
-        """Of several, only that they are one task: each is trained alone then."""
+        """Record that `jobs` are refused. If there are several, only training them as one task is
+        refused: each is trained alone after that."""
         job, *others = jobs
         log.warning("%s is refused (%s); the guard stays on", [each.id for each in jobs], stage)
-        publish.refuse(
+        refuse_job(
             self._ledger,
             self._publisher,
             job=job.id,
@@ -368,14 +379,19 @@ class ForgetWorker:
 
 
 def retry_after(rounds: int) -> float:
-    """Seconds until the next try after so many failures in a row, of which there may be any
-    number: some causes are waited for as long as they take."""
-    # 2^1024 is no float any more.
+    """Seconds until the next try after `rounds` failures in a row.
+
+    `rounds` has no limit, since some causes are waited for as long as they last.
+    """
+    # The limit of 10 avoids an overflow: 2.0^1024 is not a float.
     return min(RETRY_S * 2.0 ** min(rounds, 10), LONGEST_RETRY_S)
 
 
 def _returned(state: State, job: Job) -> str | None:
-    """Why the job's present adapter was taken off after a trial, in its present try, if it was."""
+    """Why the trial of the job's adapter was ended without serving it, in the current try.
+
+    None when no trial was.
+    """
     for release in reversed(list(state.releases.values())):
         tried = release.job == job.id and release.seq > job.tried_from
         if tried and job.adapter in release.adapters and release.returned:
@@ -388,7 +404,7 @@ def _report_of(state: State, job: Job) -> str:
 
 
 def _failed_at(error: Exception) -> str | None:
-    """The stage to refuse a job at, should it keep failing like this."""
+    """The stage to name when a job is refused after repeating this error; None: never refuse."""
     if isinstance(error, HeldUpError):
         return error.stage
     return "registry" if isinstance(error, ConflictError | FormatError) else None

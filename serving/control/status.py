@@ -1,5 +1,4 @@
-"""The account that control gives of jobs and releases: what the ledger says, what the worker is at,
-and what the replicas run."""
+"""Control's answers about jobs and releases, from the ledger, the worker and the coordinator."""
 
 from __future__ import annotations
 
@@ -9,25 +8,26 @@ from typing import Any
 from registry.fold.state import State
 from registry.log.ledger import Ledger
 from serving.control.forget_worker import ForgetWorker
-from serving.coordination.activation import Activation
-from serving.coordination.jobs import (
+from serving.control.job_views import (
     ClassOf,
-    Rejection,
-    job_figures,
+    control_figures,
     job_view,
     names_of,
-    pending_jobs,
     releases_view,
     report_of,
 )
+from serving.control.messages import Answer, Rejection
+from serving.coordination.activation import Activation
+from serving.coordination.jobs import pending_jobs
 from serving.coordination.messages import Ack
+from serving.monitoring.messages import ControlFigures
 
 RECENT = 20
-"""Ended jobs that the status shows."""
+"""How many of the ended jobs the status shows."""
 
 
-class Account:
-    """Answers questions, and changes nothing."""
+class StatusPage:
+    """Builds the answers. Changes nothing."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Account:
         backbone: str,
         classes: int,
     ) -> None:
-        """`backbone` is a fingerprint, `classes` how many it knows."""
+        """`backbone` is its fingerprint, `classes` the number of classes that it knows."""
         self._ledger = ledger
         self._worker = worker
         self._activation = activation
@@ -47,7 +47,7 @@ class Account:
         self._backbone = backbone
         self._classes = classes
 
-    def job(self, job_id: str) -> dict[str, Any] | Rejection:
+    def job(self, job_id: str) -> Answer:
         state = self._ledger.refresh()
         if job_id not in state.jobs:
             return Rejection(404, f"There is no job {job_id}.", "`lethe status` lists the jobs.")
@@ -57,7 +57,7 @@ class Account:
         return releases_view(self._ledger.refresh(), class_of=self._class_of)
 
     def status(self) -> dict[str, Any]:
-        """What is active, what is being forgotten, and which replica runs what."""
+        """What is active, what is forgotten, and which release each replica runs."""
         state = self._ledger.refresh()
         learned = state.subjects_erased_by_weights(state.active)
         return {
@@ -100,10 +100,10 @@ class Account:
             return Rejection(404, f"There is no report of job {job_id} (yet).")
         return self._ledger.get_blob(digest)
 
-    def figures(self) -> dict[str, Any]:
-        """What the metrics page shows of commands, jobs and trainings."""
+    def figures(self) -> ControlFigures:
+        """Numbers about commands, jobs and trainings for the metrics page."""
         families = self._worker.metrics.families()
-        return {**job_figures(self._ledger.refresh()), "read_at": time.time(), "families": families}
+        return control_figures(self._ledger.refresh(), read_at=time.time(), families=families)
 
 
 def ack_view(ack: Ack) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""The coordinator and the protocol with its members: leases, activation, acknowledgement."""

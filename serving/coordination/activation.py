@@ -1,7 +1,8 @@
-"""Getting a release activated: asking the coordinator until it answers, and never twice.
+"""How control asks the coordinator to act: it repeats a request until an answer comes.
 
-The coordinator may be killed at any moment. What the ledger says was activated is only waited for;
-what it doesn't say is asked for again.
+The coordinator may be killed at any moment, also after it acted and before it answered. So before
+each try `Activation` looks in the ledger: if the act stands there, it only waits for the
+acknowledgement; if not, it asks again. No act is done twice.
 """
 
 from __future__ import annotations
@@ -10,149 +11,137 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
-import ray
 from ray.exceptions import RayActorError
 
 from registry.fold.state import Job, State
 from registry.log.ledger import Ledger
+from serving.coordination.client import CoordinatorClient
 from serving.coordination.jobs import release_of, served_release, trial_of
 from serving.coordination.messages import (
-    Ack,
     Author,
+    Declined,
     Halt,
+    MemberView,
     Outcome,
-    Refusal,
     Resumption,
     TrialBegun,
 )
-from serving.coordination.restoration import to_bring_back
+from serving.coordination.unserved import to_bring_back
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.5
 BACK_S = 60.0
-"""The coordinator is waited for this long once it is away."""
+"""Seconds to wait for a coordinator that is away."""
 
 
 class Activation:
-    """The way to the coordinator. Thread-safe."""
+    """Asks the coordinator until it answers, from control's process. Thread-safe."""
 
-    def __init__(self, coordinator: Any, ledger: Ledger) -> None:
-        """`coordinator` is an actor handle."""
+    def __init__(self, coordinator: CoordinatorClient, ledger: Ledger) -> None:
         self._coordinator = coordinator
         self._ledger = ledger
         self._guarding = threading.Lock()
 
     def guard(self, job: Job) -> Outcome:
         """Mask the job's subjects on every replica."""
-        with self._guarding:  # the worker and the command may both come for the same job
+        with self._guarding:  # the worker and the command may ask for the same job at once
             author = Author(job.actor, job.reason, job.request_id)
             return self._insist(
-                lambda: ray.get(self._coordinator.guard.remote(job.id, author)),
+                lambda: self._coordinator.guard(job.id, author),
                 lambda state: release_of(state, job.id, "guard"),
             )
 
     def adopt(self, job: Job, author: Author) -> Outcome:
         """Put the job's adapter on top of the active ones."""
         return self._insist(
-            lambda: ray.get(self._coordinator.adopt.remote(job.id, author)),
+            lambda: self._coordinator.adopt(job.id, author),
             lambda state: served_release(state, job.id),
         )
 
-    def try_out(self, job: Job, percent: int, author: Author) -> TrialBegun | Refusal:
-        """Have the job's adapter answer a share of the requests."""
+    def try_out(self, job: Job, percent: int, author: Author) -> TrialBegun | Declined:
+        """Start a trial: the job's adapter answers `percent` of the requests."""
 
-        def once() -> TrialBegun | Refusal:
+        def once() -> TrialBegun | Declined:
             trial = trial_of(self._ledger.refresh(), job.id)
             if trial is not None:
                 return TrialBegun(trial.release)
-            begun: TrialBegun | Refusal = ray.get(
-                self._coordinator.try_out.remote(job.id, percent, author)
-            )
-            return begun
+            return self._coordinator.try_out(job.id, percent, author)
 
-        begun: TrialBegun | Refusal = self._patiently(once)
-        return begun
+        return self._patiently(once)
 
     def promote(self, release: int, author: Author) -> Outcome:
-        """Serve the release on trial to everybody."""
+        """End the trial by serving `release` for all requests."""
         return self._insist(
-            lambda: ray.get(self._coordinator.promote.remote(release, author)),
+            lambda: self._coordinator.promote(release, author),
             lambda state: release if state.releases[release].activated_at else None,
         )
 
-    def end_trial(self, release: int, detail: str, author: Author) -> Refusal | None:
-        """Take the release off trial. To ask again is harmless."""
-        problem: Refusal | None = self._patiently(
-            lambda: ray.get(self._coordinator.end_trial.remote(release, detail, author))
-        )
-        return problem
+    def end_trial(self, release: int, detail: str, author: Author) -> Declined | None:
+        """End the trial without serving `release`; `detail` says why. Asking twice is harmless."""
+        return self._patiently(lambda: self._coordinator.end_trial(release, detail, author))
 
     def roll_back(self, to: int, author: Author, *, instead_of: int | None = None) -> Outcome:
-        """Serve release `to`'s adapters again, if the stack is still that of `instead_of`."""
+        """Serve the adapters of release `to` again.
+
+        With `instead_of`, only while the active stack is still that of release `instead_of`.
+        """
         return self._insist(
-            lambda: ray.get(self._coordinator.roll_back.remote(to, author, instead_of)),
+            lambda: self._coordinator.roll_back(to, author, instead_of),
             lambda state: rollback_of(state, author.request_id),
         )
 
     def bring_back(self, author: Author) -> Outcome:
-        """Serve those again whose erasure was ended."""
+        """Serve the restored subjects again: those whose erasure was ended."""
         return self._insist(
-            lambda: ray.get(self._coordinator.bring_back.remote(author)),
+            lambda: self._coordinator.bring_back(author),
             lambda state: None if to_bring_back(state) else state.active,
         )
 
-    def suspend(self, author: Author) -> Halt | Refusal:
-        """Have nothing answered. To ask again for what is so already is harmless."""
-        halt: Halt | Refusal = self._patiently(
-            lambda: ray.get(self._coordinator.suspend.remote(author))
-        )
-        return halt
+    def suspend(self, author: Author) -> Halt | Declined:
+        """Stop all predictions. Asking twice is harmless."""
+        return self._patiently(lambda: self._coordinator.suspend(author))
 
-    def resume(self, author: Author) -> Resumption | Refusal:
-        """Have replicas answer again."""
-        resumption: Resumption | Refusal = self._patiently(
-            lambda: ray.get(self._coordinator.resume.remote(author))
-        )
-        return resumption
+    def resume(self, author: Author) -> Resumption | Declined:
+        """Let replicas answer again. Asking twice is harmless."""
+        return self._patiently(lambda: self._coordinator.resume(author))
 
-    def members(self) -> dict[str, dict[str, object]]:
+    def members(self) -> dict[str, MemberView]:
         """What the coordinator knows of each replica."""
-        members: dict[str, dict[str, object]] = ray.get(self._coordinator.members.remote())
-        return members
+        return self._coordinator.members()
 
     def _insist(self, act: Callable[[], Outcome], find: Callable[[State], int | None]) -> Outcome:
-        """Call the coordinator until it answers; what the ledger holds already isn't done twice."""
+        """Do `act`, unless the ledger already holds its result: `find` returns that release."""
 
         def once() -> Outcome:
             number = find(self._ledger.refresh())
-            if number is not None:
-                ack: Ack = ray.get(self._coordinator.acknowledge.remote(number))
-                return ack
-            return act()
+            return act() if number is None else self._coordinator.acknowledge(number)
 
-        outcome: Outcome = self._patiently(once)
-        return outcome
+        return self._patiently(once)
 
-    def _patiently(self, ask: Callable[[], Any]) -> Any:
-        """`ask` until there is a coordinator to answer; a `Refusal` when none comes back."""
+    def _patiently(self, ask: Callable[[], T]) -> T | Declined:
+        """Call `ask` until a coordinator answers; `Declined` if none is back within `BACK_S`."""
         deadline: float | None = None
         while True:
             try:
                 return ask()
             except RayActorError as error:
-                # From when it was first away: it may have worked on the answer for longer.
+                # The wait starts at the first failure, not at the first call: the coordinator may
+                # have worked on the answer for longer than BACK_S before it died. (Retry libraries
+                # count from the first call.)
                 deadline = deadline or time.monotonic() + BACK_S
                 log.warning("the coordinator is away (%s); trying again", type(error).__name__)
                 if time.monotonic() > deadline:
-                    return Refusal("coordinator", "the coordinator does not come back")
+                    return Declined("coordinator", "the coordinator does not come back")
                 time.sleep(RETRY_S)
 
 
 def rollback_of(state: State, request_id: str) -> int | None:
-    """The activated rollback that `request_id` made."""
+    """The release of the activated rollback that this request made; None if there is none."""
     return next(
         (
             number

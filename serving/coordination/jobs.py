@@ -1,57 +1,28 @@
-"""What the operator is told of forget jobs and releases: plain values made from the ledger's fold.
-
-Class names appear here only because an operator's token was shown; no record holds them.
-"""
+"""How far each forget job is: pending, trained or served. Pure functions of the ledger's fold."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
-
-from registry.errors import ConflictError, NotFoundError
+from registry.errors import ConflictError
 from registry.fold.jobs import adapter_to_publish
-from registry.fold.state import Job, Refusal, State, Trial
-from serving.coordination.restoration import was_taken_off
-
-ClassOf = Callable[[str], str]
-"""Subject -> class name; raises NotFoundError when the subject map no longer holds it."""
-
+from registry.fold.state import Job, State, Trial
+from serving.coordination.unserved import was_taken_off
 
 ENDED = ("done", "refused", "cancelled", "restored")
-"""States that a job's view doesn't leave by itself."""
+"""States of a job's view at which it stays until an operator acts."""
 CANCELLED = "cancelled"
-"""The stage at which the ledger says that a job was refused, when an operator cancelled it."""
-
-
-@dataclass(frozen=True)
-class Rejection:
-    """A command that can't be carried out: an HTTP status, why, and what to do about it."""
-
-    status: int
-    detail: str
-    advice: str = ""
-
-
-def named(subject: str, class_of: ClassOf) -> str:
-    try:
-        return class_of(subject)
-    except NotFoundError:
-        return subject
-
-
-def names_of(subjects: Iterable[str], class_of: ClassOf) -> list[str]:
-    return sorted(named(subject, class_of) for subject in subjects)
+"""The stage of the refusal that the ledger holds for a job that an operator cancelled."""
 
 
 def is_cancelled(job: Job) -> bool:
-    """Whether an operator gave the job up: nothing is trained for it any more."""
+    """Whether an operator cancelled the job: nothing is trained for it any more."""
     return job.state == "refused" and job.refusal is not None and job.refusal.stage == CANCELLED
 
 
 def pending_jobs(state: State) -> list[Job]:
-    """Jobs that are not at their end, oldest first."""
+    """Jobs that were neither refused nor restored and whose adapter is not served for good yet.
+
+    Oldest first.
+    """
     ended = ("refused", "restored")
     return [
         job
@@ -66,9 +37,10 @@ def is_batchable(job: Job) -> bool:
 
 
 def trained_together(state: State, job: Job) -> tuple[Job, ...]:
-    """The pending `job` and those that are to be trained as one task with it, oldest first.
+    """The pending `job`, and after it the jobs to train as one task with it, oldest first.
 
-    Whose adapter is made stays with those that it was made for; who has another is left alone.
+    If an adapter was already trained for the job, these are the jobs that it was trained for.
+    Otherwise they are all pending jobs that may join and have no other adapter yet.
     """
     if not is_batchable(job):
         return (job,)
@@ -85,10 +57,11 @@ def trained_together(state: State, job: Job) -> tuple[Job, ...]:
 
 
 def adopted_release(state: State, job_id: str) -> int | None:
-    """The activated release that put the job's adapter on the stack for good.
+    """The activated release that put the job's adapter on the stack for good; None if none did.
 
-    It stays that one when a rollback took the adapter away, which is not put back. None again when
-    it had to go because somebody was brought back: the job is trained anew then.
+    A rollback that takes the adapter off the stack doesn't change this: the job is not trained
+    again. But it is None again when the adapter had to go because another subject was restored:
+    then the job is trained again.
     """
     adapter = state.jobs[job_id].adapter
     if adapter is None or state.adapters[adapter].provisional:
@@ -97,7 +70,10 @@ def adopted_release(state: State, job_id: str) -> int | None:
 
 
 def is_trained(state: State, job: Job, stack: tuple[str, ...]) -> bool:
-    """Whether the job has an adapter to keep, on this stack: the ledger would take no other."""
+    """Whether the job has a final adapter that was trained on `stack`.
+
+    Then it needs no training: the ledger would accept no other adapter for it.
+    """
     try:
         entry = adapter_to_publish(state, state.jobs[job.id])
     except ConflictError:
@@ -106,13 +82,13 @@ def is_trained(state: State, job: Job, stack: tuple[str, ...]) -> bool:
 
 
 def trial_of(state: State, job_id: str) -> Trial | None:
-    """The trial that is on, if it is of the job's adapter."""
+    """The trial that is on, if it tries the job's adapter; else None."""
     trial = state.canary
     return trial if trial is not None and state.releases[trial.release].job == job_id else None
 
 
 def provisional_release(state: State, job_id: str) -> int | None:
-    """The release that put the job's provisional adapter on the stack, while it is there."""
+    """The release that put the job's provisional adapter on the stack; None if it is not there."""
     mine = [
         id
         for id, entry in state.adapters_in_force(state.active).items()
@@ -129,7 +105,7 @@ def provisional_release(state: State, job_id: str) -> int | None:
 
 
 def served_release(state: State, job_id: str) -> int | None:
-    """As `adopted_release`, and for a provisional adapter too."""
+    """Like `adopted_release`, but counts a provisional adapter too."""
     job = state.jobs[job_id]
     adapter = job.adapter
     if adapter is None or was_taken_off(state, job):
@@ -145,7 +121,7 @@ def served_release(state: State, job_id: str) -> int | None:
 
 
 def release_of(state: State, job_id: str, kind: str) -> int | None:
-    """The activated release of that kind that the job made."""
+    """The activated release of that kind that was made for the job; None if there is none."""
     return next(
         (
             number
@@ -154,120 +130,3 @@ def release_of(state: State, job_id: str, kind: str) -> int | None:
         ),
         None,
     )
-
-
-def report_of(job: Job, state: State) -> str | None:
-    """The digest of the job's report, or of the one that has it trained alone."""
-    if job.refusal is not None:
-        return job.refusal.report
-    if job.adapter:
-        return state.adapters[job.adapter].report
-    return job.apart.report if job.apart is not None else None
-
-
-def job_view(
-    job: Job,
-    state: State,
-    *,
-    class_of: ClassOf,
-    progress: Mapping[str, Any],
-    problem: str | None,
-    ahead: int,
-) -> dict[str, Any]:
-    """One forget job as JSON. `ahead`: jobs that are trained before it; `progress`: if any;
-    `problem`: the trainer's own words, which no record may hold."""
-    stage: str = job.state
-    adopted = adopted_release(state, job.id)
-    trial = trial_of(state, job.id)
-    if is_cancelled(job):
-        stage = "cancelled"
-    elif trial is not None:
-        stage = "canary"
-    elif progress:
-        stage = "training"
-    elif adopted is not None and stage != "restored":
-        stage = "done" if state.confirmed >= adopted else "published"
-    elif stage in ("requested", "done"):
-        stage = "queued"
-    return {
-        "job": job.id,
-        "state": stage,
-        "classes": [named(subject, class_of) for subject in job.subjects],
-        "subjects": list(job.subjects),
-        "requested_at": _time(job.at),
-        "done_at": _time(job.done_at),
-        "ahead": ahead,
-        "guard_release": release_of(state, job.id, "guard"),
-        "release": adopted,
-        "closed_form_release": provisional_release(state, job.id),
-        "canary": None
-        if trial is None
-        else {"release": trial.release, "percent": trial.percent, "since": _time(trial.at)},
-        "problem": problem,
-        "progress": dict(progress) or None,
-        "refused": sentence(job.refusal),
-        "batch": None
-        if not job.batch
-        else {
-            "with": [name for name in _shared(job, state) if name != job.id],
-            "refused": sentence(job.apart),
-        },
-        "retries": len(job.retries),
-        "report": report_of(job, state),
-    }
-
-
-def sentence(refusal: Refusal | None) -> str | None:
-    return f"{refusal.stage}: {refusal.detail}" if refusal is not None else None
-
-
-def _shared(job: Job, state: State) -> tuple[str, ...]:
-    """The jobs that the job's adapter is for."""
-    return state.adapters[job.adapter].jobs if job.adapter else ()
-
-
-def job_figures(state: State) -> dict[str, Any]:
-    """What the metrics page shows of commands and jobs."""
-    waiting = pending_jobs(state)
-    jobs = list(state.jobs.values())
-    return {
-        "pending": len(waiting),
-        "oldest_pending": min((job.at.timestamp() for job in waiting), default=0.0),
-        "accepted": len(jobs),
-        "done": sum(job.state == "done" for job in jobs),
-        "refused": sum(job.state == "refused" and not is_cancelled(job) for job in jobs),
-        "seq": state.seq,
-        "active": state.active,
-        "suspended": state.suspended,
-        "under_erasure": len(state.erasing),
-        "forgotten": len(state.subjects_erased_by_weights(state.active)),
-    }
-
-
-def releases_view(state: State, *, class_of: ClassOf) -> list[dict[str, Any]]:
-    """All releases, oldest first."""
-    trial = state.canary
-    return [
-        {
-            "release": number,
-            "kind": release.kind,
-            "active": number == state.active,
-            "parent": release.parent,
-            "canary": trial.percent if trial is not None and trial.release == number else None,
-            "returned": release.returned,
-            "rolled_back_to": release.to,
-            "adapters": list(release.adapters),
-            "masked": names_of(release.guard, class_of),
-            "forgotten": names_of(state.subjects_erased_by_weights(number), class_of),
-            "at": _time(release.at),
-            "actor": release.actor,
-            "activated_at": _time(release.activated_at),
-            "confirmed_at": _time(release.confirmed_at),
-            "swap_ms": release.confirmed_ms,
-        }
-        for number, release in sorted(state.releases.items())
-    ]
-
-
-def _time(at: datetime | None) -> str | None:
-    return at.isoformat(timespec="milliseconds") if at else None

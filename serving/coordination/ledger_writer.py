@@ -1,6 +1,8 @@
-"""What the coordinator writes into the ledger, one method an act. It decides nothing.
+"""What the coordinator writes into the ledger: one method for each kind of record.
 
-All raise as `registry.publish.jobs`.
+It makes no decisions. Unless a method says otherwise, it raises as the functions of
+`registry.publish` that it calls: `ConflictError` when the ledger's state forbids the record, and
+other `RegistryError`s.
 """
 
 from __future__ import annotations
@@ -11,23 +13,29 @@ from typing import Literal
 from registry.errors import ConflictError, RegistryError
 from registry.fold.state import Release, State
 from registry.log.ledger import Ledger
-from registry.publish import compaction as publish_compaction
-from registry.publish import declarations as publish_declarations
-from registry.publish import jobs as publish
-from registry.publish import trials as publish_trials
+from registry.publish.compaction import publish_compaction
+from registry.publish.declarations import record_suspension
+from registry.publish.releases import (
+    activate_release,
+    begin_canary,
+    confirm_release,
+    end_canary,
+    publish_release,
+    roll_back,
+)
 from registry.records.declarations import ServingState
 from serving.config.home import Home, note_seen, signer
 from serving.coordination.messages import CONFIRMED, Author, How
-from serving.coordination.restoration import job_about, to_bring_back, way_back
+from serving.coordination.unserved import job_about, to_bring_back, way_back
 
 log = logging.getLogger(__name__)
 
 
 class Recording:
-    """The ledger with the keys of whoever activates releases."""
+    """Writes records, signed with the keys of the operator and the publisher."""
 
     def __init__(self, home: Home, ledger: Ledger, *, actor: str) -> None:
-        """`actor`: in whose name confirmations are recorded."""
+        """`actor`: the name in the records of confirmations."""
         self._home = home
         self._ledger = ledger
         self._actor = actor
@@ -35,8 +43,8 @@ class Recording:
         self._publisher = signer(home, "publisher")
 
     def release_for(self, kind: Literal["guard", "adapter"], job: str, author: Author) -> Release:
-        """Define a release for a job on the active one."""
-        return publish.publish_release(
+        """Define a release for a job on top of the active one."""
+        return publish_release(
             self._ledger,
             self._publisher,
             kind=kind,
@@ -47,8 +55,8 @@ class Recording:
         )
 
     def compaction(self, adapter: str, author: Author) -> Release:
-        """Define the active release anew, by one adapter that stands for its stack."""
-        return publish_compaction.publish_compaction(
+        """Define a release that serves one adapter in place of the active stack."""
+        return publish_compaction(
             self._ledger,
             self._publisher,
             adapter=adapter,
@@ -58,11 +66,12 @@ class Recording:
         )
 
     def way_back(self, author: Author) -> Release:
-        """Define a release that conceals nobody whose erasure was ended."""
+        """Define a release that conceals no restored subject. Raises `ConflictError` when no
+        subject waits for that any more."""
         state = self._ledger.refresh()
         waiting = to_bring_back(state)
         if not waiting:
-            raise ConflictError("nobody has to be brought back any more")
+            raise ConflictError("no restored subject waits to be served again")
         to = way_back(state)
         if to is None:
             return self.release_for("guard", job_about(state, waiting).id, author)
@@ -70,7 +79,7 @@ class Recording:
 
     def rollback(self, to: int, author: Author) -> Release:
         """Define a release with the adapters of release `to`."""
-        return publish.roll_back(
+        return roll_back(
             self._ledger,
             self._operator,
             to=to,
@@ -81,7 +90,7 @@ class Recording:
 
     def activation(self, release: int, author: Author) -> None:
         """Make a release the active one."""
-        publish.activate(
+        activate_release(
             self._ledger,
             self._operator,
             release=release,
@@ -91,8 +100,8 @@ class Recording:
         )
 
     def trial(self, release: int, percent: int, author: Author) -> State:
-        """Have a release answer `percent` of the requests."""
-        return publish_trials.begin_canary(
+        """Begin the trial of a release with `percent` of the requests."""
+        return begin_canary(
             self._ledger,
             self._operator,
             release=release,
@@ -103,8 +112,8 @@ class Recording:
         )
 
     def end_of_trial(self, release: int, detail: str, author: Author) -> State:
-        """Have the active release answer all requests again."""
-        return publish_trials.end_canary(
+        """End the trial of a release; `detail` says why."""
+        return end_canary(
             self._ledger,
             self._operator,
             release=release,
@@ -114,11 +123,11 @@ class Recording:
             request_id=author.request_id,
         )
 
-    def standing(self, wanted: ServingState, author: Author) -> None:
-        """Say that serving is suspended or resumed, unless the ledger says so already."""
+    def suspension(self, wanted: ServingState, author: Author) -> None:
+        """Record that serving is suspended or resumed, unless the ledger says so already."""
         if self._ledger.refresh().suspended is (wanted == "suspended"):
             return
-        publish_declarations.suspend(
+        record_suspension(
             self._ledger,
             self._operator,
             state=wanted,
@@ -128,9 +137,12 @@ class Recording:
         )
 
     def confirmation(self, release: int, members: dict[str, How], ms: float) -> None:
-        """Say who confirmed. Raises nothing: the acknowledgement is a fact about the replicas."""
+        """Record who confirmed `release`, and that it took `ms` milliseconds.
+
+        Raises nothing: the acknowledgement is true whether or not it is recorded.
+        """
         try:
-            publish.confirm(
+            confirm_release(
                 self._ledger,
                 self._operator,
                 release=release,
@@ -146,8 +158,11 @@ class Recording:
             log.error("the confirmation of release %d was not recorded: %s", release, error)
 
     def seen(self) -> None:
-        """Raise the high-water mark, before anything is acknowledged: an older copy of the registry
-        would take it back. Raises nothing."""
+        """Raise the high-water mark to the ledger's newest record. Raises nothing.
+
+        Called before an acknowledgement, so that an older copy of the registry, which lacks what
+        was acknowledged, is noticed.
+        """
         try:
             note_seen(self._home, self._ledger, self._operator)
         except RegistryError as error:

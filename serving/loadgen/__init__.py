@@ -1,0 +1,1 @@
+"""Sends HTTP traffic from another process, for the demo, tests and benchmarks."""

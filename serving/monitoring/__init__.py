@@ -1,0 +1,1 @@
+"""Metrics and evidence from live traffic, and two actors: the monitor and the watch."""

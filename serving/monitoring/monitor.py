@@ -1,4 +1,5 @@
-"""The monitor actor: gathers every replica's numbers, so that one scrape target shows them all."""
+"""The monitor actor: collects the numbers of all processes for one metrics page, and keeps the
+evidence on leaks and drift."""
 
 from __future__ import annotations
 
@@ -6,19 +7,19 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from serving.coordination.membership import boot_clock
+from serving.monitoring.messages import ControlFigures, ProbeSnapshot, Proof, Snapshot
 from serving.monitoring.metrics import Metrics, merge
-from serving.monitoring.posture import BLIND_REASONS, POSTURES, BlindReason, Posture, why_blind
+from serving.monitoring.posture import BLIND_REASONS, POSTURES, BlindReason, why_blind
 from serving.monitoring.ray_export import RayMirror
-from serving.monitoring.tally import SOURCES, Counts, Findings, Source, Tally, Targets, entry
+from serving.monitoring.tally import SOURCES, Counts, Source, Tally, Targets, entry
 from serving.monitoring.trial_verdict import Seen
 
 log = logging.getLogger(__name__)
@@ -26,74 +27,25 @@ log = logging.getLogger(__name__)
 ACTOR = "lethe-monitor"
 OUTCOMES = ("accepted", "done", "refused")
 STALE_S = 15.0
-"""A replica not heard of for this long is no longer shown as serving."""
+"""A replica that pushed nothing for this many seconds is not shown any more."""
 PROBED_S = 900.0
-"""Without a probe of a forgotten canary class for this long, nothing is probed."""
+"""Probing counts as stopped after this many seconds without a probe of a forgotten class."""
 SAVE_S = 1.0
-"""Least time between two writes of the evidence."""
-
-
-@dataclass(frozen=True)
-class OnTrial:
-    """A release that answers a share of the requests, and what its evidence is against."""
-
-    release: int
-    stack: str
-    targets: Targets
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """One replica's numbers as they stand now."""
-
-    families: list[Family]
-    taken: float
-    """When, in seconds on a clock of the replica's."""
-    release: int
-    stack: str
-    """Name of the release's stack of adapters."""
-    targets: Targets
-    """For that stack."""
-    counts: dict[str, Counts]
-    """Since the replica's start, by stack."""
-    expected: int
-    """Replicas that the settings ask for."""
-    posture: Posture = Posture()
-    forgotten: int = 0
-    """Classes that the release's weights were taught to forget."""
-    trial: OnTrial | None = None
-
-
-@dataclass(frozen=True)
-class ProbeSnapshot:
-    """What the probes of canary classes found, as it stands now."""
-
-    families: list[Family]
-    taken: float
-    """When, in seconds on a clock of the sender's."""
-    counts: dict[str, Counts]
-    """Since the sender's start, by stack."""
-
-
-@dataclass(frozen=True)
-class Proof:
-    """What is known of the active release's stack, for whoever reacts to it."""
-
-    release: int
-    stack: str
-    targets: Targets
-    findings: dict[Source, Findings]
-    counts: dict[Source, Counts]
+"""Shortest time between two writes of the evidence, in seconds."""
 
 
 class Monitor:
-    """Runs as a threaded Ray actor."""
+    """Runs as a threaded Ray actor. Thread-safe."""
 
     def __init__(
         self, file: Path, *, ray_metrics: bool = False, clock: Callable[[], float] = boot_clock
     ) -> None:
-        """`file` keeps the evidence over a restart. `ray_metrics`: export through Ray too.
-        `clock`: seconds that never jump back."""
+        """
+        Args:
+            file: Keeps the evidence over a restart.
+            ray_metrics: Export the metrics through Ray's own exporter too.
+            clock: Returns seconds and never jumps back.
+        """
         self._file = file
         self._clock = clock
         self._lock = threading.Lock()
@@ -111,19 +63,19 @@ class Monitor:
         self._probed = float("-inf")
         self._matched: dict[Source, float] = dict.fromkeys(SOURCES, 0.0)
         self._hopeful = clock()
-        """When there last was a match, or since when there could have been one."""
+        """When the last match came, or, if later, when matches became possible."""
 
     def push(self, replica: str, snapshot: Snapshot) -> None:
-        """A replica's numbers as they stand now."""
+        """Take a replica's current numbers."""
         with self._lock:
             held = self._snapshots.get(replica)
             if held is not None and held.taken > snapshot.taken:
-                return  # pushes overtake each other; a counter must not go back
+                return  # it was overtaken by a newer one; counters must not go back
             self._snapshots[replica] = snapshot
             self._heard[replica] = self._clock()
             self._take(replica, "shadow", snapshot.counts, snapshot.targets)
             self._drop_silent()
-            # Of replicas that are one release apart for a moment, the one ahead is right.
+            # During a swap replicas differ by a release; the newer release counts.
             newest = max(self._snapshots.values(), key=lambda s: (s.release, s is snapshot))
             if not newest.forgotten or self._newest is None or self._newest.stack != newest.stack:
                 self._hopeful = self._clock()
@@ -131,7 +83,7 @@ class Monitor:
             self._save()
 
     def trial(self, release: int) -> Seen | None:
-        """What was seen of the release on trial; None before a replica has said that it is."""
+        """What was counted of the release on trial; None before a replica reports its trial."""
         with self._lock:
             trials = [s.trial for s in self._snapshots.values() if s.trial is not None]
             trial = next((trial for trial in trials if trial.release == release), None)
@@ -141,8 +93,10 @@ class Monitor:
             return Seen(self._tally.total(shadowed), self._tally.findings(shadowed, trial.targets))
 
     def push_probes(self, sender: str, snapshot: ProbeSnapshot) -> bool:
-        """What the probes found so far; whether the posture asks for more. Their evidence is
-        against the active release's target."""
+        """Take what the probes found so far; return whether the posture wants probes.
+
+        Their evidence is measured against the active release's target.
+        """
         with self._lock:
             held, newest = self._probes, self._newest
             overtaken = held and held[0] == sender and held[1].taken > snapshot.taken
@@ -153,13 +107,13 @@ class Monitor:
             return newest is not None and newest.posture.asked != "off"
 
     def proof(self) -> Proof | None:
-        """The evidence on the active release's stack; None before any replica was heard of."""
+        """The evidence on the active release's stack; None before any replica has pushed."""
         with self._lock:
             newest = self._newest
             return None if newest is None else self._proof(newest.release, newest.stack, newest)
 
     def proof_of(self, release: int, stack: str) -> Proof | None:
-        """The same for another release's stack, against the active one's targets."""
+        """Like `proof`, for another release's stack, against the active release's targets."""
         with self._lock:
             newest = self._newest
             return None if newest is None else self._proof(release, stack, newest)
@@ -187,9 +141,11 @@ class Monitor:
             if source == "canary":
                 self._probed = self._clock()
 
-    def page(self, figures: dict[str, Any]) -> bytes:
-        """The metrics page in Prometheus' text format. `figures`: control's; its rows, and the
-        trainer's, are left out where there are none."""
+    def page(self, figures: ControlFigures | None) -> bytes:
+        """The metrics page in Prometheus' text format.
+
+        `figures` come from control; None leaves out the rows of control and the trainer.
+        """
         with self._lock:
             self._drop_silent()
             families = [*self._evidence(), *self._of_control(figures)]
@@ -200,7 +156,7 @@ class Monitor:
         return generate_latest(_Page(families))
 
     def _evidence(self) -> list[Family]:
-        """The active release's stack, by all that was ever counted for it."""
+        """The metrics about the active release's stack, from everything ever counted for it."""
         newest = self._newest
         if newest is None:
             return []
@@ -209,7 +165,7 @@ class Monitor:
             found = self._tally.findings(entry(newest.stack, source), newest.targets)
             for name, value in asdict(found).items():
                 if name == "drift_evidence_log10":
-                    if source == "shadow":  # a probe says nothing of retained classes
+                    if source == "shadow":  # probes say nothing about retained classes
                         own.set(f"lethe_{name}", value)
                 else:
                     own.set(f"lethe_{name}", value, source)
@@ -235,27 +191,28 @@ class Monitor:
             quiet_for=now - self._hopeful,
         )
 
-    def _of_control(self, figures: dict[str, Any]) -> list[Family]:
-        if not figures:
+    def _of_control(self, figures: ControlFigures | None) -> list[Family]:
+        if figures is None:
             return []
         rows = self._control
-        rows.set("lethe_pending_requests", figures["pending"])
-        rows.set("lethe_oldest_pending_timestamp_seconds", figures["oldest_pending"])
-        rows.set("lethe_registry_head_seq", figures["seq"])
-        rows.set("lethe_active_release", figures["active"])
-        rows.set("lethe_registry_read_timestamp_seconds", figures["read_at"])
-        rows.set("lethe_suspended", figures["suspended"])
-        rows.set("lethe_under_erasure", figures["under_erasure"])
-        rows.set("lethe_forgotten", figures["forgotten"])
+        rows.set("lethe_pending_requests", figures.pending)
+        rows.set("lethe_oldest_pending_timestamp_seconds", figures.oldest_pending)
+        rows.set("lethe_registry_head_seq", figures.seq)
+        rows.set("lethe_active_release", figures.active)
+        rows.set("lethe_registry_read_timestamp_seconds", figures.read_at)
+        rows.set("lethe_suspended", figures.suspended)
+        rows.set("lethe_under_erasure", figures.under_erasure)
+        rows.set("lethe_forgotten", figures.forgotten)
         for outcome in OUTCOMES:
-            # The ledger has the totals; a counter takes what is new.
-            grown = figures[outcome] - self._counted.get(outcome, 0.0)
+            # `figures` has totals and a counter takes increases.
+            total = getattr(figures, outcome)
+            grown = total - self._counted.get(outcome, 0.0)
             rows.count("lethe_forgets_total", outcome, by=max(grown, 0.0))
-            self._counted[outcome] = max(figures[outcome], self._counted.get(outcome, 0.0))
-        return [*rows.families(), *figures.get("families", ())]
+            self._counted[outcome] = max(total, self._counted.get(outcome, 0.0))
+        return [*rows.families(), *figures.families]
 
     def _drop_silent(self) -> None:
-        """What a replica counted stays in the tally when its snapshot goes."""
+        """Drop the snapshots of replicas that stopped pushing. Their counts stay in the tally."""
         now = self._clock()
         for name in [name for name, at in self._heard.items() if now - at >= STALE_S]:
             del self._heard[name], self._snapshots[name]
@@ -268,13 +225,13 @@ class Monitor:
             self._tally.save(self._file)
             self._unsaved = self._failing = False
         except OSError as error:
-            if not self._failing:  # said once, not every second
-                log.warning("the evidence can't be saved, a restart would lose it: %s", error)
+            if not self._failing:  # warn once, not every second
+                log.warning("the evidence can't be saved; a restart would lose it: %s", error)
             self._failing = True
 
 
 class _Page(Collector):
-    """Families that were collected already, for `generate_latest`."""
+    """Hands families that were collected already to `generate_latest`."""
 
     def __init__(self, families: list[Family]) -> None:
         self._families = families

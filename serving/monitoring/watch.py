@@ -1,7 +1,7 @@
 """The watch actor: probes canary classes, and reacts to what the monitor proves.
 
-Only started where the settings name canary classes, a reaction or Ray's exporter. It holds nothing:
-what the probes found is the monitor's, what was done stands in the ledger.
+It is started only if the settings name canary classes, a reaction or Ray's exporter. It keeps no
+state: the monitor has what the probes found, and the ledger what was done.
 """
 
 from __future__ import annotations
@@ -12,22 +12,21 @@ import time
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
 
 import httpx
-import ray
 
 from registry.subjects.subject_map import SubjectMap
 from serving.config.home import home_of, token, wait_for_ledger, wait_for_private_store
 from serving.config.settings import Settings
-from serving.coordination.jobs import Rejection
 from serving.coordination.membership import boot_clock
+from serving.coordination.messages import Author
 from serving.monitoring.canary_classes import Prober, read_canaries
+from serving.monitoring.client import MonitorClient
+from serving.monitoring.messages import ProbeSnapshot
 from serving.monitoring.metrics import Metrics
-from serving.monitoring.monitor import ProbeSnapshot, Proof
 from serving.monitoring.ray_export import RayMirror
 from serving.monitoring.reactions import ACTOR as AUTHOR
-from serving.monitoring.reactions import due_remark, due_rollback, stack_before
+from serving.monitoring.reactions import Operator, due_remark, due_rollback, stack_before
 
 log = logging.getLogger(__name__)
 
@@ -36,29 +35,28 @@ REPORT_S = 1.0
 REACT_S = 2.0
 RENEW_S = 5.0
 AGAIN_S = 60.0
-"""After a reaction that was refused, the next try."""
+"""Seconds between two tries of a reaction that was refused."""
 MONITOR_S = 5.0
 PROBE_S = 10.0
-"""A probe that is not answered by then has failed."""
+"""A probe that gets no answer within this many seconds has failed."""
 REACTIONS = ("leak", "drift")
 OUTCOMES = ("done", "refused")
 
 
 def wanted(settings: Settings) -> bool:
-    """Whether there is anything to do for this actor."""
+    """Whether the settings ask for something that this actor does."""
     chosen = settings.reactions
     exported = settings.monitor.ray_metrics
     return bool(settings.probes.classes) or chosen.leak or chosen.drift or exported
 
 
 class Watch:
-    """Runs as a threaded Ray actor, with threads of its own for what it does."""
+    """Runs as a threaded Ray actor. Each of its tasks has a thread."""
 
-    def __init__(self, settings: Settings, *, monitor: Any, control: Any) -> None:
-        """`monitor` and `control` are actor handles."""
+    def __init__(self, settings: Settings, *, monitor: MonitorClient, operator: Operator) -> None:
         self._settings = settings
         self._monitor = monitor
-        self._control = control
+        self._operator = operator
         self._name = f"watch-{uuid.uuid4().hex[:8]}"
         self._probing = threading.Event()
         exported = settings.monitor.ray_metrics
@@ -92,7 +90,7 @@ class Watch:
         self._start("report", self._report, REPORT_S)
 
     def ping(self) -> str:
-        """Answers once this process is there."""
+        """The actor's name. An answer shows that the actor runs."""
         return self._name
 
     def _start(self, name: str, step: Callable[[], float | None], every: float) -> None:
@@ -102,8 +100,9 @@ class Watch:
                 try:
                     pause = step()
                 except Exception as error:
-                    # Whatever it is, it is tried again: counts are totals, and what was done
-                    # stands in the ledger. Without the error's words, which may name a class.
+                    # Any error may come here. Trying again is safe: counts are sent as totals, and
+                    # the ledger shows what was done. The log doesn't quote the error, whose words
+                    # may name a class.
                     log.warning("%s: failed (%s)", name, type(error).__name__)
                 time.sleep(every if pause is None else pause)
 
@@ -112,16 +111,18 @@ class Watch:
     def _report(self) -> None:
         counts = self._prober.counts() if self._prober else {}
         snapshot = ProbeSnapshot(self._metrics.families(), taken=boot_clock(), counts=counts)
-        asked = ray.get(self._monitor.push_probes.remote(self._name, snapshot), timeout=MONITOR_S)
-        if asked:
+        if self._monitor.push_probes(self._name, snapshot, timeout=MONITOR_S):
             self._probing.set()
         else:
             self._probing.clear()
 
     def _renew(self) -> None:
-        """Have the monitor work out its rows and control's, as a scrape of its page would."""
-        figures = ray.get(self._control.figures.remote(), timeout=MONITOR_S)
-        ray.get(self._monitor.page.remote(figures), timeout=MONITOR_S)
+        """Let the monitor compute its metrics and control's, as a scrape of its page does.
+
+        Ray's exporter gets them only then.
+        """
+        figures = self._operator.figures(timeout=MONITOR_S)
+        self._monitor.page(figures, timeout=MONITOR_S)
 
     def _probe(self) -> None:
         self._probing.wait()
@@ -130,12 +131,8 @@ class Watch:
 
     # -- reactions
 
-    def _proof(self) -> Proof | None:
-        proof: Proof | None = ray.get(self._monitor.proof.remote(), timeout=MONITOR_S)
-        return proof
-
     def _react_to_a_leak(self) -> float | None:
-        proof = self._proof()
+        proof = self._monitor.proof(timeout=MONITOR_S)
         remark = None if proof is None else due_remark(self._ledger.refresh(), proof)
         if remark is None:
             return None
@@ -145,13 +142,13 @@ class Watch:
         )
         if written:
             return AGAIN_S
-        ray.get(self._control.remark.remote(remark.text, AUTHOR, remark.request_id))
+        self._operator.remark(remark, Author(AUTHOR, "", remark.request_id))
         log.warning("a leak is proven; the ledger has a remark")
         self._metrics.count("lethe_reactions_total", "leak", "done")
         return None
 
     def _react_to_drift(self) -> float | None:
-        proof = self._proof()
+        proof = self._monitor.proof(timeout=MONITOR_S)
         state = self._ledger.refresh()
         below = stack_before(state)
         if proof is None or below is None:
@@ -159,23 +156,15 @@ class Watch:
         rollback = due_rollback(
             state,
             proof,
-            ray.get(self._monitor.proof_of.remote(*below), timeout=MONITOR_S),
+            self._monitor.proof_of(*below, timeout=MONITOR_S),
             now=datetime.now(UTC),
             hold_off_s=self._settings.reactions.hold_off_hours * 3600,
         )
         if rollback is None:
             return None
         log.warning("drift is proven; going back to release %d", rollback.to)
-        answer = ray.get(
-            self._control.rollback.remote(
-                rollback.to,
-                AUTHOR,
-                rollback.reason,
-                rollback.request_id,
-                rollback.instead_of,
-            )
-        )
-        if isinstance(answer, Rejection):
+        author = Author(AUTHOR, rollback.reason, rollback.request_id)
+        if not self._operator.roll_back(rollback, author):
             log.warning("the automatic rollback was not made")
             self._metrics.count("lethe_reactions_total", "drift", "refused")
             return AGAIN_S

@@ -1,9 +1,8 @@
-"""A replica's side of the swap: register, follow, build, flip, drain, confirm; refuse when cut off.
+"""A replica's side of the swap: register, follow, build, flip, drain, confirm.
 
-Two threads of its own, so that neither a busy event loop nor a long forward pass delays a
-heartbeat: one keeps the lease, the other waits for wake-ups and does what they ask. What is
-active is read from the signed ledger, never taken from the coordinator's word: the coordinator
-only says *that* there is something to read.
+`Member` has two threads, so that neither a busy event loop nor a long forward pass delays a
+heartbeat: one keeps the lease, the other waits for wake-ups and acts on them. The coordinator only
+says *that* there is something to read. What is active comes from the signed ledger.
 """
 
 from __future__ import annotations
@@ -11,37 +10,29 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any
 
-import ray
 from ray.exceptions import RayError
 
 from registry.errors import RegistryError
+from serving.coordination.client import CoordinatorClient
 from serving.coordination.membership import Clock, boot_clock
-from serving.coordination.messages import Pulse, ReleaseState, Stage, Terms, Wake
+from serving.coordination.messages import ReleaseState, Stage, Terms, Wake
+from serving.replica.lease import Lease, NotCurrentError
 from serving.replica.release_reader import ReleaseReader, failed
 from serving.replica.slot import BuildError, Slot
 
 log = logging.getLogger(__name__)
 
 FOLLOW_S = 5.0
-"""Longest long poll; a lost wake-up costs no more than this."""
+"""Longest wait of a long poll. If a wake-up is lost, the member waits this long at most."""
 RETRY_S = 0.2
 STUCK_LEASES = 3
-"""After so many leases without the committed release a replica asks to be replaced."""
+"""After this many leases without the committed release, a replica reports itself unhealthy."""
 
 OnSwap = Callable[[str, float], None]
-"""Told (phase or outcome, seconds) of each step of a swap."""
+"""Called with (phase or outcome, seconds) for each step of a swap."""
 OnFailure = Callable[[Stage], None]
-"""Told which step a release failed at."""
-
-
-class NotCurrentError(Exception):
-    """This replica can't prove that it is current, so it doesn't serve."""
-
-
-class SuspendedError(Exception):
-    """The ledger says that nothing may be served."""
+"""Called with the stage at which a release failed."""
 
 
 class Member:
@@ -50,7 +41,7 @@ class Member:
     def __init__(
         self,
         name: str,
-        coordinator: Any,
+        coordinator: CoordinatorClient,
         *,
         slot: Slot,
         reader: ReleaseReader,
@@ -59,7 +50,6 @@ class Member:
         on_failure: OnFailure,
         clock: Clock = boot_clock,
     ) -> None:
-        """`coordinator` is the coordinator actor's handle."""
         self.name = name
         self._coordinator = coordinator
         self._slot = slot
@@ -68,12 +58,9 @@ class Member:
         self._on_swap = on_swap
         self._on_failure = on_failure
         self._clock = clock
-        self._lease_until = float("-inf")
+        self._timeout = max(terms.seconds / 2, 1.0)
+        self._lease = Lease(terms, clock=clock)
         self._lease_lock = threading.Lock()
-        self._suspended = False
-        self._silent = False
-        self._stops = 0
-        self._drained = -1
         self._stuck_since: float | None = None
         self._stop = threading.Event()
         self._beat_now = threading.Event()
@@ -81,29 +68,28 @@ class Member:
         self._swapping = threading.Lock()
         self._threads: list[threading.Thread] = []
 
-    # -- what the request path asks
+    # -- the request path calls these
 
     @property
     def lease_left(self) -> float:
         """Seconds for which this replica may still serve; negative when it may not."""
-        return self._lease_until - self._clock()
+        return self._lease.left
 
     @property
     def suspended(self) -> bool:
         """Whether serving is suspended, as far as this replica knows."""
-        return self._suspended
+        return self._lease.suspended
 
     def check(self) -> None:
-        """Raises `NotCurrentError` unless this replica holds a lease now, `SuspendedError` while
-        serving is suspended."""
-        if self._suspended:
-            raise SuspendedError("serving is suspended")
-        if self.lease_left <= 0:
-            raise NotCurrentError("this replica's lease has run out; it may be behind")
+        """Raises as `Lease.check`."""
+        self._lease.check()
 
     def catch_up_to(self, number: int, timeout: float) -> None:
-        """Serve release `number` or a newer one. Raises `NotCurrentError` when it can't, at once
-        when no such release is active."""
+        """Return once this replica serves release `number` or a newer one.
+
+        Raises `NotCurrentError` when that takes longer than `timeout` seconds, and immediately when
+        the ledger has no such release active.
+        """
         try:
             if self._reader.active() < number:
                 raise NotCurrentError(f"release {number} is not active yet")
@@ -114,24 +100,26 @@ class Member:
             raise NotCurrentError(f"this replica has not reached release {number}")
 
     def check_following(self) -> None:
-        """Raises `NotCurrentError` when a release could not be taken up for several leases."""
+        """Raises `NotCurrentError` when this replica could not serve the committed release for
+        `STUCK_LEASES` leases."""
         if self._stuck_since is not None:
             stuck = self._clock() - self._stuck_since
             if stuck > STUCK_LEASES * self._terms.seconds:
                 raise NotCurrentError(f"this replica has been stuck for {stuck:.0f} s")
 
-    # -- life
+    # -- start and stop
 
     def start(self, timeout: float) -> None:
-        """Register, reach the active release and obtain a lease, all before serving.
+        """Register, reach the active release and obtain a lease. Serve only after this.
 
-        While serving is suspended there is no lease: then it returns without one, and `check`
-        refuses. Raises `NotCurrentError` when it takes longer than `timeout` seconds.
+        While serving is suspended, it returns without a lease, and `check` raises. Raises
+        `NotCurrentError` when it takes longer than `timeout` seconds.
         """
         deadline = self._clock() + timeout
+        # By hand, not with tenacity: the deadline is on the lease's clock, and also holds below.
         while True:
             try:
-                self._ask("register", self.name)
+                self._coordinator.register(self.name, timeout=self._timeout)
                 break
             except RayError as error:
                 if self._clock() > deadline:
@@ -143,79 +131,80 @@ class Member:
             thread.start()
             self._threads.append(thread)
         self._decided.wait(max(deadline - self._clock(), 1.0))
-        if not self._suspended:
+        if not self.suspended:
             self.check()
 
     def stop(self) -> None:
         """End the lease first, then tell the coordinator."""
         self._stop.set()
-        self._lease_until = float("-inf")
+        with self._lease_lock:
+            self._lease.end()
         self._beat_now.set()
         for thread in self._threads:
             thread.join(timeout=self._terms.heartbeat * 2)
-        self._lease_until = float("-inf")
         try:
-            self._ask("leave", self.name)
+            self._coordinator.leave(self.name, timeout=self._timeout)
         except RayError:
             log.info("left without telling the coordinator; the lease has ended here")
 
     # -- the two threads
 
     def _keep_lease(self) -> None:
-        beat = 0
         while not self._stop.is_set():
-            beat += 1
-            sent, stops = self._clock(), self._stops
+            with self._lease_lock:
+                beat = self._lease.beat()
             try:
-                pulse: Pulse = self._ask("heartbeat", self.name, self._drained, self._silent, beat)
+                pulse = self._coordinator.heartbeat(
+                    self.name, beat.running, beat.silent, beat.number, timeout=self._timeout
+                )
             except RayError as error:
                 log.warning("heartbeat failed: %s", type(error).__name__)
                 self._stop.wait(RETRY_S)
                 continue
             with self._lease_lock:
-                # One that was asked for before a stop, or before its end, is void.
-                if pulse.granted and stops == self._stops and not self._stop.is_set():
-                    # The coordinator's terms, not this process's settings: it waits by its own.
-                    self._lease_until = sent + pulse.granted - self._terms.margin
-                    self._decided.set()
+                extended = self._lease.take(beat, pulse)
+            if extended:
+                self._decided.set()
             self._beat_now.wait(self._terms.heartbeat)
             self._beat_now.clear()
 
     def _follow(self) -> None:
-        seen = Wake(self._drained, self._drained, suspended=self._silent)
+        running = self._lease.running
+        seen = Wake(running, running, suspended=self._lease.silent)
         while not self._stop.is_set():
             try:
-                ref = self._coordinator.follow.remote(self.name, seen, FOLLOW_S)
-                wake: Wake = ray.get(ref, timeout=FOLLOW_S * 2)
+                wake = self._coordinator.follow(self.name, seen, FOLLOW_S, timeout=FOLLOW_S * 2)
             except RayError as error:
                 log.warning("lost the coordinator (%s); asking again", type(error).__name__)
                 self._stop.wait(RETRY_S)
                 continue
-            if wake.prepare > max(seen.prepare, self._drained):
-                # Aside, so that a long build holds up no guard.
+            if wake.prepare > max(seen.prepare, self._lease.running):
+                # In a thread of its own, so that a long build doesn't delay a guard.
                 threading.Thread(
                     target=self._prepare, args=(wake.prepare,), name="prepare", daemon=True
                 ).start()
             seen = Wake(seen.committed, wake.prepare, seen.suspended, seen.trial)
             if wake.suspended:
-                # To stop, the coordinator's word is enough; to go on, only the ledger's is.
+                # The coordinator's word is enough to stop. To answer again, the ledger must say so.
                 self._halt()
-            changed = wake.committed > self._drained or wake.trial != seen.trial
-            if changed or not self._stands_as(wake):
+            changed = wake.committed > self._lease.running or wake.trial != seen.trial
+            if changed or not self._lease.stands_as(wake):
                 try:
                     self.catch_up()
                 except Exception as error:
-                    # Whatever it is: the lease is no longer extended, so this replica soon stops
-                    # serving, and this thread must live to try again.
+                    # Any error may come here. The lease isn't extended any more, so this replica
+                    # soon stops serving; this thread must survive to try again.
                     log.exception("can't reach the committed release: %s", type(error).__name__)
                     self._on_swap("failed", 0.0)
                     self._report_failure(wake.committed, error)
                     self._stuck_since = self._stuck_since or self._clock()
                     self._stop.wait(self._terms.heartbeat)
                     continue
-            if self._drained >= wake.committed:
+            if self._lease.running >= wake.committed:
                 self._stuck_since = None
-            seen = Wake(wake.committed, wake.prepare, wake.suspended and self._silent, wake.trial)
+            seen = Wake(
+                wake.committed, wake.prepare, wake.suspended and self._lease.silent, wake.trial
+            )
 
     def _prepare(self, number: int) -> None:
         try:
@@ -234,24 +223,27 @@ class Member:
 
     def _report(self, state: ReleaseState) -> None:
         try:
-            self._ask("prepared", self.name, state)
+            self._coordinator.prepared(self.name, state, timeout=self._timeout)
         except RayError:
             log.warning("the coordinator that asked for release %d is gone", state.release)
 
     def catch_up(self) -> None:
-        """Flip to the ledger's active release, drain, confirm, and stop or go on serving as it
-        says; take up the release that is on trial, or let it go. Raises `RegistryError` or
-        `BuildError`; the active release then stays."""
+        """Do what the ledger says: suspend or resume, flip to the active release (then drain and
+        confirm), and begin or end a trial.
+
+        Raises `RegistryError` or `BuildError`; what was active then stays active.
+        """
         with self._swapping:
             started = self._clock()
             number = self._reader.active()
             self._stand_as_the_ledger_says()
-            if number > self._drained:
+            if number > self._lease.running:
                 ready = self._reader.ready(number, self._slot)
                 built = self._clock()
                 self._slot.flip(ready)
                 if self._slot.drain(number, timeout=self._terms.seconds):
-                    self._drained = number
+                    with self._lease_lock:
+                        self._lease.confirm(number)
                     self._on_swap("build", built - started)
                     self._on_swap("flip", self._clock() - built)
                     self._on_swap("ok", self._clock() - started)
@@ -259,47 +251,35 @@ class Member:
         self._follow_trial()
 
     def _follow_trial(self) -> None:
-        """Answer the ledger's share of the requests from the release on trial. Raises nothing: a
-        replica that can't build it answers all of them from the active release."""
+        """Answer the trial's share of the requests from the release on trial. Raises nothing: a
+        replica that can't build that release answers all requests from the active one."""
         with self._swapping:
             trial = self._reader.trial
             if trial is None:
-                self._slot.end_canary()
+                self._slot.end_trial()
                 return
             try:
                 ready = self._reader.ready(trial.release, self._slot)
             except Exception as error:
                 log.exception("release %d can't be tried out", trial.release)
-                self._slot.end_canary()  # of a trial that has ended meanwhile, if there is one
+                self._slot.end_trial()  # an older trial may still be on
                 self._report_failure(trial.release, error)
             else:
                 self._slot.try_out(ready, trial.percent / 100)
 
-    def _stands_as(self, wake: Wake) -> bool:
-        return self._silent if wake.suspended else not self._suspended
-
     def _stand_as_the_ledger_says(self) -> None:
         if self._reader.suspended:
             self._halt()
-            # Answers that were checked before the stop may still be on their way.
-            self._silent = self._slot.drain(None, timeout=self._terms.seconds)
-        elif self._suspended:
-            self._silent = False
-            self._void_lease()
-            self._suspended = False
+            # Responses whose lease was checked before the stop may not be sent yet.
+            drained = self._slot.drain(None, timeout=self._terms.seconds)
+            with self._lease_lock:
+                self._lease.fall_silent(drained=drained)
+        elif self._lease.suspended:
+            with self._lease_lock:
+                self._lease.go_on()
 
     def _halt(self) -> None:
-        """Answer nothing from here on."""
-        self._suspended = True
-        self._void_lease()
-        self._decided.set()
-
-    def _void_lease(self) -> None:
-        """Give the lease up, and any that a heartbeat under way may bring."""
+        """Refuse all requests from now on."""
         with self._lease_lock:
-            self._stops += 1
-            self._lease_until = float("-inf")
-
-    def _ask(self, method: str, *arguments: object) -> Any:
-        call = getattr(self._coordinator, method)
-        return ray.get(call.remote(*arguments), timeout=max(self._terms.seconds / 2, 1.0))
+            self._lease.halt()
+        self._decided.set()

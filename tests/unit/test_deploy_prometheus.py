@@ -1,4 +1,4 @@
-"""Rules, their promtool tests, dashboard and runbook: against promtool, and against the table."""
+"""Prometheus rules, dashboards and runbook agree with promtool and with the metric table."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +17,27 @@ import yaml
 
 from serving.cli.main import app as cli
 from serving.config.settings import Settings
+from serving.monitoring.messages import ControlFigures, ProbeSnapshot, Snapshot
 from serving.monitoring.metrics import TABLE, Metrics, Source
-from serving.monitoring.monitor import Monitor, ProbeSnapshot, Snapshot
+from serving.monitoring.monitor import Monitor
 from serving.monitoring.tally import Targets
 
-FIGURES = {
-    "pending": 1,
-    "oldest_pending": 5.0,
-    "seq": 9,
-    "active": 2,
-    "accepted": 3,
-    "done": 1,
-    "refused": 1,
-    "read_at": 7.0,
-    "suspended": 0,
-    "under_erasure": 2,
-    "forgotten": 1,
-}
+FIGURES = ControlFigures(
+    pending=1,
+    oldest_pending=5.0,
+    seq=9,
+    active=2,
+    accepted=3,
+    done=1,
+    refused=1,
+    read_at=7.0,
+    suspended=False,
+    under_erasure=2,
+    forgotten=1,
+    families=[],
+)
 TARGET_LABELS = {"job", "instance"}
-"""What Prometheus itself adds to every series of a scrape."""
+"""Labels that Prometheus itself adds to every series of a scrape."""
 ANNOTATIONS = {"summary", "description", "runbook_url"}
 
 
@@ -57,7 +60,7 @@ def promtool(project_root: Path) -> str:
 
 @pytest.fixture(scope="session")
 def rules(deploy: Path) -> list[dict[str, Any]]:
-    """Every rule, recording or alerting."""
+    """Every recording rule and alerting rule."""
     parsed = yaml.safe_load((deploy / "prometheus" / "rules" / "lethe.yml").read_text())
     return [rule for group in parsed["groups"] for rule in group["rules"]]
 
@@ -114,7 +117,7 @@ def test_alerts_fire_and_stay_silent_as_their_tests_say(promtool: str, deploy: P
 
 
 def counted(source: Source) -> Metrics:
-    """Every counter counted and every histogram fed once."""
+    """The metrics of a process after each counter and histogram was used once."""
     metrics = Metrics(source)
     for row in TABLE:
         labels = ["x"] * len(row.labels)
@@ -135,7 +138,7 @@ def test_promtool_finds_nothing_to_say_about_the_metrics_page(
     monitor.push("a", snapshot)
     monitor.push("b", snapshot)
     monitor.push_probes("p", ProbeSnapshot(counted("watch").families(), 0.0, {}))
-    page = monitor.page({**FIGURES, "families": counted("trainer").families()}).decode()
+    page = monitor.page(replace(FIGURES, families=counted("trainer").families())).decode()
     assert all(f"\n{row.name}" in page for row in TABLE)
     run(promtool, "check", "metrics", stdin=page)
 
@@ -175,7 +178,7 @@ _OPERATORS = {"and", "or", "unless", "offset", "bool", "by", "without", "on", "i
 
 
 def selectors(expression: str) -> Iterator[tuple[str, set[str]]]:
-    """(name, labels it is matched by) of every series selector in a PromQL expression."""
+    """(name, labels in the selector) of every series selector in a PromQL expression."""
     plain = re.sub(r"\[[^\]]*\]", "", _GROUPING.sub("", without_strings(expression)))
     for name, matchers in _SELECTOR.findall(plain):
         if name not in _OPERATORS:
@@ -192,7 +195,7 @@ def without_strings(expression: str) -> str:
 
 
 def labels_by_series(rules: list[dict[str, Any]]) -> dict[str, set[str]]:
-    """Every series that can be asked for, and its labels: the table's and the recorded ones."""
+    """Series name -> labels, for the series of the metric table and of recording rules."""
     series: dict[str, set[str]] = {
         rule["record"]: grouping_labels(rule["expr"]) for rule in rules if "record" in rule
     }

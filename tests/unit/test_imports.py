@@ -1,79 +1,167 @@
-"""Who may import whom, read from the source."""
+"""The import rules between folders, checked in the source."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
-from graphlib import TopologicalSorter
+import re
 from pathlib import Path
 
 import pytest
+
+from tests.structure import (
+    PACKAGES,
+    ROOT,
+    arrows_of,
+    circle_of,
+    imports_of,
+    module_name,
+    modules_of,
+    pairs_of,
+)
 
 FORBIDDEN = {
     "forgetting": {"registry", "serving", "ray"},
     "registry": {"forgetting", "serving", "ray", "torch"},
 }
-RAY_USERS = {
-    "activation", "app", "coordinator", "member", "replica", "start", "trainer", "answering",
-    "job_events", "operator_probes", "problems", "ray_export", "remote_training", "watch", "worker",
-}  # fmt: skip
-PURE = {"evidence", "metrics"}
-
-
-def modules(folder: Path) -> Iterator[tuple[str, str]]:
-    """(file, imported module) of every import in `folder`."""
-    for path in sorted(folder.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                yield from ((path.stem, alias.name) for alias in node.names)
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                yield path.stem, node.module
+MOST_ARROWS = 45
+"""The largest number of arrows between the rooms of `serving`; see `tests.structure`."""
+WITHOUT_RAY = ("client", "config", "errors", "cli", "loadgen")
+"""Rooms of `serving` that must not import Ray: they run before Ray starts, or without it."""
+PURE = (
+    "serving.coordination.membership",
+    "serving.coordination.messages",
+    "serving.monitoring.evidence",
+    "serving.monitoring.metrics",
+    "serving.replica.lease",
+)
+"""Modules that import neither Ray nor torch, directly or through modules of this project."""
+ACTOR_CALLERS = ("client.py", "actors.py")
+"""Files that may call an actor's methods: the typed clients, and the one that starts actors."""
 
 
 @pytest.mark.parametrize("package", sorted(FORBIDDEN))
-def test_packages_keep_apart(project_root: Path, package: str) -> None:
-    found = {
-        (file, name)
-        for file, name in modules(project_root / package)
-        if name.split(".")[0] in FORBIDDEN[package]
-    }
+def test_packages_keep_apart(package: str) -> None:
+    found = [
+        each
+        for path in modules_of(package).values()
+        for each in imports_of(path)
+        if each.imported.split(".")[0] in FORBIDDEN[package]
+    ]
     assert not found
 
 
-@pytest.mark.parametrize("package", ["forgetting"])
-def test_folders_of_a_package_import_in_one_direction(project_root: Path, package: str) -> None:
-    folders = {path.parent.name for path in (project_root / package).glob("*/__init__.py")}
-    below = {
-        folder: {
-            name.split(".")[1]
-            for _, name in modules(project_root / package / folder)
-            if name.startswith(f"{package}.")
-        }
-        - {folder}
-        for folder in folders
-    }
-    TopologicalSorter(below).prepare()  # raises CycleError, which names the circle
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_two_folders_import_each_other_and_there_is_no_circle(
+    package: str, nested: bool
+) -> None:
+    arrows = arrows_of(package, nested=nested)
+    assert not pairs_of(arrows)
+    assert not circle_of(arrows)
 
 
-def test_ray_is_imported_only_where_processes_meet(project_root: Path) -> None:
-    users = {f for f, name in modules(project_root / "serving") if name.split(".")[0] == "ray"}
-    assert users <= RAY_USERS
+def test_the_rooms_of_serving_stay_few_arrows_apart() -> None:
+    assert sum(map(len, arrows_of("serving").values())) <= MOST_ARROWS
 
 
-def test_evidence_and_metrics_need_nothing_of_ours(project_root: Path) -> None:
-    ours = {"serving", "registry", "forgetting"}
-    found = {
-        (file, name)
-        for file, name in modules(project_root / "serving")
-        if file in PURE and name.split(".")[0] in ours
-    }
+def test_a_circle_and_a_pair_are_found(tmp_path: Path) -> None:
+    for name, line in {
+        "a/one": "from serving.b.two import x",
+        "b/two": "import serving.c",
+        "c/__init__": "def f():\n    from serving.a import one",
+        "d": "from serving.e import y",
+        "e": "from serving import d",
+    }.items():
+        path = tmp_path / "serving" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(line)
+    arrows = arrows_of("serving", tmp_path)
+    assert circle_of(arrows) == ["a", "b", "c", "d", "e"]
+    assert pairs_of(arrows) == [("d", "e")]
+
+
+@pytest.mark.parametrize("room", WITHOUT_RAY)
+def test_some_rooms_never_meet_ray(room: str) -> None:
+    found = [
+        each
+        for name, path in modules_of("serving").items()
+        for each in imports_of(path)
+        if name.split(".")[1:2] == [room] and each.imported.split(".")[0] == "ray"
+    ]
     assert not found
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_pure_modules_need_neither_ray_nor_torch(module: str) -> None:
+    modules = {**modules_of("serving"), **modules_of("registry"), **modules_of("forgetting")}
+    seen: set[str] = set()
+    waiting = [module]
+    while waiting:
+        seen.add(name := waiting.pop())
+        for each in imports_of(modules[name]):
+            assert each.imported.split(".")[0] not in ("ray", "torch"), name
+            ours = {each.imported, each.imported.rpartition(".")[0]} & modules.keys()
+            waiting += ours - seen
+
+
+def test_actors_are_called_through_their_typed_clients_alone(project_root: Path) -> None:
+    callers = {
+        f"{module_name(path)}:{node.lineno}"
+        for path in (project_root / "serving").rglob("*.py")
+        if path.name not in ACTOR_CALLERS
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr == "remote"
+    }
+    assert not callers
+
+
+def private_of_ray(path: Path, root: Path = ROOT) -> list[str]:
+    """What a module uses of Ray that Ray keeps for itself."""
+    found = [
+        each.imported
+        for each in imports_of(path, root)
+        if each.imported.startswith("ray.") and "._" in each.imported
+    ]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and re.match(r"ray\.(.*\.)?_", ast.unparse(node)):
+            found.append(ast.unparse(node))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found += re.findall(r"RAY_\w+", node.value)
+        elif isinstance(node, ast.Call) and re.match(r"(ray|serve)\.", ast.unparse(node.func)):
+            found += [word.arg for word in node.keywords if (word.arg or "").startswith("_")]
+    return found
+
+
+def test_what_ray_keeps_for_itself_is_used_in_cluster_alone() -> None:
+    found = {
+        name: private_of_ray(path)
+        for package in PACKAGES
+        for name, path in modules_of(package).items()
+        if not name.startswith("serving.cluster")
+    }
+    assert {name: each for name, each in found.items() if each} == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from ray._private import node",
+        "import ray.serve._private.constants",
+        "ray._private.worker.global_worker.node",
+        "ray.init(_system_config={})",
+        "os.environ['RAY_SERVE_ENABLE_HA_PROXY'] = '1'",
+    ],
+)
+def test_a_private_use_of_ray_is_noticed(tmp_path: Path, line: str) -> None:
+    module = tmp_path / "module.py"
+    module.write_text(line)
+    assert private_of_ray(module, tmp_path)
 
 
 def test_only_publish_appends_to_the_ledger(project_root: Path) -> None:
     callers = {
-        path.name
-        for package in ("serving", "registry", "forgetting")
+        path.relative_to(project_root).parent.as_posix()
+        for package in PACKAGES
         for path in (project_root / package).rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call)
@@ -82,5 +170,4 @@ def test_only_publish_appends_to_the_ledger(project_root: Path) -> None:
         and isinstance(node.func.value, ast.Name | ast.Attribute)
         and "ledger" in ast.unparse(node.func.value)
     }
-    own = ("publish", "publish_compaction", "publish_declarations", "publish_trials")
-    assert callers == {f"{name}.py" for name in own}
+    assert callers == {"registry/publish"}

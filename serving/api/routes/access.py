@@ -1,30 +1,31 @@
-"""Who is calling, and the desk behind operators' routes."""
+"""Checks bearer tokens, and holds what the operators' routes work with."""
 
 from __future__ import annotations
 
 import hmac
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Depends, Header, Request
 
 from serving.api.routes.problems import ProblemError
 from serving.config.settings import Settings
-from serving.coordination.jobs import Rejection
+from serving.control.client import ControlClient
+from serving.control.messages import Rejection
+from serving.monitoring.client import AsyncMonitorClient
 
 
 @dataclass(frozen=True)
 class Desk:
-    """What operators' routes are answered with. No replica is among it: a frozen one holds up no
+    """What operators' routes work with. It has no replica, so that a frozen one delays no
     command."""
 
     settings: Settings
     classes: tuple[str, ...]
     token: str
     """The operator's."""
-    control: Any
-    """Actor handle, as is `monitor`."""
-    monitor: Any
+    control: ControlClient
+    monitor: AsyncMonitorClient
 
 
 def desk_of(request: Request) -> Desk:
@@ -52,6 +53,6 @@ def operator_only(desk: AtDesk, authorization: Authorization = None) -> None:
             Rejection(
                 401,
                 "This needs the operator's bearer token.",
-                "It stands in LETHE_HOME/tokens/operator on the machine that serves.",
+                "The token is in LETHE_HOME/tokens/operator on the machine that serves.",
             )
         )

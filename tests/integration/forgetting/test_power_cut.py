@@ -1,4 +1,4 @@
-"""A backbone whose saving is cut off by loss of power, after any system call."""
+"""Saving a backbone survives a power cut after any system call."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _saved(folder: Path, backbone: Backbone) -> None:
 
 
 def _renamed(folder: Path, backbone: Backbone) -> None:
-    """As the benchmark keeps its backbones, beside a file of its own."""
+    """Save as the benchmark keeps its backbones, beside a file of its own."""
     with new_folder(folder / "above" / "vit") as beside:
         save_backbone(beside, backbone)
         replace_file(beside / "trained.json", b"{}")
@@ -87,7 +87,7 @@ def _recorded(top: Path, save: Callable[[Path, Backbone], None]) -> tuple[Disk, 
 
 
 def _found(top: Path) -> str | None:
-    """The fingerprint of the backbone that is there; None where none can be loaded."""
+    """The fingerprint of the saved backbone; None if none can be loaded."""
     try:
         return load_backbone(top / "above" / "vit").fingerprint
     except BackboneError:

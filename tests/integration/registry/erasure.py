@@ -1,8 +1,9 @@
-"""An erasure on a registry; run as a program, one that is killed before each system call in turn.
+"""Erases a class on a registry. As a program, it does so again and again, and is killed at a later
+system call each time.
 
-`python -m tests.integration.registry.erasure TOP KEYS` leaves TOP/0, TOP/1, ...: in TOP/n the
-registry that a SIGKILL before system call n left, and the file `acknowledged` with a line per
-record. The last one ran through.
+`python -m tests.integration.registry.erasure TOP KEYS` writes TOP/0, TOP/1, ... The folder TOP/n
+has the registry as a SIGKILL before system call n left it, and the file `acknowledged` with a line
+for each record. The last erasure was not killed.
 """
 
 import itertools
@@ -14,7 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from registry.log.ledger import Ledger
-from registry.publish import jobs as publish
+from registry.publish.jobs import record_trained, request_forget
+from registry.publish.releases import activate_release, publish_release
 from registry.signing.keys import Signer, Trust
 from registry.store.directory import DirectoryStore
 from registry.subjects.subject_map import SubjectMap
@@ -24,7 +26,7 @@ BACKBONE = f"sha256:{'b' * 64}"
 
 
 class Operator:
-    """Whoever has a class forgotten: all keys, and the acts in their order."""
+    """Does all steps of an erasure, with the keys of all roles."""
 
     def __init__(self, registry: Path, keys: Path) -> None:
         self.store = DirectoryStore(registry)
@@ -39,7 +41,7 @@ class Operator:
 
     def forget(self, class_name: str) -> str:
         subject = SubjectMap(self.store).assign(class_name)
-        return publish.request_forget(
+        return request_forget(
             self.ledger,
             self.signers["operator"],
             subjects=[subject],
@@ -48,7 +50,7 @@ class Operator:
         ).id
 
     def train(self, job: str) -> None:
-        publish.record_trained(
+        record_trained(
             self.ledger,
             self.signers["publisher"],
             job=job,
@@ -59,7 +61,7 @@ class Operator:
         )
 
     def publish(self, job: str) -> None:
-        publish.publish_release(
+        publish_release(
             self.ledger,
             self.signers["publisher"],
             kind="adapter",
@@ -68,7 +70,7 @@ class Operator:
         )
 
     def activate(self) -> None:
-        publish.activate(
+        activate_release(
             self.ledger,
             self.signers["operator"],
             release=self.ledger.state.last_release,
@@ -76,7 +78,7 @@ class Operator:
         )
 
     def erase(self, class_name: str, acknowledge: Callable[[], None]) -> None:
-        """Four records, each followed by a call of `acknowledge`."""
+        """Add the four records of an erasure, with a call of `acknowledge` after each."""
         job = self.forget(class_name)
         acknowledge()
         self.train(job)

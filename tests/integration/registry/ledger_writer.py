@@ -1,14 +1,14 @@
 """A writer process for the race and kill tests: `python ledger_writer.py REGISTRY KEYS NAME COUNT`.
 
-Appends notes and blobs until COUNT are acknowledged (0: until killed), and prints a line for each
-one only after the ledger has said that it is durable. REGISTRY is a folder or the URL of a bucket.
+Appends notes and blobs until COUNT are acknowledged (0: until killed). It prints a line for each
+note after the ledger has acknowledged that it is durable. REGISTRY is a folder or a bucket's URL.
 """
 
 import sys
 from pathlib import Path
 
 from registry.log.ledger import Ledger
-from registry.publish import declarations as publish_declarations
+from registry.publish.declarations import write_note
 from registry.signing.keys import Signer, Trust
 from registry.store.directory import open_store
 
@@ -19,7 +19,7 @@ def main(registry: str, keys: Path, name: str, count: int) -> None:
     number = 0
     while count == 0 or number < count:
         digest = ledger.put_blob(f"{name} {number}".encode() * 100)
-        record = publish_declarations.note(
+        record = write_note(
             ledger,
             operator,
             text=digest,

@@ -1,4 +1,4 @@
-"""`lethe serve` on a registry that is an older copy: one line, before anything is started."""
+"""`lethe serve` refuses an older copy of a registry with one line, before it starts anything."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from forgetting.data.preprocess import Preprocess
 from forgetting.models.backbone import BackboneSpec, build_model, freeze, save_backbone
-from registry.publish import declarations as publish_declarations
+from registry.publish.declarations import write_note
 from serving.cli.main import app
 from serving.config.home import (
     Home,
@@ -47,9 +47,7 @@ def test_serve_refuses_an_older_copy_of_its_registry(tmp_path: Path) -> None:
     for text in ("one", "two"):
         if text == "two":
             shutil.copytree(home.registry, tmp_path / "older")
-        publish_declarations.note(
-            open_ledger(home), operator, text=text, actor="ops", reason="", request_id=text
-        )
+        write_note(open_ledger(home), operator, text=text, actor="ops", reason="", request_id=text)
     note_seen(home, open_current_ledger(home), operator)
     shutil.rmtree(home.registry)
     shutil.copytree(tmp_path / "older", home.registry)

@@ -1,4 +1,4 @@
-"""A forget command that is killed between the images it stored and its record."""
+"""A forget command is killed after it stored images and before it added its record."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from registry.upkeep.collection import collect
 from registry.upkeep.verification import verify
 from tests.unit.registry.registry_acts import BACKBONE
 
-# The steps of serving.control.control, in its order; it stops for the kill where it is told to.
+# The steps of serving.control.control, in its order. It waits to be killed where it is told to.
 COMMAND = """
 import signal, sys
 from pathlib import Path
-from registry.publish import jobs as publish
+from registry.publish.jobs import request_forget
 from registry.signing.keys import Signer, Trust
 from registry.log.ledger import Ledger
 from registry.subjects.personal import keep_image
@@ -46,7 +46,7 @@ step("assigned")
 for image in (b"one", b"two"):
     keep_image(store, subject, image)
     step(f"kept {image.decode()}")
-publish.request_forget(
+request_forget(
     ledger, Signer.load(root / "keys" / "operator.pem"), subjects=[subject],
     backbone=sys.argv[3], actor="ops", reason="", request_id="request-1",
 )

@@ -26,11 +26,12 @@ from forgetting.task.run import run_task
 from forgetting.training.config import TrainConfig
 from forgetting.training.pretrain import PretrainConfig, pretrain, small_vit
 from registry.fold.state import Release
-from registry.publish import compaction as publish_compaction
-from registry.publish import jobs as publish
+from registry.publish.compaction import publish_compaction
+from registry.publish.jobs import record_trained, request_forget
+from registry.publish.releases import activate_release, confirm_release, publish_release, roll_back
 from serving.cli.main import app
 from serving.config.home import Home, open_ledger, open_subjects, prepare_home, signer
-from serving.coordination.compaction import compaction_to_serve
+from serving.coordination.unserved import compaction_to_serve
 from serving.replica.engines.torch_eager import TorchEngine
 from serving.replica.release_reader import ReleaseReader
 from serving.replica.slot import Slot
@@ -60,7 +61,7 @@ def _samples(backbone: Backbone, images: ImageSet, split: str, *labels: int) -> 
 
 
 class Place:
-    """A home with a registry, written to as control, trainer and coordinator do."""
+    """A home with a registry. Writes the records that control and the coordinator write."""
 
     def __init__(self, folder: Path, backbone: Backbone) -> None:
         self.home, self.backbone = Home(folder, folder / "registry"), backbone
@@ -72,14 +73,14 @@ class Place:
         self.slot = Slot(TorchEngine(backbone.model), probe)
 
     def forget(self, name: str, files: dict[str, bytes], report: bytes) -> Release:
-        job = publish.request_forget(
+        job = request_forget(
             self.ledger,
             self.operator,
             subjects=[open_subjects(self.home).assign(name)],
             backbone=self.backbone.fingerprint,
             **SAID | {"request_id": name},
         ).id
-        publish.record_trained(
+        record_trained(
             self.ledger,
             self.publisher,
             job=job,
@@ -89,13 +90,13 @@ class Place:
             **SAID,
         )
         return self.activate(
-            publish.publish_release(self.ledger, self.publisher, kind="adapter", job=job, **SAID)
+            publish_release(self.ledger, self.publisher, kind="adapter", job=job, **SAID)
         )
 
     def activate(self, release: Release) -> Release:
-        publish.activate(self.ledger, self.operator, release=release.number, **SAID)
+        activate_release(self.ledger, self.operator, release=release.number, **SAID)
         members = {"replica-1": "confirmed"}
-        return publish.confirm(
+        return confirm_release(
             self.ledger,
             self.operator,
             release=release.number,
@@ -105,7 +106,7 @@ class Place:
         )
 
     def served(self, release: Release, x: Tensor) -> tuple[Tensor, frozenset[int], frozenset[int]]:
-        """Logits before the mask, the guard and what the weights erase, as the slot has them."""
+        """What the slot serves: logits before the mask, the guard, and what the weights erase."""
         reader = ReleaseReader(open_ledger(self.home), open_subjects(self.home), self.backbone)
         ready = reader.ready(release.number, self.slot)
         assert self.slot.flip(ready)
@@ -114,7 +115,7 @@ class Place:
 
 @pytest.fixture
 def place(tmp_path: Path, backbone: Backbone, images: ImageSet) -> Place:
-    """3 was forgotten by a projection, 8 by trained pairs with an erasure on top of it."""
+    """A registry in which a projection has forgotten 3, and trained pairs with an erasure 8."""
     place = Place(tmp_path, backbone)
     erasure = project(
         feature_statistics(backbone.model, _samples(backbone, images, "train")),
@@ -179,9 +180,7 @@ def test_a_compacted_stack_is_served_with_the_same_outputs_and_mask_and_can_be_u
     assert state.active == stacked.number
     assert compaction_to_serve(state) == view["adapter"]
     release = place.activate(
-        publish_compaction.publish_compaction(
-            place.ledger, place.publisher, adapter=view["adapter"], **SAID
-        )
+        publish_compaction(place.ledger, place.publisher, adapter=view["adapter"], **SAID)
     )
     assert release.adapters == (view["adapter"],)
     again, guard_after, erased_after = place.served(release, test.x)
@@ -196,9 +195,7 @@ def test_a_compacted_stack_is_served_with_the_same_outputs_and_mask_and_can_be_u
     assert "acc_f_after: 1.0% of 50" in shown.stdout
     assert lethe("verify").exit_code == 0
 
-    back = place.activate(
-        publish.roll_back(place.ledger, place.operator, to=stacked.number, **SAID)
-    )
+    back = place.activate(roll_back(place.ledger, place.operator, to=stacked.number, **SAID))
     before, *_ = place.served(back, test.x)
     assert torch.equal(before, logits)
     refused = lethe("compact", "--wait", 0)
@@ -207,7 +204,7 @@ def test_a_compacted_stack_is_served_with_the_same_outputs_and_mask_and_can_be_u
 
 
 def test_a_stack_of_one_is_refused_in_a_sentence(place: Place, lethe: Lethe) -> None:
-    place.activate(publish.roll_back(place.ledger, place.operator, to=1, **SAID))
+    place.activate(roll_back(place.ledger, place.operator, to=1, **SAID))
     refused = lethe("compact", "--wait", 0)
     assert refused.exit_code == 1
     assert "has 1 adapters: there is nothing to compact" in refused.stderr

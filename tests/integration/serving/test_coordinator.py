@@ -1,4 +1,4 @@
-"""The coordinator on a real ledger, with members that follow, lag, fail or fall silent."""
+"""The coordinator on a real ledger, with members that follow, lag, fail or stop answering."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from registry.errors import IntegrityError
 from registry.fold.state import Job
 from registry.log.highwater import read_mark
 from registry.log.ledger import Ledger
-from registry.publish import declarations as publish_declarations
-from registry.publish import jobs as publish
+from registry.publish.declarations import record_suspension, restore_subjects
+from registry.publish.jobs import record_trained, request_forget
+from registry.publish.releases import activate_release, publish_release
 from serving.config.home import Home, open_ledger, open_subjects, prepare_home, signer
 from serving.coordination.coordinator import Coordinator
 from serving.coordination.messages import (
@@ -24,8 +25,8 @@ from serving.coordination.messages import (
     LEASE_EXPIRED,
     Ack,
     Author,
+    Declined,
     Halt,
-    Refusal,
     ReleaseState,
     Resumption,
     Terms,
@@ -40,7 +41,7 @@ AUTHOR = Author("tester", "a test", "request-of-the-test")
 
 @dataclass
 class Replica:
-    """A member as `serving.replica.member` behaves, without a model behind it."""
+    """A member that behaves as `serving.replica.member` does, without a model."""
 
     name: str
     problem: str | None = None
@@ -87,7 +88,7 @@ class Stage:
         return Coordinator(self.home.path, self.home.registry, TERMS)
 
     def request(self, name: str) -> Job:
-        return publish.request_forget(
+        return request_forget(
             self.ledger,
             signer(self.home, "operator"),
             subjects=[open_subjects(self.home).assign(name)],
@@ -98,7 +99,7 @@ class Stage:
         )
 
     def trained(self, job: Job, stack: tuple[str, ...]) -> str:
-        entry = publish.record_trained(
+        entry = record_trained(
             self.ledger,
             signer(self.home, "publisher"),
             job=job.id,
@@ -122,7 +123,7 @@ def stage(tmp_path: Path) -> Stage:
 def play(
     stage: Stage, replicas: list[Replica], act: Callable[[Coordinator], Coroutine[Any, Any, None]]
 ) -> None:
-    """Run `act` against a coordinator whose members are `replicas`, its first grace over."""
+    """Run `act` on a coordinator whose members are `replicas`, after the grace of its start."""
 
     async def run() -> None:
         coordinator = stage.coordinator()
@@ -159,7 +160,7 @@ def test_a_forget_is_guarded_adopted_and_rolled_back_with_its_guard(stage: Stage
         assert state.jobs[job.id].state == "done"
 
     play(stage, replicas, act)
-    # A release that only masks has nothing to build.
+    # For a release that only masks, members build nothing.
     assert [replica.built for replica in replicas] == [[2, 3], [2, 3]]
 
 
@@ -169,7 +170,7 @@ def test_a_release_that_one_member_cannot_build_is_not_activated(stage: Stage) -
         await coordinator.guard(job.id, AUTHOR)
         stage.trained(job, ())
         outcome = await coordinator.adopt(job.id, AUTHOR)
-        assert isinstance(outcome, Refusal)
+        assert isinstance(outcome, Declined)
         assert outcome.stage == "prepare"
         assert "digest differs" in outcome.detail
         assert stage.ledger.refresh().active == 1
@@ -186,7 +187,7 @@ def test_an_adapter_of_another_stack_is_refused(stage: Stage) -> None:
         stage.trained(second, ())
         assert isinstance(await coordinator.adopt(first.id, AUTHOR), Ack)
         outcome = await coordinator.adopt(second.id, AUTHOR)
-        assert isinstance(outcome, Refusal)
+        assert isinstance(outcome, Declined)
         assert outcome.stage == "stack"
 
     play(stage, [Replica("a")], act)
@@ -210,7 +211,7 @@ def test_a_frozen_member_holds_the_acknowledgement_up_until_its_lease_is_out(
 
 def test_a_new_coordinator_acknowledges_what_the_old_one_activated(stage: Stage) -> None:
     job = stage.request("ada")
-    release = publish.publish_release(
+    release = publish_release(
         stage.ledger,
         signer(stage.home, "publisher"),
         kind="guard",
@@ -219,7 +220,7 @@ def test_a_new_coordinator_acknowledges_what_the_old_one_activated(stage: Stage)
         reason="a test",
         request_id="r",
     )
-    publish.activate(
+    activate_release(
         stage.ledger,
         signer(stage.home, "operator"),
         release=release.number,
@@ -237,7 +238,7 @@ def test_a_new_coordinator_acknowledges_what_the_old_one_activated(stage: Stage)
 
 
 def test_a_guard_is_not_held_up_by_a_release_that_is_being_built(stage: Stage) -> None:
-    """The build ends after the guard is acknowledged; it is published anew on top of that."""
+    """The build ends after the guard was acknowledged, so its release is published again on top."""
     slow = Replica("a")
 
     async def act(coordinator: Coordinator) -> None:
@@ -254,7 +255,7 @@ def test_a_guard_is_not_held_up_by_a_release_that_is_being_built(stage: Stage) -
         coordinator.prepared = late  # type: ignore[method-assign]
         adopting = asyncio.create_task(coordinator.adopt(first.id, AUTHOR))
         await asyncio.sleep(0.2)
-        # The member's own follower waits for its build; the guard needs another one.
+        # The member's own thread is blocked by its build, so the guard needs another one.
         other = asyncio.create_task(Replica("b").live(coordinator))
         await asyncio.sleep(0.2)
         guarding = asyncio.create_task(coordinator.guard(second.id, AUTHOR))
@@ -290,12 +291,12 @@ def test_a_suspension_is_durable_and_acknowledged_when_nobody_serves(stage: Stag
         given = len(replicas[0].leases)
         await asyncio.sleep(TERMS.heartbeat * 4)
         assert not any(replicas[0].leases[given:])
-        # A command is accepted and masked all the same; what has to be built waits.
+        # Without a replica, a command is accepted and masks; what must be built waits.
         job = stage.request("ada")
         assert isinstance(await coordinator.guard(job.id, AUTHOR), Ack)
         stage.trained(job, ())
         outcome = await coordinator.adopt(job.id, AUTHOR)
-        assert isinstance(outcome, Refusal)
+        assert isinstance(outcome, Declined)
         assert outcome.stage == "suspended"
         resumed = await coordinator.resume(AUTHOR)
         assert isinstance(resumed, Resumption)
@@ -320,7 +321,7 @@ def test_a_frozen_member_holds_a_suspension_up_until_its_lease_is_out(stage: Sta
 
 
 def test_a_new_coordinator_finds_serving_suspended(stage: Stage) -> None:
-    publish_declarations.suspend(
+    record_suspension(
         stage.ledger,
         signer(stage.home, "operator"),
         state="suspended",
@@ -339,7 +340,7 @@ def test_a_new_coordinator_finds_serving_suspended(stage: Stage) -> None:
 
 def test_a_suspension_that_somebody_else_recorded_is_noticed(stage: Stage) -> None:
     async def act(coordinator: Coordinator) -> None:
-        publish_declarations.suspend(
+        record_suspension(
             stage.ledger,
             signer(stage.home, "operator"),
             state="suspended",
@@ -355,7 +356,7 @@ def test_a_suspension_that_somebody_else_recorded_is_noticed(stage: Stage) -> No
 
 
 def restore(stage: Stage, job: Job) -> None:
-    publish_declarations.restore(
+    restore_subjects(
         stage.ledger,
         signer(stage.home, "operator"),
         subjects=job.subjects,
@@ -379,7 +380,7 @@ def test_who_was_restored_is_brought_back_and_the_others_stay_masked(stage: Stag
         assert state.active == state.confirmed == ack.release
         assert state.active_release.adapters == ()
         assert state.active_release.guard == frozenset(second.subjects)
-        # The second was masked and no more: a smaller mask is enough.
+        # The second class was only masked, so a smaller mask is enough.
         restore(stage, second)
         assert isinstance(await coordinator.bring_back(AUTHOR), Ack)
         assert stage.ledger.refresh().active_release.kind == "guard"
@@ -470,7 +471,7 @@ def test_a_canary_that_is_taken_off_is_never_served_and_a_guard_ends_one_at_once
         first, second = stage.request("ada"), stage.request("bo")
         await coordinator.guard(first.id, AUTHOR)
         stage.trained(first, ())
-        # Somebody else is under erasure by now, and masked before anything is tried out.
+        # Another class came under erasure, and is masked before a trial begins.
         begun = await coordinator.try_out(first.id, 10, AUTHOR)
         assert isinstance(begun, TrialBegun)
         await asyncio.sleep(0.1)
@@ -478,7 +479,7 @@ def test_a_canary_that_is_taken_off_is_never_served_and_a_guard_ends_one_at_once
         assert isinstance(ack, Ack)
         assert stage.ledger.refresh().canary is None
         gone = await coordinator.promote(begun.release, AUTHOR)
-        assert isinstance(gone, Refusal)
+        assert isinstance(gone, Declined)
         assert gone.stage == "stack"
         again = await coordinator.try_out(first.id, 10, AUTHOR)
         assert isinstance(again, TrialBegun)

@@ -1,4 +1,4 @@
-"""The closed form on real scans, through a real ledger to the forward pass of a replica."""
+"""The closed form on real scans, from a real ledger to the forward pass of a replica."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from forgetting.task.run import run_task
 from forgetting.training.config import TrainConfig
 from forgetting.training.pretrain import PretrainConfig, pretrain, small_vit
 from registry.fold.state import Release
-from registry.publish import jobs as publish
+from registry.publish.jobs import record_trained, request_forget
+from registry.publish.releases import activate_release, publish_release, roll_back
 from serving.config.home import Home, open_ledger, open_subjects, prepare_home, signer
 from serving.replica.engines.torch_eager import TorchEngine
 from serving.replica.release_reader import ReleaseReader
@@ -61,7 +62,7 @@ def _samples(backbone: Backbone, images: ImageSet, split: str, *labels: int) -> 
 
 @dataclass(frozen=True)
 class Learned:
-    """Two projections, one on the other, and the CPU seconds of the second."""
+    """Two projections, the second on top of the first, and the CPU seconds of the second."""
 
     stack: tuple[Projection, ...]
     seconds: float
@@ -69,7 +70,7 @@ class Learned:
 
 @pytest.fixture(scope="module")
 def learned(backbone: Backbone, images: ImageSet) -> Learned:
-    """3, then 8: the second from cached statistics and its own images alone."""
+    """Forgets 3, then 8. The second uses cached statistics and only images of 8."""
     cached = feature_statistics(backbone.model, _samples(backbone, images, "train"))
     stack: list[Projection] = []
     for label in GONE:
@@ -150,7 +151,7 @@ def test_a_later_task_takes_less_than_two_seconds_of_one_core(learned: Learned) 
 
 
 class Registry:
-    """Records what control, trainer and coordinator would, and reads it as a replica does."""
+    """Writes the records that control and the coordinator write, and reads as a replica does."""
 
     def __init__(self, folder: Path, backbone: Backbone) -> None:
         self.home, self._backbone = Home(folder, folder / "registry"), backbone
@@ -163,14 +164,14 @@ class Registry:
 
     def forget(self, name: str, adapter: Projection) -> Release:
         said = {"actor": "test", "reason": "", "request_id": name}
-        job = publish.request_forget(
+        job = request_forget(
             self._ledger,
             self._operator,
             subjects=[open_subjects(self.home).assign(name)],
             backbone=self._backbone.fingerprint,
             **said,
         ).id
-        publish.record_trained(
+        record_trained(
             self._ledger,
             self._publisher,
             job=job,
@@ -179,18 +180,16 @@ class Registry:
             report=b"{}",
             **said,
         )
-        made = publish.publish_release(
-            self._ledger, self._publisher, kind="adapter", job=job, **said
-        )
-        return publish.activate(self._ledger, self._operator, release=made.number, **said)
+        made = publish_release(self._ledger, self._publisher, kind="adapter", job=job, **said)
+        return activate_release(self._ledger, self._operator, release=made.number, **said)
 
     def roll_back(self, to: int) -> Release:
         said = {"actor": "test", "reason": "", "request_id": f"back to {to}"}
-        made = publish.roll_back(self._ledger, self._operator, to=to, **said)
-        return publish.activate(self._ledger, self._operator, release=made.number, **said)
+        made = roll_back(self._ledger, self._operator, to=to, **said)
+        return activate_release(self._ledger, self._operator, release=made.number, **said)
 
     def served(self, release: Release, x: Tensor) -> tuple[Tensor, frozenset[int]]:
-        """Logits before the mask, and the guard, as the slot answers once it has flipped."""
+        """What the slot serves after a flip: logits before the mask, and the guard."""
         reader = ReleaseReader(open_ledger(self.home), open_subjects(self.home), self._backbone)
         assert self.slot.flip(reader.ready(release.number, self.slot))
         assert self.slot.active is not None

@@ -1,4 +1,4 @@
-"""Short forms of the recorded acts, for tests that are about what they add up to."""
+"""Short calls for the functions of `registry.publish`, for tests of the state that results."""
 
 import hashlib
 import json
@@ -8,15 +8,30 @@ from datetime import UTC, datetime
 
 from registry.fold.state import AdapterEntry, Job, Release, State
 from registry.log.ledger import Ledger, log_key
-from registry.publish import compaction as publish_compaction
-from registry.publish import declarations as publish_declarations
-from registry.publish import jobs as publish
-from registry.publish import trials as publish_trials
-from registry.records.bodies import SIGNED_BY, TYPE_OF, Body, ReleaseKind
+from registry.publish.compaction import publish_compaction, record_compacted
+from registry.publish.declarations import (
+    record_deletion,
+    record_hold,
+    record_seal,
+    record_suspension,
+    restore_subjects,
+    write_note,
+)
+from registry.publish.jobs import record_trained, refuse_job, request_forget, retry_job
+from registry.publish.releases import (
+    activate_release,
+    begin_canary,
+    confirm_release,
+    end_canary,
+    publish_release,
+    roll_back,
+)
+from registry.records.bodies import SIGNED_BY, TYPE_OF, Body
 from registry.records.declarations import Deletable, HoldAct, ServingState
 from registry.records.record import Record, digest_of, seal_record
+from registry.records.releases import ReleaseKind
 from registry.signing.keys import Role, Signer
-from registry.store.directory import Store
+from registry.store.contract import Store
 
 BACKBONE = f"sha256:{'b' * 64}"
 NOON = datetime(2026, 11, 20, 12, 0, 0, 123000, tzinfo=UTC)
@@ -28,7 +43,7 @@ def subject(number: int) -> str:
 
 @dataclass
 class Acts:
-    """A ledger with the keys to write to it, and a new request id for each act."""
+    """Writes records to a ledger, signed with the right key. Each has a new request id."""
 
     ledger: Ledger
     signers: dict[Role, Signer]
@@ -43,7 +58,7 @@ class Acts:
         return {"actor": "ops", "reason": "a test", "request_id": f"request-{self.requests}"}
 
     def forget(self, *numbers: int, canary: int | None = None, batch: bool = False) -> Job:
-        return publish.request_forget(
+        return request_forget(
             self.ledger,
             self.signers["operator"],
             subjects=[subject(number) for number in numbers],
@@ -64,7 +79,7 @@ class Acts:
             stack = self.state.stack_for(job)
         known = [self.state.jobs[name] for name in (job, *others) if name in self.state.jobs]
         erasing = sorted(subject for each in known for subject in each.erasing)
-        return publish.record_trained(
+        return record_trained(
             self.ledger,
             self.signers["publisher"],
             job=job,
@@ -80,7 +95,7 @@ class Acts:
         )
 
     def refuse(self, job: str, *others: str, stage: str = "gates") -> Job:
-        return publish.refuse(
+        return refuse_job(
             self.ledger,
             self.signers["publisher"],
             job=job,
@@ -92,23 +107,23 @@ class Acts:
         )
 
     def retry(self, job: str) -> Job:
-        return publish.retry(self.ledger, self.signers["operator"], job=job, **self.origin())
+        return retry_job(self.ledger, self.signers["operator"], job=job, **self.origin())
 
     def publish(self, kind: ReleaseKind, job: str) -> Release:
-        return publish.publish_release(
+        return publish_release(
             self.ledger, self.signers["publisher"], kind=kind, job=job, **self.origin()
         )
 
     def roll_back(self, to: int) -> Release:
-        return publish.roll_back(self.ledger, self.signers["operator"], to=to, **self.origin())
+        return roll_back(self.ledger, self.signers["operator"], to=to, **self.origin())
 
     def activate(self, release: int) -> Release:
-        return publish.activate(
+        return activate_release(
             self.ledger, self.signers["operator"], release=release, **self.origin()
         )
 
     def confirm(self, release: int) -> Release:
-        return publish.confirm(
+        return confirm_release(
             self.ledger,
             self.signers["operator"],
             release=release,
@@ -118,7 +133,7 @@ class Acts:
         )
 
     def try_out(self, release: int, *, percent: int = 10) -> State:
-        return publish_trials.begin_canary(
+        return begin_canary(
             self.ledger,
             self.signers["operator"],
             release=release,
@@ -127,7 +142,7 @@ class Acts:
         )
 
     def take_off(self, release: int) -> State:
-        return publish_trials.end_canary(
+        return end_canary(
             self.ledger,
             self.signers["operator"],
             release=release,
@@ -136,14 +151,12 @@ class Acts:
         )
 
     def note(self, text: str) -> Record:
-        return publish_declarations.note(
-            self.ledger, self.signers["operator"], text=text, **self.origin()
-        )
+        return write_note(self.ledger, self.signers["operator"], text=text, **self.origin())
 
     def compact(self, *, folds: tuple[str, ...] | None = None) -> AdapterEntry:
         if folds is None:
             folds = self.state.active_release.adapters
-        return publish_compaction.record_compacted(
+        return record_compacted(
             self.ledger,
             self.signers["publisher"],
             files={"adapter.bin": f"all of {folds}".encode(), "forget.json": b"{}"},
@@ -153,12 +166,12 @@ class Acts:
         )
 
     def publish_compaction(self, adapter: str) -> Release:
-        return publish_compaction.publish_compaction(
+        return publish_compaction(
             self.ledger, self.signers["publisher"], adapter=adapter, **self.origin()
         )
 
     def restore(self, *numbers: int) -> State:
-        return publish_declarations.restore(
+        return restore_subjects(
             self.ledger,
             self.signers["operator"],
             subjects=[subject(number) for number in numbers],
@@ -168,7 +181,7 @@ class Acts:
     def bury(
         self, *numbers: int, objects: tuple[Deletable, ...], delete: Callable[[], None]
     ) -> State:
-        return publish_declarations.record_deletion(
+        return record_deletion(
             self.ledger,
             self.signers["eraser"],
             subjects=[subject(number) for number in numbers],
@@ -178,7 +191,7 @@ class Acts:
         )
 
     def hold(self, *numbers: int, act: HoldAct = "placed") -> State:
-        return publish_declarations.hold(
+        return record_hold(
             self.ledger,
             self.signers["operator"],
             subjects=[subject(number) for number in numbers],
@@ -187,12 +200,12 @@ class Acts:
         )
 
     def suspend(self, state: ServingState = "suspended") -> State:
-        return publish_declarations.suspend(
+        return record_suspension(
             self.ledger, self.signers["operator"], state=state, **self.origin()
         )
 
     def seal(self, release: int, backbone: str) -> State:
-        return publish_declarations.seal(
+        return record_seal(
             self.ledger,
             self.signers["operator"],
             release=release,
@@ -205,7 +218,7 @@ class Acts:
         return self.confirm(release)
 
     def erase(self, *numbers: int) -> Job:
-        """The whole way: requested, guarded, trained, published, confirmed."""
+        """Do all steps of an erasure: request, guard, train, publish, activate, confirm."""
         job = self.forget(*numbers)
         self.serve(self.publish("guard", job.id).number)
         self.train(job.id)
@@ -213,7 +226,7 @@ class Acts:
         return self.state.jobs[job.id]
 
     def force(self, store: Store, body: Body) -> str:
-        """Store a well-signed next record without asking the fold; returns its key."""
+        """Store a correctly signed next record without asking the fold's rules; return its key."""
         record = record_after(self.state, body)
         key = log_key(record.seq)
         store.create(key, seal_record(record, self.signers[SIGNED_BY[TYPE_OF[type(body)]]]))
@@ -233,5 +246,5 @@ def record_after(state: State, body: Body, *, at: datetime = NOON) -> Record:
 
 
 def after(record: Record, *, signer: Signer) -> Record:
-    """The same record as its own successor: next number, chained to it."""
+    """A copy of `record` as its own successor: with the next number, chained to it."""
     return replace(record, seq=record.seq + 1, prev=digest_of(seal_record(record, signer)))

@@ -1,4 +1,4 @@
-"""The fold of a compaction: what it may stand for, what it changes, and what it must not."""
+"""The fold of a compaction: which stacks it may replace, what it changes, and what stays."""
 
 import re
 import shutil
@@ -10,9 +10,9 @@ from registry.errors import ConflictError
 from registry.fold.state import State
 from registry.log.adapters import adapter_files
 from registry.log.ledger import Ledger
-from registry.records.bodies import Activated, Compacted, Published
+from registry.records.bodies import Compacted
 from registry.records.declarations import Restored
-from registry.records.files import FileRef, adapter_id
+from registry.records.releases import Activated, Published
 from registry.signing.keys import Trust
 from registry.store.directory import DirectoryStore
 from registry.subjects.subject_map import SubjectMap
@@ -21,13 +21,17 @@ from tests.unit.registry.histories import (
     A1,
     A2,
     DONE,
+    FOLDED,
     REPORT,
     S1,
     S2,
     S3,
-    SECOND,
-    T2,
+    SERVED,
+    TWO,
     UNKNOWN_ADAPTER,
+    C,
+    compacted,
+    compaction,
     confirmed,
     published,
     requested,
@@ -35,32 +39,6 @@ from tests.unit.registry.histories import (
     then,
     trained,
 )
-from tests.unit.registry.registry_acts import BACKBONE
-
-TWO = then(
-    SECOND,
-    T2,
-    published(3, "adapter", "job-2", S1, S2, adapters=(A1, A2), parent=2),
-    Activated(3),
-    confirmed(3),
-)
-
-
-def compacted(*folds: str, subjects: tuple[str, ...] = (S1, S2), content: int = 1) -> Compacted:
-    files = {"adapter.bin": FileRef(f"sha256:{content:064x}", 10)}
-    return Compacted(adapter_id(files), files, folds, subjects, REPORT)
-
-
-def compaction(
-    release: int, adapter: str, *guard: str, parent: int, backbone: str = BACKBONE
-) -> Published:
-    guarded = tuple(sorted(guard))
-    return Published(release, "compaction", backbone, (adapter,), guarded, parent, None)
-
-
-C = compacted(A1, A2)
-FOLDED = then(TWO, C)
-SERVED = then(FOLDED, compaction(4, C.adapter, S1, S2, parent=3), Activated(4), confirmed(4))
 
 
 def refuses(state: State, body: Compacted | Published, why: str) -> None:
@@ -172,12 +150,12 @@ def test_a_trained_adapter_can_not_take_a_compactions_id() -> None:
 
 # -- golden
 
-GOLDEN = Path(__file__).with_name("golden") / "v1-compaction"
+GOLDEN = Path(__file__).parents[1] / "golden" / "v1-compaction"
 HEAD = "sha256:8e06cbbb86483c1dfe634dccf2f1cc0f3812d55165cf693ac83ce6e73b3df099"
 
 
 def test_a_registry_with_compactions_means_what_it_meant(tmp_path: Path) -> None:
-    """As in `test_golden`: written once, never to be rewritten."""
+    """As in `test_golden`, the registry was written once and must never be rewritten."""
     shutil.copytree(GOLDEN / "registry", tmp_path / "registry")
     store, trust = DirectoryStore(tmp_path / "registry"), Trust.load(GOLDEN / "trust.json")
     found = verify(store, trust)

@@ -1,11 +1,12 @@
-"""The fold of what people declare: how an erasure ends, and what must not be deleted or served."""
+"""The fold of declarations: how an erasure ends, and what must not be deleted or served."""
 
 import pytest
 
 from registry.errors import ConflictError
 from registry.fold.state import State
-from registry.records.bodies import Activated, Body, Note
+from registry.records.bodies import Body, Note
 from registry.records.declarations import LegalHold, Restored, Sealed, Suspended, Tombstone
+from registry.records.releases import Activated
 from tests.unit.registry.histories import (
     A1,
     A2,

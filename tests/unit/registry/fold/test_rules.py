@@ -1,4 +1,4 @@
-"""The fold's rules, each by the shortest history that breaks it, and what a history adds up to."""
+"""The fold's rules, each with the shortest history that breaks it, and the states that result."""
 
 from dataclasses import replace
 
@@ -7,7 +7,8 @@ import pytest
 from registry.errors import ConflictError
 from registry.fold.rules import apply
 from registry.fold.state import BARE, Release, State
-from registry.records.bodies import Activated, Body, Note, Refused
+from registry.records.bodies import Body, Note, Refused
+from registry.records.releases import Activated
 from tests.unit.registry.histories import (
     A1,
     A2,

@@ -1,4 +1,4 @@
-"""The recorded declarations: what each does to the ledger, and what it does first."""
+"""The functions that record declarations: what each adds to the ledger, and what it does before."""
 
 import os
 import shutil
@@ -9,8 +9,9 @@ import pytest
 from registry.errors import ConflictError, FormatError, NotFoundError, TrustError
 from registry.fold.state import State
 from registry.log.ledger import Ledger
-from registry.publish import declarations as publish_declarations
-from registry.publish import jobs as publish
+from registry.publish.declarations import record_deletion, restore_subjects
+from registry.publish.jobs import request_forget
+from registry.records.bodies import Note
 from registry.signing.keys import Role, Signer, Trust
 from registry.store.directory import DirectoryStore
 from registry.subjects.subject_map import SubjectMap
@@ -45,7 +46,7 @@ def test_a_mask_alone_is_taken_off_by_a_guard_release(acts: Acts) -> None:
 def test_a_restore_needs_a_reason(acts: Acts) -> None:
     acts.erase(1)
     with pytest.raises(FormatError, match="field reason: to end an erasure needs one"):
-        publish_declarations.restore(
+        restore_subjects(
             acts.ledger,
             acts.signers["operator"],
             subjects=[subject(1)],
@@ -106,11 +107,9 @@ def test_after_the_map_entry_is_gone_the_chain_still_verifies(
     subjects = SubjectMap(store)
     alice = subjects.assign("alice")
     origin = {"actor": "ops", "reason": "Art. 17", "request_id": "r"}
-    publish.request_forget(
-        ledger, signers["operator"], subjects=[alice], backbone=BACKBONE, **origin
-    )
-    publish_declarations.restore(ledger, signers["operator"], subjects=[alice], **origin)
-    publish_declarations.record_deletion(
+    request_forget(ledger, signers["operator"], subjects=[alice], backbone=BACKBONE, **origin)
+    restore_subjects(ledger, signers["operator"], subjects=[alice], **origin)
+    record_deletion(
         ledger,
         signers["eraser"],
         subjects=[alice],
@@ -134,13 +133,18 @@ def test_a_suspension_and_a_seal_are_in_the_state(acts: Acts) -> None:
         acts.forget(2)
 
 
+def test_a_note_returns_its_record(acts: Acts) -> None:
+    record = acts.note("keys rotated")
+    assert (record.seq, record.body, record.actor) == (1, Note("keys rotated"), "ops")
+
+
 # -- golden
 
-GOLDEN = Path(__file__).with_name("golden") / "v1-declarations"
+GOLDEN = Path(__file__).parents[1] / "golden" / "v1-declarations"
 
 
 def test_a_registry_with_declarations_means_what_it_meant(tmp_path: Path) -> None:
-    """As in `test_golden`: written once, never to be rewritten."""
+    """As in `test_golden`, the registry was written once and must never be rewritten."""
     shutil.copytree(GOLDEN / "registry", tmp_path / "registry")
     store, trust = DirectoryStore(tmp_path / "registry"), Trust.load(GOLDEN / "trust.json")
     found = verify(store, trust)

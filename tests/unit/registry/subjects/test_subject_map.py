@@ -1,4 +1,4 @@
-"""The subject map: ids that say nothing once their entry is gone."""
+"""The subject map: once its entry is deleted, an id says nothing about its class."""
 
 import hashlib
 import hmac
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from registry.errors import FormatError, IntegrityError, NotFoundError
-from registry.publish import jobs as publish
+from registry.publish.jobs import request_forget
 from registry.store.directory import DirectoryStore
 from registry.subjects.subject_map import CLAIM_PREFIX, SubjectMap
 from tests.unit.registry.registry_acts import BACKBONE, Acts
@@ -74,7 +74,7 @@ def test_a_deletion_cut_off_by_a_crash_is_completed(
     subjects: SubjectMap, store: DirectoryStore
 ) -> None:
     subject = subjects.assign("alice")
-    store.delete(store.list(CLAIM_PREFIX)[0])  # as far as the crash let it come
+    store.delete(store.list(CLAIM_PREFIX)[0])  # the state that the crash left
     assert subjects.find("alice") is None
     subjects.delete(subject)
     assert store.list("") == []
@@ -119,7 +119,7 @@ def test_no_class_name_gets_into_the_log(
     acts: Acts, subjects: SubjectMap, store: DirectoryStore
 ) -> None:
     subject = subjects.assign("alice")
-    publish.request_forget(
+    request_forget(
         acts.ledger,
         acts.signers["operator"],
         subjects=[subject],

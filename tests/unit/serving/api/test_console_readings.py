@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from serving.api.console.readings import drift_view, leak_view, replicas_view, watching_view
+from serving.monitoring.messages import ProbeSnapshot, Snapshot
 from serving.monitoring.metrics import Metrics
 from serving.monitoring.metrics_page import Look, look
-from serving.monitoring.monitor import Monitor, ProbeSnapshot, Snapshot
+from serving.monitoring.monitor import Monitor
 from serving.monitoring.posture import Posture
 from serving.monitoring.tally import Counts, Targets
 
@@ -20,7 +21,7 @@ COUNTS = Counts(matches=200, leaks=1, retained=900, disagreements=9)
 
 @pytest.fixture
 def now(tmp_path: Path) -> Look:
-    """Two replicas, of which one has answered."""
+    """A metrics page of two replicas. One of them has answered requests."""
     busy, idle = Metrics("replica"), Metrics("replica")
     for replica in (busy, idle):
         replica.set("lethe_lease_remaining_seconds", 6.5)
@@ -37,7 +38,7 @@ def now(tmp_path: Path) -> Look:
     for name, metrics in (("a", busy), ("b", idle)):
         counts = {"s": COUNTS} if name == "a" else {}
         monitor.push(name, _snapshot(metrics, counts))
-    return look(monitor.page({}).decode(), at=0.0)
+    return look(monitor.page(None).decode(), at=0.0)
 
 
 def _snapshot(metrics: Metrics, counts: dict[str, Counts]) -> Snapshot:
@@ -80,7 +81,7 @@ def test_what_watches_and_what_probes_found_is_told_apart_from_traffic(tmp_path:
     watch.set("lethe_canary_classes_forgotten", 1)
     watch.count("lethe_probes_total", "leak", by=4)
     monitor.push_probes("p", ProbeSnapshot(watch.families(), 0.0, {"s": Counts(4, 4)}))
-    now = look(monitor.page({}).decode(), at=0.0)
+    now = look(monitor.page(None).decode(), at=0.0)
     watching = watching_view(now)
     assert watching is not None
     assert (watching["posture"], watching["shadow_until"], watching["blind"]) == (

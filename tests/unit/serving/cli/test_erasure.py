@@ -1,4 +1,4 @@
-"""`lethe tombstone` on a real registry: what goes, what stays, and what it says."""
+"""`lethe tombstone` on a real registry: what is deleted, what stays, and what it prints."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from registry.publish import declarations as publish_declarations
-from registry.publish import jobs as publish
+from registry.publish.declarations import restore_subjects
+from registry.publish.jobs import request_forget
+from registry.publish.releases import activate_release, publish_release
 from registry.store.directory import open_store
 from serving.cli.main import app
 from serving.config.home import Home, open_ledger, open_subjects, prepare_home, signer
@@ -30,27 +31,25 @@ class Stage:
     def restore(self) -> None:
         ledger, operator = open_ledger(self.home), signer(self.home, "operator")
         said = {"actor": "ops", "reason": "withdrawn", "request_id": "restore"}
-        publish_declarations.restore(ledger, operator, subjects=[self.subject], **said)
-        made = publish.publish_release(
+        restore_subjects(ledger, operator, subjects=[self.subject], **said)
+        made = publish_release(
             ledger, signer(self.home, "publisher"), kind="guard", job="job-1", **said
         )
-        publish.activate(ledger, operator, release=made.number, **said)
+        activate_release(ledger, operator, release=made.number, **said)
 
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Stage:
-    """`alice` is masked, and two files are kept of her."""
+    """A registry in which `alice` is masked and has two files."""
     home = Home(tmp_path, tmp_path / "registry")
     prepare_home(home)
     ledger, operator = open_ledger(home), signer(home, "operator")
     said = {"actor": "ops", "reason": "", "request_id": "forget"}
     subject = open_subjects(home).assign("alice")
     backbone = f"sha256:{'b' * 64}"
-    publish.request_forget(ledger, operator, subjects=[subject], backbone=backbone, **said)
-    made = publish.publish_release(
-        ledger, signer(home, "publisher"), kind="guard", job="job-1", **said
-    )
-    publish.activate(ledger, operator, release=made.number, **said)
+    request_forget(ledger, operator, subjects=[subject], backbone=backbone, **said)
+    made = publish_release(ledger, signer(home, "publisher"), kind="guard", job="job-1", **said)
+    activate_release(ledger, operator, release=made.number, **said)
     for name in ("images/one", "prototypes/mean"):
         open_store(home.registry).create(f"subjects/{subject}/{name}", b"of alice")
     return Stage(home, subject)
@@ -74,14 +73,14 @@ def test_a_tombstone_leaves_nothing_of_a_subject_and_the_chain_still_verifies(
     assert len(json.loads(found.stdout)["files"]) == 2
     assert kept_of_alice(stage) == []
     assert stage.lethe("verify").exit_code == 0
-    # Its whole life can still be told, under the id alone.
+    # The audit still has its whole history, under the id alone.
     told = stage.lethe("audit", stage.subject).stdout
     assert "tombstone" in told
     assert WHY[1] in told
     assert "alice" not in told + stage.lethe("log").stdout
     assert "neither a class" in stage.lethe("tombstone", "alice", *WHY).stderr
     assert "gone already" in stage.lethe("tombstone", stage.subject, *WHY).stderr
-    # The class may come again, as somebody else.
+    # The class can be forgotten again, with a new id.
     assert open_subjects(stage.home).assign("alice") != stage.subject
 
 
@@ -106,7 +105,7 @@ def test_a_legal_hold_keeps_everything(stage: Stage) -> None:
 
 
 def test_a_tombstone_that_was_cut_off_is_completed_by_the_same_command(stage: Stage) -> None:
-    """Killed after the deletion, before the record."""
+    """The command was killed after the deletion and before the record."""
     stage.restore()
     assert isinstance(stage.home.registry, Path)
     for path in kept_of_alice(stage):

@@ -1,4 +1,4 @@
-"""The registry's commands, run on a copy of the golden registry: what they print and exit with."""
+"""The registry's commands on a copy of the golden registry: their output and exit codes."""
 
 import json
 import os
@@ -13,8 +13,8 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from registry.publish import declarations as publish_declarations
-from registry.publish import jobs as publish
+from registry.publish.declarations import write_note
+from registry.publish.jobs import request_forget
 from registry.signing.keys import Signer
 from serving.cli.main import app
 from serving.config.home import Home, open_ledger, open_subjects, prepare_home
@@ -155,9 +155,7 @@ def test_verify_remembers_the_newest_record_and_notices_when_it_is_gone(tmp_path
     ledger = open_ledger(Home(home, home / "registry"))
     operator = Signer.load(home / "keys/operator.pem")
     for number in range(3):
-        publish_declarations.note(
-            ledger, operator, text=f"{number}", actor="a", reason="", request_id="r"
-        )
+        write_note(ledger, operator, text=f"{number}", actor="a", reason="", request_id="r")
     assert lethe("verify").exit_code == 0
     (home / "registry/log/00000000000000000003.json").unlink()
     assert "record 3 was seen before" in refused(lethe("verify"))
@@ -176,7 +174,7 @@ def test_a_hold_is_placed_and_lifted_by_class_and_stands_in_the_audit(tmp_path: 
     lethe("keys", "init")
     home = Home(tmp_path, tmp_path / "registry")
     subject = open_subjects(home).assign("alice")
-    publish.request_forget(
+    request_forget(
         open_ledger(home),
         Signer.load(tmp_path / "keys/operator.pem"),
         subjects=[subject],
@@ -208,7 +206,7 @@ def test_fsck_tells_litter_from_damage_and_gc_takes_it(lethe: Lethe, home: Path)
     for name in (ORPHAN, "log/.tmp-1-abc", "log/stray.txt"):
         (registry / name).parent.mkdir(exist_ok=True)
         (registry / name).write_bytes(b"")
-    # A blob must have the bytes of its name to be an orphan and not damage.
+    # Without the right bytes for its name, the blob would be damage and not an orphan.
     assert "check: sha256" in refused(lethe("fsck"))
     (registry / ORPHAN).unlink()
     empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
@@ -291,14 +289,14 @@ def test_no_registry_command_loads_torch() -> None:
 def test_an_older_copy_put_back_is_sound_and_found_by_the_number_that_was_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From end to end: a backup, an erasure after it, and the backup put back."""
+    """A backup is made, a class is erased after it, and the backup is put back."""
     monkeypatch.setenv("LETHE_HOME", str(tmp_path / "home"))
     home = Home(tmp_path / "home", tmp_path / "home" / "registry")
     prepare_home(home)
     ledger, operator = open_ledger(home), Signer.load(home.keys / "operator.pem")
 
     def request(name: str) -> int:
-        publish.request_forget(
+        request_forget(
             ledger,
             operator,
             subjects=[open_subjects(home).assign(name)],

@@ -1,4 +1,4 @@
-"""What `lethe top` makes of a real metrics page and a status."""
+"""What `lethe top` shows for a real metrics page and a status."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import pytest
 from rich.console import Console
 
 from serving.cli.top import screen
+from serving.monitoring.messages import ProbeSnapshot, Snapshot
 from serving.monitoring.metrics import FAILED, OUTCOMES, Metrics, outcome_of
 from serving.monitoring.metrics_page import Look, look
-from serving.monitoring.monitor import Monitor, ProbeSnapshot, Snapshot
+from serving.monitoring.monitor import Monitor
 from serving.monitoring.posture import Posture
 from serving.monitoring.tally import Counts, Targets
 
@@ -35,7 +36,7 @@ def page(tmp_path: Path, requests: int, counts: Counts, *, outcome: str = "ok") 
     monitor = Monitor(tmp_path.with_suffix(".json"))
     targets = Targets(leak=0.02, drift=0.05)
     monitor.push("a", Snapshot(replica.families(), 0.0, 3, "s", targets, {"s": counts}, expected=2))
-    return monitor.page({}).decode()
+    return monitor.page(None).decode()
 
 
 def drawn(now: Look, before: Look | None = None, **status: Any) -> str:
@@ -93,7 +94,7 @@ def test_the_posture_its_end_and_why_it_is_blind_are_said(tmp_path: Path) -> Non
         targets = Targets(leak=0.02, drift=0.05)
         snapshot = Snapshot(families, 0.0, 3, "s", targets, {}, 2, posture, forgotten=1)
         monitor.push("a", snapshot)
-        assert words in drawn(look(monitor.page({}).decode(), at=0.0)), words
+        assert words in drawn(look(monitor.page(None).decode(), at=0.0)), words
 
 
 def test_probes_have_evidence_of_their_own(tmp_path: Path) -> None:
@@ -105,7 +106,7 @@ def test_probes_have_evidence_of_their_own(tmp_path: Path) -> None:
     watch.set("lethe_canary_classes_forgotten", 1)
     leaks = {"s": Counts(matches=4, leaks=4)}
     monitor.push_probes("p", ProbeSnapshot(watch.families(), 0.0, leaks))
-    text = drawn(look(monitor.page({}).decode(), at=0.0))
+    text = drawn(look(monitor.page(None).decode(), at=0.0))
     assert "1 of 2 canary classes forgotten" in text
     assert "alert" in text.partition("canary leak, evidence")[2].partition("\n")[0]
     assert "quiet" in text.partition("leak, evidence")[2].partition("\n")[0]
@@ -116,7 +117,7 @@ def test_traffic_that_is_not_shadowed_is_not_called_quiet(tmp_path: Path) -> Non
     targets = Targets(leak=0.02, drift=0.05)
     unshadowed = Posture("canary", share=0.0)
     monitor.push("a", Snapshot([], 0.0, 3, "s", targets, {}, 1, unshadowed))
-    text = drawn(look(monitor.page({}).decode(), at=0.0))
+    text = drawn(look(monitor.page(None).decode(), at=0.0))
     assert text.count("not compared") == 3
     assert "quiet" not in text
 

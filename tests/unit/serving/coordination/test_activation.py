@@ -1,4 +1,4 @@
-"""How long the coordinator is waited for."""
+"""How long control waits for a coordinator that is away."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ray.exceptions import RayActorError
 from serving.config.home import Home, open_ledger, prepare_home
 from serving.coordination import activation
 from serving.coordination.activation import Activation
-from serving.coordination.messages import Refusal
+from serving.coordination.messages import Declined
 
 
 @pytest.fixture
 def to_the_coordinator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Activation:
-    """With 0.2 s instead of a minute."""
+    """An `Activation` that waits 0.2 s instead of a minute."""
     monkeypatch.setattr(activation, "BACK_S", 0.2)
     monkeypatch.setattr(activation, "RETRY_S", 0.02)
     home = Home(tmp_path, tmp_path / "registry")
@@ -45,6 +45,6 @@ def test_a_coordinator_that_does_not_come_back_is_given_up(to_the_coordinator: A
 
     started = time.monotonic()
     outcome = to_the_coordinator._patiently(ask)
-    assert isinstance(outcome, Refusal)
+    assert isinstance(outcome, Declined)
     assert outcome.stage == "coordinator"
     assert time.monotonic() - started >= 0.2

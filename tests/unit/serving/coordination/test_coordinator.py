@@ -1,4 +1,4 @@
-"""What the coordinator finishes by itself, on a real ledger; the test speaks for the members."""
+"""What the coordinator finishes by itself, on a real ledger. The test sends the members' calls."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import pytest
 
 from registry.fold.state import Job
 from registry.log.ledger import Ledger
-from registry.publish import jobs as publish
+from registry.publish.jobs import record_trained, refuse_job, request_forget
+from registry.publish.releases import activate_release, publish_release
 from serving.config.home import Home, open_ledger, prepare_home, signer
 from serving.coordination.coordinator import Coordinator
-from serving.coordination.messages import Ack, Author, Refusal, ReleaseState, Terms
+from serving.coordination.messages import Ack, Author, Declined, ReleaseState, Terms
 
 TERMS = Terms(seconds=0.6, margin=0.1, heartbeat=0.05)
 SAID = {"actor": "ops", "reason": "a test"}
@@ -24,7 +25,7 @@ ADA = "a" * 32
 
 
 class Registry:
-    """Another process's hand in the ledger: an operator's, or a coordinator's before this one."""
+    """Writes records as other processes do: control, or a previous coordinator."""
 
     def __init__(self, folder: Path) -> None:
         self.home = Home(folder, folder / "registry")
@@ -34,7 +35,7 @@ class Registry:
         self.publisher = signer(self.home, "publisher")
 
     def forget(self, subject: str) -> Job:
-        return publish.request_forget(
+        return request_forget(
             self.ledger,
             self.operator,
             subjects=[subject],
@@ -44,7 +45,7 @@ class Registry:
         )
 
     def train(self, job: Job) -> None:
-        publish.record_trained(
+        record_trained(
             self.ledger,
             self.publisher,
             job=job.id,
@@ -56,7 +57,7 @@ class Registry:
         )
 
     def cancel(self, job: Job) -> None:
-        publish.refuse(
+        refuse_job(
             self.ledger,
             self.publisher,
             job=job.id,
@@ -68,10 +69,10 @@ class Registry:
         )
 
     def activate_guard(self, job: Job) -> int:
-        made = publish.publish_release(
+        made = publish_release(
             self.ledger, self.publisher, kind="guard", job=job.id, request_id="guard", **SAID
         )
-        publish.activate(
+        activate_release(
             self.ledger, self.operator, release=made.number, request_id="guard", **SAID
         )
         return made.number
@@ -101,7 +102,7 @@ async def until(true: Callable[[], bool], *, seconds: float = 5.0) -> None:
 def test_an_activation_whose_outcome_was_not_known_is_acknowledged_all_the_same(
     registry: Registry,
 ) -> None:
-    """The storage may fail just after the record was there: it is active then."""
+    """The storage may fail after it stored the record. Then the release is active."""
 
     async def act() -> None:
         with registry.coordinator() as coordinator:
@@ -110,7 +111,7 @@ def test_an_activation_whose_outcome_was_not_known_is_acknowledged_all_the_same(
             ack = await asyncio.wait_for(coordinator.acknowledge(number), 5)
             assert ack.release == number
             assert (await coordinator.members())["a"]["behind"]
-        assert registry.log.ledger.refresh().confirmed == number
+        assert registry.ledger.refresh().confirmed == number
 
     asyncio.run(act())
 
@@ -119,16 +120,16 @@ def test_an_activation_whose_outcome_was_not_known_is_acknowledged_all_the_same(
 def test_who_was_put_under_erasure_is_masked_though_nobody_asks_for_it(
     registry: Registry, cancelled: bool
 ) -> None:
-    """Control died after the record, or the job was cancelled before its guard was activated."""
+    """Control died after the request was recorded, or the job was cancelled before its guard."""
 
     async def act() -> None:
         job = registry.forget(ADA)
         if cancelled:
             registry.cancel(job)
         with registry.coordinator():
-            await until(lambda: registry.log.ledger.refresh().jobs[job.id].guarded)
-        assert registry.log.ledger.state.active_release.guard == {ADA}
-        assert registry.log.ledger.state.last_release == 1
+            await until(lambda: registry.ledger.refresh().jobs[job.id].guarded)
+        assert registry.ledger.state.active_release.guard == {ADA}
+        assert registry.ledger.state.last_release == 1
 
     asyncio.run(act())
 
@@ -137,7 +138,7 @@ def test_who_was_put_under_erasure_is_masked_though_nobody_asks_for_it(
 def test_no_release_is_defined_while_no_replica_could_build_it(
     registry: Registry, why: str
 ) -> None:
-    """Who is refused for that tries again and again, and what stands in the ledger stays."""
+    """A caller that is declined retries often, and each try would leave a release in the ledger."""
 
     async def act() -> None:
         job = registry.forget(ADA)
@@ -146,12 +147,12 @@ def test_no_release_is_defined_while_no_replica_could_build_it(
         with registry.coordinator() as coordinator:
             if why == "suspended":
                 await coordinator.suspend(AUTHOR)
-            before = registry.log.ledger.refresh().last_release
+            before = registry.ledger.refresh().last_release
             for _ in range(3):
                 refusal = await coordinator.adopt(job.id, AUTHOR)
-                assert isinstance(refusal, Refusal)
+                assert isinstance(refusal, Declined)
                 assert refusal.stage == why
-            assert registry.log.ledger.refresh().last_release == before
+            assert registry.ledger.refresh().last_release == before
 
     asyncio.run(act())
 

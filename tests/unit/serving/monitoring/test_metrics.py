@@ -1,34 +1,37 @@
-"""The metric table, and the page that is made of many replicas' numbers."""
+"""The metric table, and the page made from many replicas' numbers."""
 
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from serving.monitoring.messages import ControlFigures, ProbeSnapshot, Snapshot
 from serving.monitoring.metrics import TABLE, Metrics, Source
-from serving.monitoring.monitor import Monitor, ProbeSnapshot, Snapshot
+from serving.monitoring.monitor import Monitor
 from serving.monitoring.tally import Counts, Targets
 
-FIGURES = {
-    "pending": 1,
-    "oldest_pending": 5.0,
-    "seq": 9,
-    "active": 2,
-    "accepted": 3,
-    "done": 1,
-    "refused": 1,
-    "read_at": 7.0,
-    "suspended": 0,
-    "under_erasure": 2,
-    "forgotten": 1,
-}
+FIGURES = ControlFigures(
+    pending=1,
+    oldest_pending=5.0,
+    seq=9,
+    active=2,
+    accepted=3,
+    done=1,
+    refused=1,
+    read_at=7.0,
+    suspended=False,
+    under_erasure=2,
+    forgotten=1,
+    families=[],
+)
 LEAKS = Counts(matches=2, leaks=2)
 
 
 def snapshot_of(metrics: Metrics, **counts: Counts) -> Snapshot:
-    """As Ray would carry it from the replica's process."""
+    """A snapshot of the replica's metrics, pickled and unpickled as Ray does between processes."""
     targets = Targets(leak=0.02, drift=0.05)
     snapshot = Snapshot(metrics.families(), 0.0, 2, "s", targets, counts, expected=2)
     carried: Snapshot = pickle.loads(pickle.dumps(snapshot))
@@ -36,7 +39,7 @@ def snapshot_of(metrics: Metrics, **counts: Counts) -> Snapshot:
 
 
 def everything(source: Source) -> Metrics:
-    """Every counter counted once."""
+    """The metrics of a process after every counter was counted once."""
     metrics = Metrics(source)
     for row in TABLE:
         if row.source == source and row.kind == "counter":
@@ -53,8 +56,8 @@ def page_of(
     if probes is not None:
         monitor.push_probes("p", ProbeSnapshot(probes.families(), taken=0.0, counts={}))
     monitor.page(FIGURES)
-    figures = {**FIGURES, "families": trainer.families() if trainer else []}
-    text = monitor.page({**figures, "accepted": 4}).decode()
+    figures = replace(FIGURES, families=trainer.families() if trainer else [])
+    text = monitor.page(replace(figures, accepted=4)).decode()
     found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:

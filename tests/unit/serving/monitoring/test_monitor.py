@@ -1,4 +1,4 @@
-"""One page for every replica: what is on it, what is not, and what a restart keeps."""
+"""The monitor's page for all replicas: what is on it, what isn't, and what a restart keeps."""
 
 from __future__ import annotations
 
@@ -8,28 +8,30 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from serving.monitoring.messages import ControlFigures, ProbeSnapshot, Snapshot
 from serving.monitoring.metrics import ROWS, Metrics
-from serving.monitoring.monitor import STALE_S, Monitor, ProbeSnapshot, Snapshot
+from serving.monitoring.monitor import STALE_S, Monitor
 from serving.monitoring.posture import Posture
 from serving.monitoring.tally import Counts, Targets
 
-FIGURES = {
-    "pending": 1,
-    "oldest_pending": 5.0,
-    "seq": 9,
-    "active": 4,
-    "accepted": 3,
-    "done": 1,
-    "refused": 1,
-    "read_at": 7.0,
-    "suspended": 0,
-    "under_erasure": 2,
-    "forgotten": 1,
-}
+FIGURES = ControlFigures(
+    pending=1,
+    oldest_pending=5.0,
+    seq=9,
+    active=4,
+    accepted=3,
+    done=1,
+    refused=1,
+    read_at=7.0,
+    suspended=False,
+    under_erasure=2,
+    forgotten=1,
+    families=[],
+)
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """A clock that the test moves, in seconds."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -49,8 +51,8 @@ def snapshot(
     return Snapshot(metrics.families(), taken, release, stack, targets, counts, expected=2)
 
 
-def rows(monitor: Monitor, figures: dict[str, float] | None = None) -> dict[str, list[float]]:
-    page = monitor.page(FIGURES if figures is None else figures).decode()
+def rows(monitor: Monitor, figures: ControlFigures | None = FIGURES) -> dict[str, list[float]]:
+    page = monitor.page(figures).decode()
     found: dict[str, list[float]] = {}
     for family in text_string_to_metric_families(page):
         for sample in family.samples:
@@ -64,7 +66,7 @@ def test_controls_rows_are_left_out_while_it_is_away(tmp_path: Path) -> None:
     of_control = {name for name, row in ROWS.items() if row.source == "control"}
     assert of_control <= set(rows(monitor))
     assert rows(monitor)["lethe_suspended"] == [0]
-    assert not of_control & set(rows(monitor, {}))
+    assert not of_control & set(rows(monitor, None))
     assert rows(monitor)["lethe_active_release"] == [4]
 
 
@@ -75,7 +77,7 @@ def test_pages_at_once_count_a_forget_command_once(tmp_path: Path) -> None:
     def ask(number: int) -> None:
         together.wait()
         for done in range(40):
-            monitor.page({**FIGURES, "accepted": number + done})
+            monitor.page(replace(FIGURES, accepted=number + done))
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
     for thread in threads:
@@ -139,7 +141,7 @@ def test_a_folder_that_takes_no_file_stops_neither_page_nor_evidence(tmp_path: P
 
 def blind(monitor: Monitor) -> set[str]:
     """The reasons for which the page says that the monitor is blind."""
-    page = monitor.page({}).decode()
+    page = monitor.page(None).decode()
     return {
         sample.labels["reason"]
         for family in text_string_to_metric_families(page)

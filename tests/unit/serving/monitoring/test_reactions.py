@@ -1,11 +1,11 @@
-"""What is done unasked, on real ledgers: once, with the evidence, and never back and forth."""
+"""Automatic reactions, on real ledgers: each is made once and never undoes itself."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from registry.publish import jobs as publish
-from serving.monitoring.monitor import Proof
+from registry.publish.releases import activate_release, roll_back
+from serving.monitoring.messages import Proof
 from serving.monitoring.reactions import (
     ACTOR,
     RETRY_S,
@@ -29,7 +29,7 @@ HOLD_OFF_S = 24 * 3600.0
 def proof(
     acts: Acts, counts: Counts, *, release: int | None = None, probed: Counts = NOTHING
 ) -> Proof:
-    """What the monitor would say of a release's stack."""
+    """What the monitor would report about a release's stack."""
     number = acts.state.active if release is None else release
     stack = stack_name(acts.state.releases[number].adapters)
     tally = Tally()
@@ -55,10 +55,10 @@ def due(
 
 
 def carry_out(acts: Acts, rollback: Rollback) -> int:
-    """What control does with it."""
+    """Make the rollback as control does."""
     said = {"actor": ACTOR, "reason": rollback.reason, "request_id": rollback.request_id}
-    made = publish.roll_back(acts.ledger, acts.signers["operator"], to=rollback.to, **said)
-    publish.activate(acts.ledger, acts.signers["operator"], release=made.number, **said)
+    made = roll_back(acts.ledger, acts.signers["operator"], to=rollback.to, **said)
+    activate_release(acts.ledger, acts.signers["operator"], release=made.number, **said)
     acts.confirm(made.number)
     return made.number
 
@@ -109,7 +109,7 @@ def test_a_rollback_that_was_not_carried_out_is_tried_less_and_less_often(acts: 
         found = due(acts, BAD, now=LATER)
         assert found is not None
         said = {"actor": ACTOR, "reason": found.reason, "request_id": found.request_id}
-        publish.roll_back(acts.ledger, acts.signers["operator"], to=found.to, **said)
+        roll_back(acts.ledger, acts.signers["operator"], to=found.to, **said)
         now = datetime.now(UTC)
         assert due(acts, BAD, now=now + timedelta(seconds=RETRY_S * 2**tries - 5)) is None
         assert due(acts, BAD, now=now + timedelta(seconds=RETRY_S * 2**tries + 5)) == found

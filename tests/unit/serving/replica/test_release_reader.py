@@ -1,4 +1,4 @@
-"""What a replica reads out of signed records: weights, guard, and what their reports measured."""
+"""What a replica reads from signed records: weights, the guard, and the reports' figures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from registry.errors import IntegrityError, RegistryError
 from registry.fold.state import Release
 from registry.log.adapters import adapter_files
 from registry.log.ledger import blob_key
-from registry.publish import jobs as publish
+from registry.publish.jobs import record_trained, request_forget
+from registry.publish.releases import activate_release, publish_release, roll_back
 from serving.config.home import Home, open_ledger, open_subjects, prepare_home, signer
 from serving.replica.engines.torch_eager import TorchEngine
 from serving.replica.release_reader import ReleaseReader, failed
@@ -50,15 +51,15 @@ class Writer:
         self.publisher = signer(self.home, "publisher")
 
     def forget(self, name: str, report: object, *, kind: str = "lora") -> Release:
-        """A task with an adapter of its own and this report, published and active."""
+        """Publish and activate an adapter for `name`, with this report."""
         said = {"actor": "test", "reason": "", "request_id": name}
         fingerprint = self._backbone.fingerprint
         subject = open_subjects(self.home).assign(name)
-        job = publish.request_forget(
+        job = request_forget(
             self.ledger, self.operator, subjects=[subject], backbone=fingerprint, **said
         )
         stack = self.ledger.state.active_release.adapters
-        publish.record_trained(
+        record_trained(
             self.ledger,
             self.publisher,
             job=job.id,
@@ -70,23 +71,23 @@ class Writer:
         return self._activate("adapter", job.id, said)
 
     def mask(self, name: str) -> Release:
-        """A release that masks one class more."""
+        """Publish and activate a release that masks one more class."""
         said = {"actor": "test", "reason": "", "request_id": name}
         subject = open_subjects(self.home).assign(name)
         fingerprint = self._backbone.fingerprint
-        job = publish.request_forget(
+        job = request_forget(
             self.ledger, self.operator, subjects=[subject], backbone=fingerprint, **said
         )
         return self._activate("guard", job.id, said)
 
     def _activate(self, kind: str, job: str, said: dict[str, str]) -> Release:
-        made = publish.publish_release(self.ledger, self.publisher, kind=kind, job=job, **said)
-        return publish.activate(self.ledger, self.operator, release=made.number, **said)
+        made = publish_release(self.ledger, self.publisher, kind=kind, job=job, **said)
+        return activate_release(self.ledger, self.operator, release=made.number, **said)
 
     def roll_back(self, to: int) -> Release:
         said = {"actor": "test", "reason": "", "request_id": f"back to {to}"}
-        made = publish.roll_back(self.ledger, self.operator, to=to, **said)
-        return publish.activate(self.ledger, self.operator, release=made.number, **said)
+        made = roll_back(self.ledger, self.operator, to=to, **said)
+        return activate_release(self.ledger, self.operator, release=made.number, **said)
 
     def adapter(self, subject: str, stack: tuple[str, ...], *, kind: str = "lora") -> AnyAdapter:
         generator = torch.Generator().manual_seed(len(stack))
@@ -131,7 +132,7 @@ def report(acc_f: float, before: float, after: float) -> dict[str, object]:
 
 
 def golden_of(writer: Writer, backbone: Backbone, release: Release) -> list[float]:
-    """What the report of `release` should say, computed without the code that serves."""
+    """The golden figures that `release` should have, computed without the serving code."""
     files = [adapter_files(writer.ledger, adapter) for adapter in release.adapters]
     model = adapted_model(backbone, [from_files(found, backbone) for found in files])
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""One reference is flipped, a batch stays with the release it began on, tickets are drained."""
+"""A flip changes one reference, a batch keeps the release that it began with, tickets drain."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_a_canary_answers_its_share_and_ends_with_the_release_that_it_was_define
     chosen = slot.pin([Wish(ticket, lot=lot) for lot in (0.0, 0.099, 0.1, 0.9)])
     assert [ready.number for ready in chosen] == [2, 2, 1, 1]
     slot.flip(release(slot, 3))
-    assert slot.canary is None
+    assert slot.trial is None
     assert not slot.drain(3, timeout=0.01)
     ticket.close()
     assert slot.drain(3, timeout=0.01)

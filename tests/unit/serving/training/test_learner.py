@@ -1,4 +1,4 @@
-"""What a training hands back, and what of a failed one may go into the ledger."""
+"""What a training returns, and which words about a failed one may go into the ledger."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from serving.training.learner import Learner, kind_of
 from serving.training.messages import NotTrained, Trained, TrainJob
 
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
-# One step of next to no size, so that nothing is forgotten.
+# One very small step, so that nothing is forgotten.
 IDLE = {"select_steps": 1, "refit_steps": 1, "rate": 1e-9, "erase": 0.0}
 LENIENT = {"acc_f": 1.0, "worst_class": 1.0, "probe": 1.0, "prototypes": 1.0, "dump_share": 1.0}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four classes of twelve images, told apart by which stripe is bright, and their backbone."""
+    """Four classes of twelve images, which differ in the bright stripe, and their backbone."""
     root = tmp_path_factory.mktemp("learner")
     rng = np.random.default_rng(0)
     for i, name in enumerate(("bo", "cy", "dee", "zoe")):
@@ -140,7 +140,7 @@ def test_class_without_images_is_no_adapter_and_names_nobody_in_the_ledger(folde
 
 
 def test_a_report_that_can_not_be_written_is_no_adapter(folder: Path) -> None:
-    """What fails after the training is told as what fails in it, and so given up in the end."""
+    """A failure after the training counts like one in it, so the job is given up in the end."""
     learned = _learn(folder, "zoe", gates={**LENIENT, "acc_f": math.nan})
     assert isinstance(learned, NotTrained)
     assert "ValueError" in learned.kind
@@ -171,12 +171,12 @@ def test_a_cancelled_training_ends_at_its_next_step(folder: Path) -> None:
     outcome = learner.train(job)
     assert isinstance(outcome, NotTrained)
     assert "cancelled" in outcome.kind
-    learner.cancel("job-1")  # none runs: nothing to give up
+    learner.cancel("job-1")  # none is running, so there is nothing to end
     assert learner.progress() == {}
 
 
 def test_a_training_that_nobody_waits_for_is_given_up_for_the_next(folder: Path) -> None:
-    """Control was killed while it trained: the task runs on in the trainer, and is asked again."""
+    """Control was killed during a training. The trainer goes on with it and is asked again."""
     learner = Learner(_settings(folder, {**IDLE, "select_steps": 10_000}))
     job = TrainJob("job-1", ("zoe",), (), (), {"zoe": "subject-0"}, (), ())
     ended: list[Trained | NotTrained] = []

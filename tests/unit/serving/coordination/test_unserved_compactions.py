@@ -1,4 +1,4 @@
-"""Which compaction is to be served, and what its report says."""
+"""Which compaction the coordinator serves, and what its report says."""
 
 from __future__ import annotations
 
@@ -7,20 +7,26 @@ from pathlib import Path
 import pytest
 
 from registry.errors import ConflictError
-from registry.records.bodies import Activated
 from registry.records.declarations import Sealed
+from registry.records.releases import Activated
 from serving.cli.compact import carried_figures, check_foldable
-from serving.coordination.compaction import ATTEMPTS, compaction_to_serve, releases_of
-from tests.unit.registry.fold.test_compaction import (
+from serving.coordination.unserved import ATTEMPTS, compaction_to_serve, releases_of
+from tests.unit.registry.histories import (
+    A1,
+    A2,
     FOLDED,
+    S1,
+    S2,
     SERVED,
     TWO,
+    UNKNOWN_ADAPTER,
     C,
     compacted,
     compaction,
+    rolled_back,
+    then,
 )
-from tests.unit.registry.histories import A1, A2, S1, S2, UNKNOWN_ADAPTER, rolled_back, then
-from tests.unit.serving.coordination.test_restoration import acts_in
+from tests.unit.serving.coordination.test_unserved_restorations import acts_in
 
 
 def test_a_recorded_compaction_of_the_active_stack_is_to_be_served_until_it_is() -> None:
@@ -55,7 +61,7 @@ def test_one_that_could_not_be_built_again_and_again_gives_way_to_another() -> N
 
 
 def test_a_closed_form_is_not_folded_before_its_job_is_trained(tmp_path: Path) -> None:
-    """The trained adapter is to take its place, which it can't in a compaction."""
+    """The trained adapter must replace it, which is impossible once it is folded."""
     acts = acts_in(tmp_path)
     acts.erase(1)
     job = acts.forget(2)
@@ -63,7 +69,7 @@ def test_a_closed_form_is_not_folded_before_its_job_is_trained(tmp_path: Path) -
     acts.serve(acts.publish("adapter", job.id).number)
     with pytest.raises(ConflictError, match=f"until {job.id} is trained"):
         check_foldable(acts.state)
-    acts.refuse(job.id)  # then the closed form stays
+    acts.refuse(job.id)  # the job was refused, so the closed form stays
     check_foldable(acts.state)
 
 
