@@ -1,4 +1,4 @@
 """Forgetting: what a forget command does to the weights.
 
-Knows nothing of HTTP, Ray or registries.
+It knows nothing of HTTP, Ray or registries.
 """

@@ -1,8 +1,8 @@
-"""The errors of this package: each message says what was expected, what was found, and where."""
+"""The errors of this package. Each message says what was expected, what was found, and where."""
 
 
 class ForgettingError(Exception):
-    """Base of every error that a caller of this package should show to a person."""
+    """Base of every error that a caller should show to a person."""
 
 
 class BackboneError(ForgettingError):
@@ -22,4 +22,4 @@ class DataError(ForgettingError):
 
 
 class TrainingError(ForgettingError):
-    """Training gave nothing that may be published (NaN loss, no group left, ...)."""
+    """Training gave no result that may be published (NaN loss, no group left, ...)."""

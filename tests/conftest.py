@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from registry.signing.keys import ROLES, TRUST_FILE, Role, Signer, Trust, init_keys
-from tests.disturbance import disturb
+from tests.disturbance import DISTURBED, disturb
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("unit", "integration", "e2e")
@@ -36,13 +36,13 @@ def no_home_of_the_callers(request: pytest.FixtureRequest, monkeypatch: pytest.M
 
 
 @pytest.fixture(scope="session")
-def digits_backbones() -> Path:
+def digits_backbones(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the embedded default's backbone, under LETHE_HOME. If it isn't there, one test
-    process trains it while others wait."""
+    process trains it while others wait. With changed seeds or rounding it is trained elsewhere."""
     from serving.config.backbones import prepare_backbone
     from serving.config.sources import load_settings
 
-    settings = load_settings(home=CALLERS_HOME)
+    settings = load_settings(home=tmp_path_factory.mktemp("home") if DISTURBED else CALLERS_HOME)
     prepare_backbone(settings, lambda _: None)
     return settings.home_path / "backbones"
 

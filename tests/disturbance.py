@@ -22,17 +22,21 @@ from PIL import Image
 _APART = 10_007
 
 
+_SEED = int(os.environ.get("LETHE_TEST_SEED", "0"))
+_NOISE = float(os.environ.get("LETHE_TEST_NOISE", "0"))
+_THREADS = int(os.environ.get("LETHE_TEST_THREADS", "0"))
+
+DISTURBED = bool(_SEED or _NOISE or _THREADS)
+
+
 def disturb() -> None:
     """Do what the environment asks for. Call it before modules that use torch are imported."""
-    seed = int(os.environ.get("LETHE_TEST_SEED", "0"))
-    noise = float(os.environ.get("LETHE_TEST_NOISE", "0"))
-    threads = int(os.environ.get("LETHE_TEST_THREADS", "0"))
-    if seed:
-        _shift_seeds(seed * _APART)
-    if noise:
-        _move_inputs(noise)
-    if threads:
-        _keep_threads(threads)
+    if _SEED:
+        _shift_seeds(_SEED * _APART)
+    if _NOISE:
+        _move_inputs(_NOISE)
+    if _THREADS:
+        _keep_threads(_THREADS)
 
 
 def _shift_seeds(by: int) -> None:

@@ -1,14 +1,15 @@
-"""Compaction: a stack of adapters as one that gives the same outputs.
+"""Compaction: one adapter that gives the same outputs as a stack of adapters.
 
     sum_i B_i A_i = [B_1 B_2 ...] [A_1; A_2; ...]            (pairs: along the rank, exact)
     E_t(... E_1(e)) = e - B A (e - mean) + shift             (erasures: one affine map)
 
-Pairs are put side by side, which changes no number. Where the ranks of a linear add up to more
-than its matrix can have, the product is factored anew, so that a pair never has more than
-min(out, in) rows: at most (1 + min / max) times what the dense update would take, however long
-the stack. A factor of the dense kind is not needed for that, and every file stays one that PEFT
-opens. Erasures are always factored anew, in balanced factors, because the product of two oblique
-projections may have large entries that cancel out, and float32 would keep the difference.
+Pairs are put side by side, which changes no number. If the ranks add up to more than min(out, in),
+the highest rank that a linear's matrix can have, the product is factored anew at that rank. So
+however long the stack, a pair takes at most (1 + min / max) times as much as the dense update, and
+PEFT still opens the files.
+
+Erasures are always factored anew, in balanced factors. The product of two oblique projections may
+have large entries that cancel out, and float32 would keep their rounding errors.
 """
 
 from __future__ import annotations
@@ -29,23 +30,23 @@ from forgetting.models.backbone import Backbone
 from forgetting.models.targets import Pair
 
 TOLERANCE = 1e-5
-"""How far a logit may be off, on a scale that is that of the largest logit where this exceeds 1."""
+"""How far a logit may be off, divided by the largest logit if that is above 1."""
 _NOTHING = 1e-12
-"""Singular values below this share of the largest are rounding."""
+"""Singular values below this share of the largest one are rounding errors."""
 
 
 @dataclass(frozen=True)
 class Compaction:
-    """An adapter that stands for a stack, as its files give it back.
+    """An adapter that replaces a stack, as read back from its files.
 
     Attributes:
-        adapter: To be served alone, on the bare backbone.
-        files: Its files, byte for byte the same for the same stack.
-        rank: The highest rank of one of its pairs; 0 when it has none.
-        bytes_before: Sum of the sizes of the stack's files.
-        difference: The largest difference of a logit on the probes, in units of the largest logit
-            where that exceeds 1; at most `TOLERANCE`.
-        probes: Images that it was measured on.
+        adapter: Served alone, on the bare backbone.
+        files: Its files. The same stack gives the same bytes.
+        rank: The highest rank of its pairs; 0 if it has none.
+        bytes_before: Size of all files of the stack.
+        difference: The largest difference of a logit on the probes, divided by the largest logit if
+            that is above 1. At most `TOLERANCE`.
+        probes: How many images it was measured on.
     """
 
     adapter: AnyAdapter
@@ -59,17 +60,17 @@ class Compaction:
 def compact(
     backbone: Backbone, stack: Sequence[AnyAdapter], *, stack_ids: Sequence[str], probes: Tensor
 ) -> Compaction:
-    """One adapter for a stack.
+    """Fold a stack into one adapter.
 
     Args:
         backbone: The bare backbone that the stack is for.
         stack: At least two adapters, bottom first.
         stack_ids: Their ids, in the same order.
-        probes: Images (n, c, h, w), preprocessed, that both must answer alike.
+        probes: Preprocessed images (n, c, h, w). Both must give the same answers to them.
 
     Raises:
-        AdapterError: Fewer than two adapters, ids that don't match, or outputs that differ by more
-            than `TOLERANCE`, which names the difference.
+        AdapterError: Fewer than two adapters, another number of ids, or outputs that differ by
+            more than `TOLERANCE`.
         TargetError: The stack edits features, and the model has no place for that.
     """
     if len(stack) < 2:
@@ -77,7 +78,7 @@ def compact(
     if len(stack) != len(stack_ids):
         raise AdapterError(f"expected one id for each of {len(stack)} adapters, got {stack_ids}")
     files = to_files(_folded(backbone, stack, stack_ids))
-    # What is compared is what is shipped: the adapter as its files give it back.
+    # Compare what will be served: the adapter read back from its files.
     adapter = from_files(files, backbone)
     difference = _difference(
         backbone,
@@ -114,7 +115,7 @@ def _folded(
     facts = _facts(backbone, stack, stack_ids, groups=len({p.split(".mlp.")[0] for p in pairs}))
     if pairs:
         return Adapter({p: _side_by_side(some) for p, some in pairs.items()}, facts, erasure)
-    if erasure is None:  # no kind of adapter is without both
+    if erasure is None:  # every adapter has pairs or an erasure
         raise AdapterError("the stack changes nothing")
     return Projection(erasure, facts)
 
@@ -140,7 +141,7 @@ def _facts(
 
 
 def _side_by_side(pairs: Sequence[Pair]) -> Pair:
-    """The pairs of one linear as one, of rank min(out, in) at most."""
+    """The pairs of one linear as one pair, of rank min(out, in) at most."""
     a = torch.cat([a for a, _ in pairs])  # (r_1 + r_2 + ..., in)
     b = torch.cat([b for _, b in pairs], dim=1)  # (out, r_1 + r_2 + ...)
     if len(a) <= min(len(b), a.shape[1]):
@@ -149,14 +150,14 @@ def _side_by_side(pairs: Sequence[Pair]) -> Pair:
 
 
 def _chain(erasures: Sequence[Erasure]) -> Erasure:
-    """E_t(... E_1(e)) as one erasure; see `erasure.edit.chained`, but rounded once."""
+    """E_t(... E_1(e)) as one erasure. Like `erasure.edit.chained`, but rounded only once."""
     first = erasures[0]
     if len(erasures) == 1:
         return first
     a, b, mean, shift = (t.double() for t in (first.a, first.b, first.mean, first.shift))
     for erasure in erasures[1:]:
         next_a, next_b = erasure.a.double(), erasure.b.double()
-        # At e = mean the ones below give mean + shift, from where this one goes on.
+        # At e = mean the erasures below give mean + shift. This one starts from there.
         moved = next_a @ (mean + shift - erasure.mean.double())  # (k, d) @ (d,) -> (k,)
         shift = shift - next_b @ moved + erasure.shift.double()
         a = torch.cat([a, next_a - (next_a @ b) @ a])  # (k + k', d)
@@ -166,7 +167,7 @@ def _chain(erasures: Sequence[Erasure]) -> Erasure:
 
 
 def _balanced(a: Tensor, b: Tensor) -> Pair:
-    """A and B with the same product, of its numerical rank, and of equal norms, in float32."""
+    """Factor B A anew: at its numerical rank, with factors of equal norm, in float32."""
     left, core_b = torch.linalg.qr(b)  # (out, r) -> (out, q), (q, r)
     right, core_a = torch.linalg.qr(a.T)  # (in, r) -> (in, p), (p, r)
     u, s, vt = torch.linalg.svd(core_b @ core_a.T, full_matrices=False)  # (q, p)

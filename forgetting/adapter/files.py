@@ -1,7 +1,7 @@
 """What the files of every kind of adapter share: facts, strict JSON, strict tensors.
 
-`forget.json` holds the facts and names the kind. Whatever isn't exactly as expected is refused by
-name: a truncated or foreign adapter would silently forget nothing.
+`forget.json` holds the facts and names the kind. Reading is strict, because a truncated or foreign
+adapter would silently forget nothing. Every error names what isn't as expected.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from forgetting.errors import AdapterError
 
 FACTS_FILE = "forget.json"
 COMPACTION = "compaction"
-"""The `method` in the facts of an adapter that stands for a stack."""
+"""The `method` in the facts of an adapter that replaces a stack."""
 _FORMAT = 1
 _METADATA = {"format": "pt"}
 
@@ -32,10 +32,10 @@ Scalar = str | int | float | bool | None
 
 @dataclass(frozen=True)
 class AdapterFacts:
-    """What `forget.json` says about an adapter. No class names: subjects are opaque ids.
+    """What `forget.json` says about an adapter. It names no class: subjects are opaque ids.
 
     Attributes:
-        backbone: Fingerprint of the backbone that it was learned against.
+        backbone: Fingerprint of the backbone that it was learned for.
         stack: Ids of the adapters below it, bottom first.
         subjects: Ids of the classes that it forgets.
         method: Name of the method.
@@ -44,8 +44,8 @@ class AdapterFacts:
         steps: Optimizer steps taken.
         data_digest: Digest of the image set's manifest.
         code_version: Version of the code that learned it.
-        groups_kept: Groups with a non-zero update; only these are stored.
-        groups_total: Groups that the backbone has.
+        groups_kept: Number of groups with a non-zero update. Only these are stored.
+        groups_total: Number of groups in the backbone.
     """
 
     backbone: str
@@ -75,7 +75,7 @@ def json_bytes(value: object) -> bytes:
 
 
 def read_json(name: str, content: bytes) -> Any:
-    """Raises `AdapterError` naming the file where it isn't JSON."""
+    """Parse JSON. Raises `AdapterError`, which names the file, if it isn't JSON."""
     try:
         return json.loads(content)
     except ValueError as error:
@@ -83,14 +83,14 @@ def read_json(name: str, content: bytes) -> Any:
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """A safetensors file, byte for byte the same for the same tensors."""
+    """A safetensors file. The same tensors give the same bytes."""
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
     content: bytes = safetensors.torch.save(whole, _METADATA)
     return content
 
 
 def read_tensors(name: str, content: bytes) -> dict[str, Tensor]:
-    """Raises `AdapterError` where it isn't a whole safetensors file with our metadata."""
+    """Read a safetensors file. Raises `AdapterError` if it isn't whole or lacks our metadata."""
     try:
         tensors: dict[str, Tensor] = safetensors.torch.load(content)
     except (safetensors.SafetensorError, struct.error, ValueError) as error:
@@ -108,10 +108,10 @@ def facts_bytes(kind: str, facts: AdapterFacts) -> bytes:
 
 
 def read_kind(content: bytes) -> str:
-    """The kind that `forget.json` names, whatever else it holds.
+    """The kind that `forget.json` names. Nothing else in it is checked.
 
     Raises:
-        AdapterError: It isn't a JSON object, or of another format.
+        AdapterError: It isn't a JSON object, or it has another format.
     """
     raw = _read_object(content)
     if raw.get("format") != _FORMAT or not isinstance(raw.get("kind"), str):
@@ -126,7 +126,7 @@ def read_facts(content: bytes) -> AdapterFacts:
     """The facts in `forget.json`.
 
     Raises:
-        AdapterError: A field is missing, too many or of the wrong kind.
+        AdapterError: A field is missing, unknown or of the wrong type.
     """
     raw = _read_object(content)
     names = {f.name for f in fields(AdapterFacts)}
@@ -163,14 +163,14 @@ def read_facts(content: bytes) -> AdapterFacts:
 def rank_limit(facts: AdapterFacts, *, full: int) -> int:
     """The highest rank that an adapter's pair or erasure may have.
 
-    What was learned at once has `MAX_RANK`; what stands for a stack may need the `full` rank of
-    its matrix, and no more.
+    What one task learned has `MAX_RANK` at most. What replaces a stack may have the `full` rank of
+    its matrix.
     """
     return full if facts.method == COMPACTION else MAX_RANK
 
 
 def check_backbone(facts: AdapterFacts, fingerprint: str) -> None:
-    """Raises `AdapterError` where the adapter was learned against another backbone."""
+    """Raises `AdapterError` if the adapter was learned for another backbone."""
     if facts.backbone != fingerprint:
         raise AdapterError(
             f"{FACTS_FILE}: the adapter was learned for backbone {facts.backbone}, this one is "
@@ -179,7 +179,7 @@ def check_backbone(facts: AdapterFacts, fingerprint: str) -> None:
 
 
 def check_tensor(name: str, tensor: Tensor) -> None:
-    """Raises `AdapterError` unless it is float32 and finite."""
+    """Raises `AdapterError` unless the tensor is float32 and finite."""
     if tensor.dtype != torch.float32:
         raise AdapterError(f"{name}: expected float32, found {tensor.dtype}")
     if not bool(torch.isfinite(tensor).all()):
@@ -187,7 +187,7 @@ def check_tensor(name: str, tensor: Tensor) -> None:
 
 
 def check_names(what: str, *, expected: set[str], found: set[str]) -> None:
-    """Raises `AdapterError` that lists what is missing and what is too many."""
+    """Raises `AdapterError`, which lists the missing and the unknown names, if there are any."""
     missing, extra = sorted(expected - found), sorted(found - expected)
     if missing or extra:
         parts = [f"missing {', '.join(missing[:5])}"] if missing else []

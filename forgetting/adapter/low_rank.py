@@ -1,4 +1,4 @@
-"""The adapter: the low-rank pairs that survived one forget task, and what they add to the weights.
+"""The adapter: the low-rank pairs that one forget task keeps, and what they add to the weights.
 
     W_t = W_0 + sum_i B_i A_i        (i over the stack of adapters, scale 1)
 
@@ -6,9 +6,9 @@ On disk an adapter is three files: `adapter_config.json` and `adapter_model.safe
 format of Hugging Face PEFT, and `forget.json` with our own facts. Loading is strict: a truncated
 or foreign adapter would silently forget nothing. PEFT itself is not needed here.
 
-An adapter may carry an erasure of the feature that its pairs were trained with, then with a fourth
-file, `projection.safetensors`; an erasure alone is a `Projection`. `to_files` and `from_files` know
-all three kinds.
+Pairs may be trained together with an erasure of the feature. Then the adapter has a fourth file,
+`projection.safetensors`. An erasure alone is a `Projection`. `to_files` and `from_files` handle all
+three kinds.
 """
 
 from __future__ import annotations
@@ -65,12 +65,13 @@ class Adapter:
     """Pairs by module path: A (r, in) and B (out, r), float32 on the CPU, sorted by path.
 
     Attributes:
-        pairs: Of the surviving groups.
-        facts: Where it comes from.
-        erasure: Of the feature, in force together with the pairs; None for pairs alone.
+        pairs: The pairs of the groups that were kept.
+        facts: Where the adapter comes from.
+        erasure: An erasure that belongs to the pairs; None for pairs alone.
 
     Raises:
-        AdapterError: No pairs, or a pair or an erasure whose shapes, type or values can't be right.
+        AdapterError: There are no pairs, or a pair or the erasure has impossible shapes, types or
+            values.
     """
 
     pairs: Mapping[str, Pair]
@@ -89,7 +90,7 @@ class Adapter:
 
 
 AnyAdapter = Adapter | Projection
-"""What a stack is made of: trained pairs, a closed-form edit of the feature, or both in one."""
+"""One element of a stack: trained pairs, a closed-form edit of the feature, or both in one."""
 
 
 def delta(adapter: Adapter, path: str) -> Tensor:
@@ -100,15 +101,15 @@ def delta(adapter: Adapter, path: str) -> Tensor:
 def effective_weights(model: nn.Module, adapters: Sequence[Adapter]) -> dict[str, Tensor]:
     """W_0 + sum_i B_i A_i for every linear that some adapter changes.
 
-    The sum is taken in float64 from the bare weights and rounded once, so that no error adds up
-    over a stack or over time.
+    The sum starts from the bare weights, is computed in float64 and is rounded once. So no error
+    adds up over a stack or over time.
 
     Args:
         model: The bare backbone model.
         adapters: The stack, bottom first.
 
     Returns:
-        Float32 weights (out, in) by module path; the model is left as it is.
+        Float32 weights (out, in) by module path. The model isn't changed.
     """
     stacked: dict[str, list[Pair]] = {}
     for adapter in adapters:
@@ -118,7 +119,7 @@ def effective_weights(model: nn.Module, adapters: Sequence[Adapter]) -> dict[str
 
 
 def to_files(adapter: AnyAdapter) -> dict[str, bytes]:
-    """The adapter's files, byte for byte the same for the same adapter."""
+    """The adapter's files. The same adapter gives the same bytes."""
     if isinstance(adapter, Projection):
         return projection_files(adapter)
     tensors = {}
@@ -137,13 +138,13 @@ def to_files(adapter: AnyAdapter) -> dict[str, bytes]:
 
 
 def from_files(files: Mapping[str, bytes], backbone: Backbone) -> AnyAdapter:
-    """Read an adapter of either kind for this backbone, refusing whatever isn't exactly one.
+    """Read an adapter of any kind for this backbone.
 
     Raises:
-        AdapterError: Naming the file or key: an unknown kind, a file missing or too many, a tensor
-            missing or too many, a shape that doesn't fit the backbone, not float32, not finite,
-            rank above `MAX_RANK`, another backbone's fingerprint, a PEFT config that contradicts
-            the tensors, or a backbone whose features can't be edited.
+        AdapterError: The kind is unknown; a file or tensor is missing or unknown; a tensor doesn't
+            fit the backbone, isn't float32 or isn't finite; a rank is above `MAX_RANK`; the
+            adapter is for another backbone; the PEFT config contradicts the tensors; or the
+            backbone's features can't be edited. The message names the file or key.
     """
     if FACTS_FILE not in files:
         raise AdapterError(f"adapter files: missing {FACTS_FILE}")
@@ -194,7 +195,7 @@ def _pairs_from_files(
 
 
 def _merged(weight: Tensor, pairs: Sequence[Pair]) -> Tensor:
-    """W_0 + [B_1 ... B_t] [A_1; ...; A_t]: one product, however many adapters are stacked."""
+    """W_0 + [B_1 ... B_t] [A_1; ...; A_t]: one product for the whole stack."""
     a = torch.cat([a for a, _ in pairs]).double()  # (sum r, in)
     b = torch.cat([b for _, b in pairs], dim=1).double()  # (out, sum r)
     # (out, in) + (out, sum r) @ (sum r, in)
@@ -229,7 +230,7 @@ def _check_pair(path: str, a: Tensor, b: Tensor, *, facts: AdapterFacts) -> None
 
 
 def _peft_config(adapter: Adapter) -> dict[str, Any]:
-    """`lora_alpha == r` everywhere, so that PEFT's scale alpha / r is 1."""
+    """PEFT's config. `lora_alpha == r` everywhere, so that PEFT's scale alpha / r is 1."""
     ranks = {path: int(a.shape[0]) for path, (a, _) in adapter.pairs.items()}
     rank = max(ranks.values())
     other = {path: r for path, r in ranks.items() if r != rank}

@@ -1,8 +1,8 @@
-"""The second kind of adapter: a closed-form edit of the feature, as value and as files.
+"""The second kind of adapter: a closed-form edit of the feature, as a value and as files.
 
-On disk it is `projection.safetensors` with the tensors `A` (k, d), `B` (d, k), `mean` (d,) and
-`shift` (d,), and `forget.json`, as strict as the trained kind. How it is fitted:
-`forgetting.erasure.leace`; how it is served: `forgetting.erasure.edit`.
+On disk it is two files: `projection.safetensors` with the tensors `A` (k, d), `B` (d, k), `mean`
+(d,) and `shift` (d,), and `forget.json`. They are read as strictly as the trained kind.
+`forgetting.erasure.leace` fits it, and `forgetting.erasure.edit` applies it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ PROJECTION_FILE = "projection.safetensors"
 FILES = (PROJECTION_FILE, FACTS_FILE)
 KIND = "projection"
 _KEYS = ("A", "B", "mean", "shift")
-# A and B are rounded to float32 one by one, with entries up to the whitening's condition number.
+# A and B are each rounded to float32; their entries may be as large as the whitening's condition
+# number.
 _TOLERANCE = 1e-3
 
 
@@ -41,7 +42,7 @@ class Projection:
     """An erasure, float32 on the CPU, and its facts.
 
     Raises:
-        AdapterError: Shapes, types or values can't be right, or B A is no projection.
+        AdapterError: Shapes, types or values are impossible, or B A isn't a projection.
     """
 
     erasure: Erasure
@@ -49,12 +50,12 @@ class Projection:
 
     def __post_init__(self) -> None:
         check_erasure(self.erasure, self.facts)
-        if self.facts.method != COMPACTION:  # two projections in a row are none any more
+        if self.facts.method != COMPACTION:  # two projections in a row aren't a projection
             _check_projects(self.erasure)
 
 
 def projection_files(projection: Projection) -> dict[str, bytes]:
-    """The files, byte for byte the same for the same projection."""
+    """The files. The same projection gives the same bytes."""
     return {
         PROJECTION_FILE: erasure_bytes(projection.erasure),
         FACTS_FILE: facts_bytes(KIND, projection.facts),
@@ -71,7 +72,7 @@ def read_erasure(content: bytes, backbone: Backbone) -> Erasure:
     """The erasure in `projection.safetensors`, for features of this backbone's width.
 
     Raises:
-        AdapterError: Keys, shapes, types or values can't be right, or the features can't be edited.
+        AdapterError: Keys, shapes, types or values are wrong, or the features can't be edited.
     """
     tensors = read_tensors(PROJECTION_FILE, content)
     check_names(f"keys of {PROJECTION_FILE}", expected=set(_KEYS), found=set(tensors))
@@ -90,10 +91,10 @@ def read_erasure(content: bytes, backbone: Backbone) -> Erasure:
 
 
 def projection_from_files(files: Mapping[str, bytes], backbone: Backbone) -> Projection:
-    """Read a projection for this backbone; `adapter.from_files` calls this for its kind.
+    """Read a projection for this backbone. `low_rank.from_files` calls this for its kind.
 
     Raises:
-        AdapterError: See `adapter.from_files`.
+        AdapterError: See `low_rank.from_files`.
     """
     check_names("adapter files", expected=set(FILES), found=set(files))
     facts = read_facts(files[FACTS_FILE])
@@ -102,9 +103,9 @@ def projection_from_files(files: Mapping[str, bytes], backbone: Backbone) -> Pro
 
 
 def check_erasure(erasure: Erasure, facts: AdapterFacts | None) -> None:
-    """Raises `AdapterError` where shapes, types or values can't be right.
+    """Raises `AdapterError` if shapes, types or values are impossible.
 
-    Without `facts` any rank passes; whoever makes an adapter of it checks again.
+    Without `facts` any rank up to d passes. It is checked again when an adapter is made of it.
     """
     a, b = erasure.a, erasure.b
     if a.ndim != 2 or tuple(b.shape) != tuple(reversed(a.shape)):

@@ -1,9 +1,9 @@
-"""A stack of adapters in force: what of the backbone it changes, and how that gets into a model.
+"""A stack of adapters in force: what it changes in the backbone, and how to put that into a model.
 
     W_t = W_0 + sum_i B_i A_i           over the trained adapters
     e'  = E_t(... E_1(e))               over the erasures, in the order of the stack
 
-Both are functions of the stack alone, computed in float64 from the bare backbone and rounded once.
+Both depend only on the stack. They are computed in float64 from the bare backbone and rounded once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class EffectiveState:
 
     Attributes:
         weights: Float32 weights (out, in) of the linears that changed, by module path.
-        edit: Of the feature that the head reads; None where no projection is in the stack.
+        edit: The edit of the feature that the head reads; None if the stack has no erasure.
     """
 
     weights: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
@@ -34,10 +34,10 @@ class EffectiveState:
 
 
 def effective_state(model: nn.Module, adapters: Sequence[AnyAdapter]) -> EffectiveState:
-    """What a stack makes of a backbone.
+    """What a stack changes in a backbone.
 
     Args:
-        model: The bare backbone model; left as it is.
+        model: The bare backbone model. It isn't changed.
         adapters: The stack, bottom first.
 
     Raises:
@@ -51,7 +51,7 @@ def effective_state(model: nn.Module, adapters: Sequence[AnyAdapter]) -> Effecti
 
 
 def install(model: nn.Module, state: EffectiveState) -> None:
-    """Put a state into a copy of the bare model; its tensors are replaced, none is written to.
+    """Put a state into a copy of the bare model. It replaces tensors and writes into none.
 
     Raises:
         TargetError: The model has no place for an edit of its features.
@@ -65,11 +65,11 @@ def install(model: nn.Module, state: EffectiveState) -> None:
 
 
 def overlaid(model: nn.Module, state: EffectiveState) -> nn.Module:
-    """A model with `state` in force that shares with `model` all but what leads to a change.
+    """A model with `state` in force that shares as much as possible with `model`.
 
-    Of a small backbone, module objects take as much memory as a release's weights; here only the
-    changed linears and the modules around them are objects of its own. Hooks are shared too, and
-    so is the mode: both models are for inference.
+    Only the changed linears and the modules around them are new objects. (In a small backbone, the
+    module objects take as much memory as a release's weights.) Hooks are shared, and so is the
+    mode: both models are for inference.
 
     Raises:
         TargetError: The model has no place for an edit of its features.
@@ -89,7 +89,7 @@ def overlaid(model: nn.Module, state: EffectiveState) -> nn.Module:
 
 
 def _own_children(module: nn.Module) -> nn.Module:
-    """A shallow copy whose children and parameters can be replaced without changing `module`'s."""
+    """A shallow copy. Replacing its children or parameters doesn't change `module`."""
     twin = copy.copy(module)
     for name in ("_modules", "_parameters", "_buffers"):
         twin.__dict__[name] = module.__dict__[name].copy()
@@ -97,14 +97,14 @@ def _own_children(module: nn.Module) -> nn.Module:
 
 
 def adapted_model(backbone: Backbone, stack: Sequence[AnyAdapter]) -> nn.Module:
-    """A copy of the backbone's model, sharing nothing with it, with the stack in force."""
+    """A copy of the backbone's model with the stack in force. No tensor is shared."""
     model = copy.deepcopy(backbone.model)
     install(model, effective_state(backbone.model, stack))
     return model
 
 
 def shared_copy(model: nn.Module) -> nn.Module:
-    """A copy of the modules around the very same tensors: costs no memory to speak of."""
-    # deepcopy takes what the memo holds as already copied.
+    """A copy of the modules around the same tensors. It takes next to no memory."""
+    # deepcopy doesn't copy what is already in the memo.
     tensors = itertools.chain(model.parameters(), model.buffers())
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})

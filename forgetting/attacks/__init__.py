@@ -1,5 +1,5 @@
 """What an attacker who holds the model can win back of a forgotten class.
 
-Features of identities generalise: a model that never saw a class scores well above zero. Every
-figure is to be read as excess over such a model (`leak.excess`).
+Features of identities generalise, so even a model that never saw a class scores well above zero.
+Read every figure as the excess over such a model (`leak.excess`).
 """

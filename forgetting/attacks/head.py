@@ -1,6 +1,7 @@
-"""The head as an attacker meets it: he holds the weights, so a mask in front of it is no obstacle.
+"""The head as an attacker sees it. He holds the weights, so a mask on the head is no obstacle.
 
-Two kinds: a plain `nn.Linear`, and a `CosineHead`, whose training has a margin on the label.
+There are two kinds: a plain `nn.Linear`, and a `CosineHead`, which is trained with a margin on the
+label.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from torch import Tensor, nn
 from forgetting.errors import BackboneError
 from forgetting.models.face_transformer import CosineHead
 
-# A bias this far from all others is a mask and nothing that training would give.
+# A bias this far below the others is a mask. Training would never give it.
 _MASKED = 100.0
 
 
 def bare_head(model: nn.Module) -> nn.Linear:
-    """A copy of the model's linear head; what is wrapped around it is left off.
+    """A copy of the model's linear head, without what is wrapped around it.
 
     Raises:
         BackboneError: There isn't exactly one linear in the head.
@@ -47,10 +48,10 @@ def with_head(model: nn.Module, head: nn.Linear) -> nn.Module:
 
 
 def revived(head: nn.Linear, *, forgotten: Tensor) -> nn.Linear:
-    """A copy in which masked rows of forgotten classes are as `restarted` makes them.
+    """A copy in which the masked rows of forgotten classes are restarted (see `restarted`).
 
-    Masked means that the row's weights are all zero, or its bias is not finite or lies more than
-    100 below the retained rows' mean: no gradient step ever leaves such a place.
+    A row is masked if its weights are all zero, or if its bias isn't finite or lies more than 100
+    below the retained rows' mean. No gradient step can get away from there.
     """
     weight, bias = head.weight[forgotten], _bias(head)
     masked = (weight == 0).all(dim=1) | ~weight.isfinite().all(dim=1)
@@ -63,7 +64,7 @@ def revived(head: nn.Linear, *, forgotten: Tensor) -> nn.Linear:
 def restarted(head: nn.Linear, *, forgotten: Tensor, retained: Tensor | None = None) -> nn.Linear:
     """A copy in which the forgotten rows are the mean of the retained rows, bias included.
 
-    Nothing of what a method left in those rows is used, good or bad for the attacker.
+    So nothing that a method left in these rows helps or hinders the attacker.
     """
     copied = copy.deepcopy(head)
     kept = _retained(head, forgotten) if retained is None else retained
@@ -76,11 +77,11 @@ def restarted(head: nn.Linear, *, forgotten: Tensor, retained: Tensor | None = N
 
 
 def margin_logits(head: nn.Linear, logits: Tensor, y: Tensor) -> Tensor:
-    """z - s * m on the label (CosFace, Wang et al., CVPR 2018); a plain head's stay as they are.
+    """z - s * m on the label (CosFace, Wang et al., CVPR 2018). A plain head's logits don't change.
 
     Args:
-        head: Of either kind.
-        logits: Its own (n, K).
+        head: A head of either kind.
+        logits: Its logits (n, K).
         y: Labels (n,).
     """
     if not isinstance(head, CosineHead):
@@ -90,7 +91,7 @@ def margin_logits(head: nn.Linear, logits: Tensor, y: Tensor) -> Tensor:
 
 
 def _bias(head: nn.Linear) -> Tensor | None:
-    """nn.Linear's bias is None where there is none, whatever its type says."""
+    """The head's bias. It may be None, although nn.Linear's type hint says otherwise."""
     bias: Tensor | None = head.bias
     return bias
 

@@ -1,7 +1,7 @@
-"""The front door: every attack on one model, and the same for the model that never saw the class.
+"""Run every attack on one model, and compare with a model that never saw the class.
 
-Absolute figures mislead: embeddings of identities generalise, so that even a model retrained
-without a person lets a probe find him. What a method leaks is the excess over that reference.
+Absolute figures mislead. Embeddings of identities generalise, so a probe finds a person even in a
+model that was retrained without that person. What a method leaks is the excess over that reference.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from forgetting.measure.features import Features, extract, halves, split
 
 @dataclass(frozen=True)
 class AttackConfig:
-    """The settings of all attacks; `relearn` is None where its minute is not to be spent."""
+    """The settings of all attacks. `relearn` is None to leave it out; it takes a minute."""
 
     recovery: RecoveryConfig = RecoveryConfig()
     probe: ProbeConfig = ProbeConfig()
@@ -41,25 +41,26 @@ class AttackConfig:
 
 @dataclass(frozen=True)
 class LeakFigures:
-    """What the attacks gave. Every accuracy is plain top-1 over all classes on test images.
+    """What the attacks found. Every accuracy is plain top-1 over all classes on test images.
 
     Attributes:
         recovery: Head re-training from the model's own head (masked rows revived), as in the paper.
-        recovery_restarted: The same, where the forgotten rows start at the mean retained row. A
-            model that was trained long without a class has pushed that row so far down that a few
-            hundred steps don't lift it, whatever its features hold: from its own head such a
-            reference gives near nothing, and only this start compares features.
-        probe: A fresh head at each number of shots.
+        recovery_restarted: The same, but the forgotten rows start at the mean of the retained rows.
+            A model trained long without a class has pushed the class's row far down. A few hundred
+            steps can't lift it, whatever the features hold. So only this start compares features
+            with such a reference.
+        probe: A fresh head for each number of shots.
         prototypes: A few-shot prototype in the forgotten rows, for each alpha.
         prototypes_fresh: The same with images that the method never saw: half of each class's test
-            images, asked on the other half. A closed form leaves nothing in the images that it was
-            fitted on; what it leaves in the class shows here.
-        nearest_mean: Nearest of all classes' few-shot means.
-        relearn: Fine-tuning of all weights; None where it wasn't run.
-        membership: Forget images trained on against those held out.
-        strangers: Forgotten classes' test images against those of classes that no model saw; None
-            where there are none.
-        js: To the reference on forget test images, bits in 0..1; None without a reference.
+            images, tested on the other half. A closed form leaves nothing in the images that it
+            was fitted on. This shows what it leaves in the class.
+        nearest_mean: The nearest of all classes' few-shot means.
+        relearn: Fine-tuning of all weights; None if it wasn't run.
+        membership: Forget images that were trained on, against held-out ones.
+        strangers: Test images of forgotten classes, against images of classes that no model saw;
+            None if there are none.
+        js: Divergence from the reference on forget test images, bits in 0..1; None without a
+            reference.
     """
 
     recovery: tuple[RecoveryPoint, ...]
@@ -88,18 +89,17 @@ def attack(
 ) -> LeakFigures:
     """Run every attack on one model.
 
-    Models are compared on the same draws: give each a generator in the same state.
+    To compare models on the same draws, give each a generator in the same state.
 
     Args:
-        model: Eval mode; left as it is.
+        model: The model, in eval mode. It isn't changed.
         train: Training images of all classes, the forgotten ones included.
         test: Test images of all classes.
         forgotten: Labels under erasure (k,).
         generator: Source of all randomness.
-        before: Acc_f of the backbone on the same test images, for the relearn curve; without it
-            there is none.
-        strangers: Images of classes that neither this model nor the backbone was trained on;
-            their labels mean nothing.
+        before: Acc_f of the backbone on the same test images. The relearn curve needs it.
+        strangers: Images of classes that neither this model nor the backbone was trained on. Their
+            labels aren't used.
         reference: The model retrained without the forgotten classes.
         config: Settings.
 
@@ -145,7 +145,7 @@ def attack(
     )
     curve = None
     if config.relearn is not None and before is not None:
-        # The last to draw, since how much it draws depends on the model.
+        # It draws last, because how much it draws depends on the model.
         curve = relearn(
             model,
             train=train,
@@ -171,10 +171,10 @@ def attack(
 
 
 def scalars(figures: LeakFigures) -> dict[str, float]:
-    """One number for each figure; what was not measured is left out.
+    """One number for each figure that was measured.
 
-    Higher is leakier throughout, `relearn_steps` excepted, which is left out too where the cap
-    came first. Of several alphas or scores the attacker has the best.
+    A higher number means a bigger leak, except for `relearn_steps`. That one is left out if the
+    steps ran out first. Of several alphas or scores the attacker's best counts.
     """
     last = figures.recovery[-1]
     found: dict[str, float | None] = {
@@ -201,13 +201,13 @@ def scalars(figures: LeakFigures) -> dict[str, float]:
 
 
 def excess(figures: LeakFigures, reference: LeakFigures) -> dict[str, float]:
-    """figure - the same figure of the model that never saw the class, for each that both have."""
+    """Each figure minus that of the model that never saw the class, if both have it."""
     own, other = scalars(figures), scalars(reference)
     return {name: value - other[name] for name, value in own.items() if name in other}
 
 
 def to_json(figures: LeakFigures) -> dict[str, Any]:
-    """Plain JSON values: all curves and points, and `scalars` beside them."""
+    """All curves and points as plain JSON values, together with `scalars`."""
     return {**asdict(figures), "scalars": scalars(figures)}
 
 

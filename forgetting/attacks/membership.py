@@ -1,9 +1,9 @@
 """Can one tell from the outputs alone who was in the training set, or who was deleted?
 
-Two questions. Of a sample: is a forget image a training image or a test image? Of a class: are
-test images of forgotten classes told from those of strangers, classes that no model ever saw? A
-deleted person should look like a stranger: AUC 0.5. Both are read two-sided: a deleted person who
-is answered with suspicious *un*certainty is found as surely as one who is still recognised.
+There are two questions. About an image: was a forget image trained on, or held out? About a class:
+can its test images be told from those of strangers, classes that no model ever saw? A deleted
+person should look like a stranger, with AUC 0.5. Both directions count: a suspiciously *un*certain
+answer gives a deleted person away as surely as a confident one.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Separation:
     Attributes:
         score: `loss`, `max_prob` or `entropy`.
         auc: P(first scores higher) + P(equal) / 2; the higher score is the more confident answer.
-        tpr: Share of the first set found at no more than 1 % of the second, in the better of the
-            two directions.
+        tpr: Share of the first set that is found while at most 1 % of the second set is, in the
+            better of the two directions.
     """
 
     score: str
@@ -39,11 +39,11 @@ class Separation:
 
 
 def membership(train: Features, test: Features) -> tuple[Separation, ...]:
-    """Forget images that were trained on against forget images that were not.
+    """Compare forget images that were trained on with held-out ones.
 
     Args:
-        train: Of the forgotten classes, as the model was trained on.
-        test: Of the same classes, held out.
+        train: Training images of the forgotten classes.
+        test: Held-out images of the same classes.
     """
     return tuple(
         separation(name, inside, outside)
@@ -56,7 +56,7 @@ def membership(train: Features, test: Features) -> tuple[Separation, ...]:
 
 
 def stranger_likeness(deleted: Tensor, strangers: Tensor) -> tuple[Separation, ...]:
-    """Logits (n, K) of forgotten classes' test images against (m, K) of classes nobody trained."""
+    """Compare logits (n, K) of forgotten classes' test images with (m, K) of unknown classes."""
     return (
         separation("max_prob", max_prob(deleted), max_prob(strangers)),
         separation("entropy", -entropy(deleted), -entropy(strangers)),
@@ -64,13 +64,13 @@ def stranger_likeness(deleted: Tensor, strangers: Tensor) -> tuple[Separation, .
 
 
 def separation(score: str, first: Tensor, second: Tensor, *, fpr: float = 0.01) -> Separation:
-    """AUC and TPR of one score (n,) against (m,)."""
+    """AUC and TPR between two sets' values of a score, (n,) and (m,)."""
     tpr = max(tpr_at(first, second, fpr=fpr), tpr_at(-first, -second, fpr=fpr))
     return Separation(score, auc(first, second), tpr)
 
 
 def auc(first: Tensor, second: Tensor) -> float:
-    """The Mann-Whitney statistic over n * m; ties count half.
+    """The Mann-Whitney statistic divided by n * m. Ties count half.
 
     Raises:
         ValueError: One of them is empty.
@@ -84,14 +84,14 @@ def auc(first: Tensor, second: Tensor) -> float:
 
 
 def tpr_at(first: Tensor, second: Tensor, *, fpr: float) -> float:
-    """Largest share of `first` above a threshold that at most a share `fpr` of `second` exceeds."""
+    """The largest share of `first` above a threshold that at most `fpr` of `second` exceeds."""
     spared = int(fpr * len(second))
     threshold = second.sort(descending=True).values[spared]
     return float((first > threshold).double().mean())
 
 
 def max_prob(logits: Tensor) -> Tensor:
-    """max_k p_k (n,) of logits (n, K), in float64: confident answers must not become ties."""
+    """max_k p_k (n,) of logits (n, K), in float64, so that confident answers aren't tied."""
     return logits.double().softmax(dim=1).amax(dim=1)
 
 

@@ -1,7 +1,8 @@
 """The linear probe: a fresh head on the frozen features, with a few images of every class.
 
-L2-regularised multinomial logistic regression on standardised features, to convergence (L-BFGS).
-Its recall of forgotten classes says what the embedding still holds, whatever the old head says.
+It is a multinomial logistic regression with an L2 penalty on standardised features, fitted to
+convergence (L-BFGS). Its recall of the forgotten classes shows what the embedding still holds,
+whatever the old head answers.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from forgetting.measure.features import Features, draw_per_class, rows, split
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """How often and how hard is tried.
+    """How often and how hard the probe tries.
 
     Attributes:
-        shots: Images of each class, None for all.
-        draws: Of the images; what is reported is the mean.
-        penalty: Of |W|^2 / 2, beside the *sum* of the cross-entropies (scikit-learn's 1 / C).
-        iterations: Of L-BFGS, at most.
+        shots: Images of each class; None for all.
+        draws: How often images are drawn. The mean over the draws is reported.
+        penalty: Weight of |W|^2 / 2 beside the *sum* of the cross-entropies (scikit-learn's 1 / C).
+        iterations: Most iterations of L-BFGS.
     """
 
     shots: tuple[int | None, ...] = (1, 5, 20, None)
@@ -51,13 +52,13 @@ def probe(
     generator: torch.Generator,
     config: ProbeConfig = ProbeConfig(),
 ) -> tuple[ProbePoint, ...]:
-    """Fit fresh heads and read the forgotten classes with them.
+    """Fit fresh heads, and read the forgotten classes with them.
 
     Args:
-        train: Of all classes, the forgotten ones included.
-        test: Likewise.
+        train: Features of all classes, including the forgotten ones.
+        test: Test features of the same classes.
         forgotten: Labels (k,).
-        generator: Of the draws.
+        generator: Source of the draws.
         config: Hyper-parameters.
 
     Raises:
@@ -68,7 +69,7 @@ def probe(
     most = int(train.y.bincount().max())
     parts = split(test, forgotten=forgotten)
     points: list[ProbePoint] = []
-    whole: ProbePoint | None = None  # every draw that takes all images is the same
+    whole: ProbePoint | None = None  # all draws of all images are the same
     for shots in config.shots:
         takes_all = shots is None or shots >= most
         if takes_all and whole is not None:
@@ -99,7 +100,7 @@ class ProbeHead:
     classes: int
 
     def __call__(self, embedding: Tensor) -> Tensor:
-        """Logits (n, classes) of embeddings (n, d); -inf for labels that the fit never saw."""
+        """Logits (n, classes) of embeddings (n, d); -inf for labels that weren't fitted."""
         z = (embedding - self.mean) / self.deviation
         logits = z.new_full((len(z), self.classes), -torch.inf)
         logits[:, self.labels] = z @ self.weight.T + self.bias  # (n, d) @ (d, K') -> (n, K')
@@ -107,7 +108,7 @@ class ProbeHead:
 
 
 def fit(embedding: Tensor, y: Tensor, *, penalty: float, steps: int) -> ProbeHead:
-    """The regression on embeddings (n, d) with labels (n,); deterministic."""
+    """Fit the regression on embeddings (n, d) with labels (n,). It is deterministic."""
     labels, target = torch.unique(y, return_inverse=True)
     mean, deviation = embedding.mean(dim=0), embedding.std(dim=0, correction=0)
     deviation = torch.where(deviation > 1e-6, deviation, 1.0)

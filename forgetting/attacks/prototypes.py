@@ -1,11 +1,12 @@
-"""Prototypical relearning: a few images of a forgotten class, their mean, and its row is back.
+"""Prototypical relearning: write the mean feature of a few images into a forgotten class's row.
 
     w_c <- alpha * |w| * p_c / |p_c| + (1 - alpha) * w_c,    |w| = mean norm of the retained rows
 
-(*Unlearning's Blind Spots*, ICML 2026.) No gradient, one pass over k images a class. A cosine head
-takes p_c = mean of e / |e|. A plain head reads raw features, whose common part would let any such
-row win everywhere; there p_c = mean(e) - mu with mu the mean of the retained features, and the
-row's bias, which in these coordinates is b + w mu, becomes that of the mean retained row.
+(*Unlearning's Blind Spots*, ICML 2026.) It needs no gradient, only one pass over k images of a
+class. For a cosine head, p_c is the mean of e / |e|. A plain head reads raw features; their common
+part would let any such row win everywhere. So there p_c = mean(e) - mu, where mu is the mean of the
+retained features. The row's bias, b + w mu in these coordinates, becomes that of the mean retained
+row.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from forgetting.models.face_transformer import CosineHead
 
 @dataclass(frozen=True)
 class PrototypeConfig:
-    """Images of each class, mixing weights and draws (what is reported is the mean over draws)."""
+    """Images of each class, mixing weights, and draws. The mean over the draws is reported."""
 
     shots: int = 5
     alphas: tuple[float, ...] = (0.5, 1.0)
@@ -53,11 +54,12 @@ def relearn_by_prototype(
     """Write prototypes into the forgotten rows of the head, for each alpha.
 
     Args:
-        head: Plain or cosine; left as it is. With alpha = 1 its forgotten rows have no influence.
-        train: Of all classes; the prototypes are of the forgotten ones.
-        test: Of all classes.
+        head: A plain or a cosine head. It isn't changed. At alpha = 1 its forgotten rows don't
+            matter.
+        train: Features of all classes. The prototypes are those of the forgotten ones.
+        test: Test features of all classes.
         forgotten: Labels (k,).
-        generator: Of the draws.
+        generator: Source of the draws.
         config: Shots, alphas and draws.
 
     Raises:
@@ -100,9 +102,9 @@ def nearest_mean(
     shots: int = 5,
     draws: int = 5,
 ) -> PrototypePoint:
-    """The same without any head: the nearest of all classes' k-shot means, by cosine.
+    """The same attack without a head: the answer is the nearest of all classes' k-shot means.
 
-    Features are centred on the mean of all means. Returned with alpha = 1.
+    Nearest by cosine. Features are centred on the mean of all means. The point has alpha = 1.
     """
     parts = split(test, forgotten=forgotten)
     shares: list[tuple[float, float]] = []
@@ -128,7 +130,7 @@ def class_means(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _coordinates(head: nn.Linear, embedding: Tensor, *, centre: Tensor) -> Tensor:
-    """What the means are taken of; a cosine head has no bias that could hold a centre."""
+    """The features to average. A cosine head has no bias, so they can't be centred for it."""
     return F.normalize(embedding, dim=1) if isinstance(head, CosineHead) else embedding - centre
 
 
@@ -145,7 +147,7 @@ def _written(
     written = copy.deepcopy(head)
     kept = torch.ones(head.out_features, dtype=torch.bool)
     kept[forgotten] = False
-    # A cosine head reads directions only, so there the old rows are brought to one norm first.
+    # A cosine head reads only directions, so its old rows first get the same norm.
     old = F.normalize(head.weight, dim=1) if isinstance(head, CosineHead) else head.weight
     norm = old[kept].norm(dim=1).mean()
     bias: Tensor | None = head.bias

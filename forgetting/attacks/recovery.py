@@ -1,9 +1,9 @@
 """Head re-training: how much of a forgotten class a new head reads from the frozen features.
 
 The recovery experiment of GS-LoRA (Zhao et al., CVPR 2024, fig. 6): only the head is trained, from
-where it is, on a tenth of the forget and retain images with their true labels; CE, batch 48, AdamW,
-cosine from 1e-3 to 1e-5, 50 epochs. For a cosine head the CE has the label's margin, and the
-accuracy is given plain and, as the paper does, with that margin: the difference is large.
+where it is, on a tenth of the forget and retain images with their true labels. Cross-entropy, batch
+48, AdamW, a cosine from 1e-3 to 1e-5, 50 epochs. A cosine head is trained with the margin on the
+label. Its accuracy is given both plain and with that margin, as in the paper: they differ a lot.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from forgetting.models.face_transformer import CosineHead
 
 @dataclass(frozen=True)
 class RecoveryConfig:
-    """Attributes with a unit: `share` of each class's images, `batch` images, `rate` at first."""
+    """`share` of each class's images, `batch` images in a step, `rate` at the start."""
 
     share: float = 0.1
     epochs: int = 50
@@ -38,7 +38,7 @@ class RecoveryConfig:
 
 @dataclass(frozen=True)
 class RecoveryPoint:
-    """Test accuracies after an epoch; those with margin are None for a head without one."""
+    """Test accuracies after an epoch. Those with margin are None for a head without a margin."""
 
     epoch: int
     acc_f: float
@@ -59,15 +59,15 @@ def recovery(
     """Train the head on the cached embeddings.
 
     Args:
-        head: Where to start; left as it is.
-        train: Of all classes, the forgotten ones included.
-        test: Likewise.
+        head: The head to start from. It isn't changed.
+        train: Features of all classes, including the forgotten ones.
+        test: Test features of the same classes.
         forgotten: Labels (k,).
-        generator: Of the draw and the order of the batches.
+        generator: Source of the draw and of the order of the batches.
         config: Hyper-parameters.
 
     Returns:
-        The curve at `config.looks`, the last epoch always included.
+        The curve at `config.looks` and at the last epoch.
 
     Raises:
         DataError: Training images of the forgotten or of the retained classes are missing.
@@ -86,7 +86,7 @@ def recovery(
     parts = split(test, forgotten=forgotten)
     points = [_look(trained, parts, epoch=0)] if 0 in config.looks else []
     for epoch in range(1, config.epochs + 1):
-        # Per epoch, from the full rate in the first to the last rate after the last.
+        # One rate for each epoch: the full one in the first, `last_rate` after the last.
         done = (1 + math.cos(math.pi * (epoch - 1) / config.epochs)) / 2
         optimizer.param_groups[0]["lr"] = config.last_rate + done * (config.rate - config.last_rate)
         order = torch.randperm(len(drawn), generator=generator)

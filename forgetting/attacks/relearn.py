@@ -1,9 +1,9 @@
 """The relearn curve: how many steps of fine-tuning bring a forgotten class back.
 
-All weights are trained, the head included, since an attacker who holds the model is bound to
-nothing: Adam on a few images of each forgotten class beside a replay of the others, true labels.
-Forgotten is what needs as many steps as a class that the model never saw; the ratio of the two is
-the anamnesis index.
+The attacker holds the model, so he may train all weights, including the head. He takes Adam, a few
+images of each forgotten class and a replay of the others, with true labels. A class is forgotten if
+it takes as many steps as a class that the model never saw. The ratio of the two is the anamnesis
+index.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class RelearnConfig:
 
     Attributes:
         shots: Images of each forgotten class.
-        batch: Forget images a step, and as many retain images.
-        rate: Of Adam, for all weights but the head's.
-        head_rate: For the head, whose forgotten rows may have to be learnt from nothing.
-        looks: Steps after which the test accuracy is measured; the last one is the cap.
-        share: Of the accuracy before forgetting that counts as relearnt.
+        batch: Forget images in a step, and as many retain images.
+        rate: Adam's rate for all weights except the head's.
+        head_rate: Adam's rate for the head. Its forgotten rows may have to start from nothing.
+        looks: Steps after which the test accuracy is measured. The last one is the most steps.
+        share: The class counts as relearnt at this share of the accuracy before forgetting.
     """
 
     shots: int = 5
@@ -45,9 +45,9 @@ class RelearnConfig:
 
 @dataclass(frozen=True)
 class RelearnCurve:
-    """Steps and plain Acc_f at each look, up to the first that reaches the target.
+    """Steps and plain Acc_f at each look, up to the first look that reaches the target.
 
-    `reached` is its number of steps, None where the cap came first.
+    `reached` is the number of steps at that look; None if the steps ran out first.
     """
 
     steps: tuple[int, ...]
@@ -69,12 +69,12 @@ def relearn(
     """Fine-tune a copy of the model.
 
     Args:
-        model: As `load_backbone` gives it; left as it is.
-        train: Images of all classes.
-        test: Of which those of the forgotten classes are measured.
+        model: A ViT as `load_backbone` gives it. It isn't changed.
+        train: Training images of all classes.
+        test: Test images. Only those of the forgotten classes are used.
         forgotten: Labels (k,).
         before: Acc_f of the backbone on the same test images.
-        generator: Of the draws.
+        generator: Source of the draws.
         config: Hyper-parameters.
 
     Raises:

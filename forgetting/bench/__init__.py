@@ -1,8 +1,8 @@
-"""`lethe bench forgetting`: every method, the same tasks, the same figures, honestly compared.
+"""`lethe bench forgetting`: compare all methods on the same tasks, by the same figures.
 
-`run` goes through the cells; `material` is what all methods of a seed share (`backbones`,
-`recipes`, `setting`), `protocol` takes one method through the tasks, `figures` and
-`leaks` measure it, `tuning` chooses settings beforehand. `cell` and `claim` are the files.
-`summary` puts cells together for `table`, `bars` and `plots`, with `intervals` over the seeds;
-`results` writes the folder.
+`run` computes the cells of the tables. `material` holds what all methods of a seed share; it uses
+`backbones`, `recipes` and `setting`. `protocol` takes one method through the tasks; `figures` and
+`leaks` measure the results. `tuning` chooses the methods' settings beforehand. `cell` and `claim`
+handle the files. `summary` combines the cells for `table`, `bars` and `plots`, with `intervals`
+over the seeds. `results` writes the results folder.
 """

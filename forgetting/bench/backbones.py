@@ -1,7 +1,7 @@
 """Backbones and retrained references, trained once and kept in a folder.
 
-A reference is trained by the backbone's recipe from the same first weights, without the images
-of the classes that are forgotten: what a model that never saw them would be.
+A reference is trained by the backbone's recipe, from the same initial weights, but without the
+images of the forgotten classes. It is the model that never saw them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _FACTS_FILE = "trained.json"
 
 @dataclass(frozen=True)
 class TrainedFacts:
-    """How a backbone came about. `test_accuracy` is plain, over the classes it was trained on."""
+    """Facts about a training. `test_accuracy` is plain, over the classes that were trained on."""
 
     test_accuracy: float
     steps: int
@@ -38,7 +38,7 @@ class TrainedFacts:
 def backbone_folder(
     work: Path, images: ImageSet, *, recipe: Recipe, seed: int, without: Sequence[str] = ()
 ) -> Path:
-    """Where the backbone is kept: readable names and a digest of all that determines it."""
+    """The backbone's folder: a readable name, and a digest of all that determines the backbone."""
     facts = [images.manifest_digest, images.classes, recipe.describe(), seed, sorted(without)]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
     name = f"{images.name}-{len(images.classes)}-seed{seed}"
@@ -59,17 +59,18 @@ def trained_backbone(
     """The kept backbone, or a new one.
 
     Args:
-        work: Folder that keeps them.
-        images: Its train split is trained on; its classes become the head's rows.
-        recipe: How.
-        seed: Of first weights, order and augmentation.
-        without: Classes whose images are left out; they keep their rows of the head.
-        progress: Of the training, where there is one.
-        note: Told in a sentence when a kept backbone is damaged and made anew.
+        work: The folder that keeps backbones.
+        images: The image set. The backbone is trained on its train split; its classes become the
+            head's rows.
+        recipe: How to train.
+        seed: Seed of the initial weights, the order and the augmentation.
+        without: Classes whose images are left out. They keep their rows of the head.
+        progress: Called with the progress of the training, if there is one.
+        note: Called with a sentence if a kept backbone is damaged and is trained again.
 
     Raises:
         Claimed: Another process is training it.
-        TrainingError, BackboneError, DataError: As `pretrain`.
+        TrainingError, BackboneError, DataError: See `pretrain`.
     """
     folder = backbone_folder(work, images, recipe=recipe, seed=seed, without=without)
     if folder.exists():
@@ -81,7 +82,7 @@ def trained_backbone(
     with claim(folder):
         if folder.exists():
             try:
-                return _load(folder)  # the process that held the claim made it
+                return _load(folder)  # another process has made it while it held the claim
             except (ForgettingError, OSError, ValueError, TypeError):
                 shutil.rmtree(folder)
         seen = without_classes(images, without) if without else images
@@ -106,14 +107,14 @@ def _load(folder: Path) -> tuple[Backbone, TrainedFacts]:
 
 
 def _save(folder: Path, backbone: Backbone, facts: TrainedFacts) -> None:
-    """Renamed into place, so that a run that is cut off leaves nothing half-made behind."""
+    """Save under another name and rename, so that a run cut off leaves no half-made backbone."""
     with new_folder(folder) as beside:
         save_backbone(beside, backbone)
         replace_file(beside / _FACTS_FILE, json.dumps(facts.__dict__).encode())
 
 
 def given_backbone(directory: Path, images: ImageSet) -> Backbone:
-    """A backbone that the user brings.
+    """A backbone that the user gives.
 
     Raises:
         BackboneError: It can't be loaded, or its classes aren't those of the images.

@@ -1,6 +1,6 @@
-"""What `lethe` is to show, judged from the cells: found, bar, met or not. Nothing is hard-coded.
+"""The bars that `lethe` must meet, judged from the cells.
 
-A bar for which a row, a task or an attack is missing counts as not measured, never as met.
+If a row, a task or an attack is missing for a bar, it counts as not measured, never as met.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from forgetting.bench.protocol import RETRAINED, ROWS
 from forgetting.bench.summary import Column, Summary, leak
 
 OURS, CLOSED_FORM, PUBLISHED, MASK = "lethe", "project", "gs_lora_published", "head_mask"
-# The rows that H of `lethe` is compared with change weights and aren't ours.
+# H of `lethe` is compared with all methods that change weights and aren't ours.
 _NOT_COMPARED = {OURS, CLOSED_FORM, MASK, *ROWS}
 
 
 @dataclass(frozen=True)
 class Bar:
-    """`met` is None where something needed wasn't measured."""
+    """One bar: what was asked and what was found. `met` is None if something wasn't measured."""
 
     figure: str
     bar: str
@@ -28,7 +28,7 @@ class Bar:
 
 
 def judge(summary: Summary, setting: str) -> tuple[Bar, ...]:
-    """Every bar of one setting; none where `lethe` isn't among the rows."""
+    """Judge every bar of one setting. There are none if `lethe` isn't among the rows."""
     columns = [column for column in summary.columns if column.setting == setting]
     if not columns or not summary.of(OURS, setting):
         return ()
@@ -57,7 +57,7 @@ def judge(summary: Summary, setting: str) -> tuple[Bar, ...]:
 
 
 def _spoilt(bar: Bar, seeds: list[int]) -> Bar:
-    """The seeds that are left don't meet a bar for those that broke down."""
+    """The bar isn't met if some seeds broke down, whatever the other seeds reached."""
     found = f"{bar.found}, without seed {', '.join(map(str, seeds))}, which broke down"
     return replace(bar, found=found, met=None if bar.met is None else False)
 
@@ -72,7 +72,7 @@ def _h(summary: Summary, columns: list[Column]) -> Bar:
             other = summary.mean(name, column, lambda t: t.h)
             if own is None:
                 complete = False
-            elif other is not None:  # a method that broke down leaves the field
+            elif other is not None:  # a method that broke down isn't compared
                 lead = own.mean - other.mean
                 if worst is None or lead < worst[0]:
                     worst = (lead, f"{lead:+.2%} against {name} in {column.name}")
@@ -187,7 +187,7 @@ def _cpu(summary: Summary, method: str, setting: str) -> float | None:
 def _by_column(
     summary: Summary, columns: list[Column], read: Callable[[TaskFigures], float | None]
 ) -> list[float] | None:
-    """The mean over seeds of each column; None where one is missing."""
+    """The mean over seeds in each column; None if a column is missing."""
     found = [summary.mean(OURS, column, read) for column in columns]
     means = [e.mean for e in found if e is not None]
     return means if len(means) == len(columns) and means else None

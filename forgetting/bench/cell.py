@@ -1,7 +1,7 @@
 """A cell of the tables: one method, one seed, one setting, with the figures of every task.
 
-On disk a cell is one JSON file, named by what it is and by a digest of all that determines it. It
-is written whole or not at all; one that can't be read counts as absent.
+On disk a cell is one JSON file. Its name says what it is, and has a digest of all that determines
+its figures. A file that can't be read counts as absent.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ FORMAT = 1
 
 
 class CellError(ValueError):
-    """A cell's file is damaged or of another format."""
+    """A cell's file is damaged, or has another format."""
 
 
 @dataclass(frozen=True)
 class MarginFigures:
-    """The papers' accuracies: the label's row must win by the head's margin."""
+    """Accuracies as in the papers: an image is right if its class wins by the head's margin."""
 
     acc_r: float
     acc_r_before: float
@@ -45,35 +45,35 @@ class TaskFigures:
     """What one task did to the test images. "Before" is the bare backbone on the same images.
 
     Attributes:
-        number: From 1.
-        name: As in the papers, `80-20`.
-        acc_r: Retained classes, plain top-1.
-        acc_r_before: Of the bare backbone.
-        acc_r_previous: Of the model that the task before left.
-        acc_f: This task's classes.
-        acc_f_before: Of the bare backbone.
-        worst_class: Largest accuracy of any one class under erasure.
-        acc_o: Classes of the tasks before; None in the first.
-        acc_o_before: Of the bare backbone.
-        acc_m: Retained classes without training images; None where there are none.
-        acc_m_before: Of the bare backbone.
-        margin: The same with the head's margin; None where the head has none.
+        number: Number of the task, from 1.
+        name: The papers' name of the task, such as `80-20`.
+        acc_r: Plain top-1 accuracy on retained classes.
+        acc_r_before: `acc_r` of the bare backbone.
+        acc_r_previous: `acc_r` of the model before this task.
+        acc_f: Accuracy on this task's classes.
+        acc_f_before: `acc_f` of the bare backbone.
+        worst_class: Highest accuracy of any one class under erasure.
+        acc_o: Accuracy on classes of earlier tasks; None in the first task.
+        acc_o_before: `acc_o` of the bare backbone.
+        acc_m: Accuracy on retained classes without training images; None if there are none.
+        acc_m_before: `acc_m` of the bare backbone.
+        margin: Accuracies with the head's margin; None if the head has none.
         dump: Share of this task's images that the most-hit retained class receives.
-        dump_masked: The same where the bare backbone's answers are merely masked.
+        dump_masked: The same share with the bare backbone's answers only masked.
         ece: Expected calibration error on retained classes.
-        ece_before: Of the bare backbone.
-        js: Jensen-Shannon divergence in bits to the retrained reference, on images of all classes
-            under erasure; None where there is no reference.
-        parameters: Of the backbone.
-        trainable: Numbers that the optimizer could change.
-        stored: Numbers kept to serve the result.
-        stored_bytes: Of the adapter's files, or 4 bytes a stored number.
-        steps: Of the optimizer.
-        cpu_seconds: Of the method.
-        groups_kept: Non-zero groups; None where the method knows none.
-        groups_total: Likewise.
-        update_norms: Frobenius norm by which this task changed each block's FFN, bottom to top.
-        leak: What the attacks won back, over all classes under erasure; None where not attacked.
+        ece_before: `ece` of the bare backbone.
+        js: Jensen-Shannon divergence in bits from the retrained reference, on images of all classes
+            under erasure; None without a reference.
+        parameters: How many numbers the backbone has.
+        trainable: How many numbers the optimizer could change.
+        stored: How many numbers are kept to serve the result.
+        stored_bytes: Size of the adapter's files, or 4 bytes for each stored number.
+        steps: Optimizer steps.
+        cpu_seconds: CPU time of the method.
+        groups_kept: Number of groups that aren't zero; None if the method has no groups.
+        groups_total: Number of groups in the backbone; None if the method has no groups.
+        update_norms: Frobenius norm of the change of each block's FFN by this task, bottom to top.
+        leak: What the attacks won back, over all classes under erasure; None if there was none.
     """
 
     number: int
@@ -121,13 +121,13 @@ class Cell:
     """Figures of one method with one seed.
 
     Attributes:
-        method: Its name.
+        method: Name of the method.
         seed: The seed.
         setting: Name of the setting.
-        tasks: Figures by task; a reference may lack some.
-        failed: Why the sequence ended early, in a sentence; None where it didn't.
-        determined_by: All that determines the figures; the file's name has its digest.
-        code: Digest of the package's source that computed it.
+        tasks: Figures by task. A reference may lack some tasks.
+        failed: Why the sequence ended early, in a sentence; None if it didn't.
+        determined_by: All that determines the figures. Its digest is in the file's name.
+        code: Digest of the source code that computed the figures.
     """
 
     method: str
@@ -143,19 +143,19 @@ class Cell:
 
 
 def cell_file(work: Path, *, setting: str, method: str, seed: int, determined_by: object) -> Path:
-    """Where a cell is kept; `setting` is the folder, named by data and setting."""
+    """The cell's file. `setting` is its folder, named by data and setting."""
     content = json.dumps(determined_by, sort_keys=True, default=list)
     digest = hashlib.sha256(content.encode()).hexdigest()[:10]
     return work / "cells" / setting / f"{method}-seed{seed}-{digest}.json"
 
 
 def samples_file(cell: Path) -> Path:
-    """The cell's per-sample answers."""
+    """The file with the cell's answer to each test image."""
     return cell.with_suffix(".samples.json.gz")
 
 
 def write_cell(path: Path, cell: Cell, samples: Sequence[Mapping[str, Any]]) -> None:
-    """Samples first, then the cell: where a cell is, its samples are."""
+    """Write the samples first and then the cell, so that a cell always has its samples."""
     content = gzip.compress(json.dumps(list(samples)).encode(), mtime=0)
     replace_file(samples_file(path), content)
     facts = {"format": FORMAT, **asdict(cell)}
@@ -166,8 +166,8 @@ def read_cell(path: Path) -> Cell:
     """Read what `write_cell` wrote.
 
     Raises:
-        CellError: Damaged, or of another format.
-        FileNotFoundError: There is none.
+        CellError: The file is damaged, or has another format.
+        FileNotFoundError: There is no such file.
     """
     try:
         facts = json.loads(path.read_bytes())
@@ -187,7 +187,7 @@ def read_cell(path: Path) -> Cell:
 
 
 def _read(kind: type[Any], raw: object) -> Any:
-    """A dataclass from JSON, strict about its fields and their types."""
+    """Read a dataclass from JSON, with exactly its fields and their types."""
     if not isinstance(raw, dict):
         raise CellError(f"expected an object for {kind.__name__}, found {type(raw).__name__}")
     names = {f.name for f in fields(kind)}

@@ -1,7 +1,7 @@
-"""Who works on what: two processes may run one command, and each result is computed once.
+"""Claims: several processes may run the same command, and each result is computed only once.
 
-A claim is a lock on a file beside the result (`flock`, so the kernel ends the claim of a process
-that died); the file names the holder for people.
+A claim is a lock on a file beside the result. It is a `flock`, so the kernel ends it when its
+process dies. For people, the file holds the process id.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def claim(result: Path) -> Iterator[None]:
         os.write(descriptor, f"{os.getpid()}\n".encode())
         yield
     finally:
-        lock.unlink(missing_ok=True)  # while it is held: who waits sees that the file has gone
+        lock.unlink(missing_ok=True)  # while still locked, so that a waiting process sees it gone
         os.close(descriptor)
 
 
@@ -46,7 +46,7 @@ def _locked(lock: Path) -> int:
             raise Claimed(str(lock)) from None
         if _same_file(descriptor, lock):
             return descriptor
-        os.close(descriptor)  # its holder removed it between our open and our lock
+        os.close(descriptor)  # the holder removed the file between our open and our lock
 
 
 def _same_file(descriptor: int, path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Measure what a method made of a task: on test images, the only place where they are read."""
+"""Measure a method's result on test images. Only this part of the benchmark reads them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from forgetting.training.losses import own_distribution
 
 @dataclass(frozen=True)
 class Measured:
-    """A model and what it makes of the test images."""
+    """A model, and its features of the test images."""
 
     model: nn.Module
     test: Features
@@ -47,13 +47,13 @@ class _Split:
 def measure_task(
     material: Material, number: int, *, previous: Measured, learned: Learned, attacked: bool
 ) -> tuple[TaskFigures, dict[str, Any], Measured]:
-    """All figures of task `number`, the answer to each test image, and what comes before the next.
+    """All figures of a task, the answer to each test image, and the model for the next task.
 
     Args:
-        material: Images, bare backbone, reference.
-        number: Of the task, from 1.
-        previous: The model that the task before left, measured.
-        learned: What is measured.
+        material: Images, bare backbone and reference.
+        number: Number of the task, from 1.
+        previous: The model before this task, with its features.
+        learned: The result to measure.
         attacked: Whether to run the attacks too.
     """
     classes = material.tasks[number - 1]
@@ -115,7 +115,7 @@ def _right(features: Features) -> Share:
 
 
 def _margin(bare: nn.Module, before: _Split, now: _Split) -> MarginFigures | None:
-    """None for a head without a margin. No method changes the head's scale or margin."""
+    """The accuracies with the margin; None if the head has none. No method changes the margin."""
     head = bare_head(bare)
     if not isinstance(head, CosineHead):
         return None
@@ -142,7 +142,7 @@ def _js(material: Material, number: int, classes: TaskClasses, now: _Split) -> f
 
 
 def _stored_bytes(material: Material, classes: TaskClasses, learned: Learned) -> int:
-    """The real size of an adapter's files where the method is low-rank."""
+    """The size of the adapter's files if the method is low-rank, else 4 bytes for each number."""
     if not learned.pairs:
         return 4 * learned.stored
     facts = AdapterFacts(
@@ -184,7 +184,7 @@ def _weight(model: nn.Module, path: str) -> Tensor:
 
 
 def _samples(material: Material, number: int, classes: TaskClasses, now: _Split) -> dict[str, Any]:
-    """By role: label, answer and the label's probability of each test image, in order."""
+    """Label, answer and the label's probability of each test image, in order and by role."""
 
     def columns(part: Features | None) -> dict[str, Any]:
         if part is None:

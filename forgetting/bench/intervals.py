@@ -18,10 +18,10 @@ class Interval(NamedTuple):
 
 
 def mean_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
-    """Student's t-interval over independent runs; from minus to plus infinity for one run alone.
+    """Student's t-interval over independent runs. A single run has an infinite interval.
 
     Raises:
-        ValueError: No values.
+        ValueError: There are no values.
     """
     n = len(values)
     if n == 0:

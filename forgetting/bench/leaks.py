@@ -1,4 +1,4 @@
-"""The attacks of one cell, and the one figure that each contributes to the tables."""
+"""The attacks on one cell, and the figure that each one adds to the tables."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def leak_figures(material: Material, gone: Tensor, model: nn.Module) -> dict[str
     Args:
         material: Images and the bare backbone.
         gone: Labels under erasure (k,).
-        model: Under attack.
+        model: The model to attack.
 
     Returns:
-        The fields of `LeakFigures`, JSON-able.
+        The fields of `LeakFigures` as JSON values.
     """
     train, test = (material.samples(indices(material.images, part)) for part in ("train", "test"))
     bare = rows(material.bare, torch.isin(material.bare.y, gone))
@@ -34,7 +34,7 @@ def leak_figures(material: Material, gone: Tensor, model: nn.Module) -> dict[str
         train=train,
         test=test,
         forgotten=gone,
-        # The same state for every method of a seed, so that all meet the same draws.
+        # The same state for every method of a seed, so that all get the same draws.
         generator=torch.Generator().manual_seed(2_000_000 + material.seed),
         before=right(bare.logits, bare.y).value,
         strangers=material.strangers if len(material.strangers) else None,
@@ -44,7 +44,7 @@ def leak_figures(material: Material, gone: Tensor, model: nn.Module) -> dict[str
 
 @dataclass(frozen=True)
 class LeakColumn:
-    """A figure of the leak table; `read` gives None where it wasn't measured."""
+    """A column of the leak table. `read` gives None if the figure wasn't measured."""
 
     key: str
     title: str
@@ -75,7 +75,7 @@ def _prototypes(points: str) -> Callable[[Mapping[str, Any]], float | None]:
 
 
 def _relearn(leak: Mapping[str, Any]) -> float | None:
-    """Where the target was never reached, the cap: an understatement that is the same for all."""
+    """Steps to relearn; the most steps tried if that wasn't enough, for every method alike."""
     curve = leak["relearn"]
     if curve is None:
         return None
@@ -83,7 +83,7 @@ def _relearn(leak: Mapping[str, Any]) -> float | None:
 
 
 def _separation(name: str, field: str) -> Callable[[Mapping[str, Any]], float | None]:
-    """Of the score that tells most: 0.5 + |AUC - 0.5|, or the TPR at 1 % FPR."""
+    """The figure of the best score: 0.5 + |AUC - 0.5|, or the TPR at 1 % FPR."""
 
     def read(leak: Mapping[str, Any]) -> float | None:
         scores = leak[name]

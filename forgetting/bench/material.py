@@ -26,15 +26,15 @@ from forgetting.models.backbone import Backbone
 from forgetting.training.pretrain import PretrainProgress
 
 Which = Literal["all", "last", "none"]
-# Larger sets are transformed anew at every use.
+# Larger sets are transformed again at every use.
 KEEP_BYTES = 4 * 2**30
-# Enough of the classes that no model saw to tell how an unknown looks to it.
+# This many images of unseen classes are enough to tell how a model answers to strangers.
 _MOST_STRANGERS = 500
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where backbones come from: trained by a recipe and kept in `work`, or `given`."""
+    """The source of backbones: `given`, or trained by a recipe and kept in `work`."""
 
     work: Path
     recipe: Recipe
@@ -48,15 +48,16 @@ class Material:
     Attributes:
         setting: The setting.
         seed: The seed.
-        images: The classes that take part; labels are rows of the backbone's head.
-        backbone: Bare.
-        facts: How it was trained; None where it was given.
-        tasks: Classes by role, one entry a task.
-        samples: From positions in `images` to tensors.
-        strangers: Test images of classes that no model saw; empty where all classes take part.
-        references: Retrained without what task `number` and those before forget, by number.
-        bare: What the backbone makes of the test images, as `test_features`.
-        never: What the references make of them, by number.
+        images: Images of the classes that take part. Labels are rows of the backbone's head.
+        backbone: The bare backbone.
+        facts: How it was trained; None if it was given.
+        tasks: Classes by role, for each task.
+        samples: Turns positions in `images` into tensors.
+        strangers: Test images of classes that no model saw; empty if all classes take part.
+        references: By number of the task: the model retrained without what it and the earlier
+            tasks forget.
+        bare: The backbone's `test_features`.
+        never: The `test_features` of the references, by number of the task.
     """
 
     setting: Setting
@@ -72,12 +73,12 @@ class Material:
     never: Mapping[int, Features]
 
     def test_features(self, model: nn.Module) -> Features:
-        """What a model makes of the test images, in the same order."""
+        """A model's features of the test images, in order."""
         return extract(model, self.samples(indices(self.images, "test")))
 
 
 class TensorMemo:
-    """From positions in an image set to samples. What was transformed once is kept."""
+    """Turns positions in an image set into samples. Each image is transformed once and kept."""
 
     def __init__(self, images: ImageSet, preprocess: Preprocess) -> None:
         self._images, self._preprocess = images, preprocess
@@ -111,20 +112,20 @@ def prepare(
     progress: Callable[[str, PretrainProgress], None] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Material:
-    """Train or load what the seed needs.
+    """Train or load what a seed needs.
 
     Args:
         images: The whole image set.
         setting: What is forgotten.
-        seed: Chooses classes and their order, and the first weights.
-        origin: Of the backbone.
-        references: After which tasks a reference is wanted.
-        progress: Of a training, with the name of what is trained.
-        note: Told in a sentence when something kept had to be made anew.
+        seed: Chooses the classes, their order and the initial weights.
+        origin: Source of the backbone.
+        references: After which tasks a reference is needed.
+        progress: Called with the name of what is trained, and its progress.
+        note: Called with a sentence if something kept had to be made again.
 
     Raises:
         Claimed: Another process is training one of them.
-        DataError, BackboneError, TrainingError: As the parts.
+        DataError, BackboneError, TrainingError: See the functions that it calls.
     """
     order = class_order(images.classes, setting, seed=seed)
     chosen = some_classes(images, [name for name in images.classes if name in set(order)])

@@ -1,4 +1,4 @@
-"""The papers' tables as files: what to run, and their numbers to be printed beside."""
+"""The papers' tables as files: what to run, and their numbers to print beside ours."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from forgetting.errors import DataError
 class PaperRow:
     """One row of a paper's table, in percent, by the task's name (`80-20`).
 
-    `ours` is our name for the row's method; None where there is none.
+    `ours` is our name for the row's method; None if we don't have it.
     """
 
     title: str
@@ -25,7 +25,7 @@ class PaperRow:
 
 @dataclass(frozen=True)
 class PaperConfig:
-    """What a file says; None and empty where it doesn't."""
+    """What a file says. A field that it leaves out is None or empty."""
 
     path: Path
     data: str | None = None
@@ -41,7 +41,7 @@ def read_paper(path: Path) -> PaperConfig:
     """Read `benchmarks/papers/*.toml`.
 
     Raises:
-        DataError: The file can't be read, or an entry is of the wrong kind.
+        DataError: The file can't be read, or an entry has the wrong type.
     """
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
-"""The pictures: accuracy per task, recovery curves, sparsity per block.
+"""The plots: accuracy by task, recovery curves, sparsity by block.
 
-matplotlib is an extra (`pip install 'lethe[bench]'`): serving never needs it.
+matplotlib is an extra (`pip install 'lethe[bench]'`), because serving doesn't need it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class PlotError(ForgettingError):
 
 
 def write_plots(summary: Summary, folder: Path) -> tuple[Path, ...]:
-    """Write what can be drawn of each setting; returns the files.
+    """Write all plots that each setting has figures for; returns the files.
 
     Raises:
         PlotError: matplotlib isn't installed.
@@ -46,7 +46,7 @@ def write_plots(summary: Summary, folder: Path) -> tuple[Path, ...]:
             if figure is None:
                 continue
             content = io.BytesIO()
-            # No version in the file: the same cells give the same bytes.
+            # Without matplotlib's version in the file, the same cells give the same bytes.
             figure.savefig(content, dpi=120, bbox_inches="tight", metadata={"Software": None})
             path = folder / f"{name}-{setting}.png"
             replace_file(path, content.getvalue())
@@ -80,7 +80,7 @@ def _accuracy(summary: Summary, columns: Sequence[Column]) -> Any:
 
 
 def _recovery(summary: Summary, columns: Sequence[Column]) -> Any:
-    """Plain Acc_f while the head is trained anew, after the last task."""
+    """Plain Acc_f while a head is retrained after the last task."""
     figure, (axis,) = _axes(1)
     drawn = False
     for method in summary.methods:

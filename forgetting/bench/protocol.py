@@ -1,7 +1,7 @@
-"""One cell: a method goes through all tasks of a setting, and each result is measured.
+"""One cell: take a method through all tasks of a setting, and measure each result.
 
-The rows `backbone` (nothing forgotten) and `retrained` (never saw the classes) are measured by the
-same code as every method.
+The rows `backbone` (nothing forgotten) and `retrained` (never saw the classes) aren't methods, but
+the same code measures them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Attacks = Literal["all", "last", "none"]
 
 @dataclass(frozen=True)
 class Look:
-    """Where a cell is: `step` of `steps` in task `number` of `tasks`."""
+    """The progress of a cell: `step` of `steps` in task `number` of `tasks`."""
 
     number: int
     tasks: int
@@ -38,7 +38,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Figures by task, answers by test image, and why the sequence ended early, if it did."""
+    """Figures by task, answers by test image, and the reason if the sequence ended early."""
 
     tasks: tuple[TaskFigures, ...]
     samples: tuple[dict[str, Any], ...]
@@ -53,17 +53,17 @@ def run_sequence(
     attacks: Attacks,
     progress: Callable[[Look], None] | None = None,
 ) -> Outcome:
-    """Every task in turn, each on top of the one before.
+    """Run every task, each on top of the last.
 
-    A method that breaks down (a NaN loss, broken embeddings) ends the sequence with what was
-    measured so far; that is a result, and stands in the table.
+    If a method breaks down (a NaN loss, broken embeddings), the sequence ends with what was
+    measured so far. That is a result too, and is in the table.
 
     Args:
         method: A method, or one of `ROWS`.
-        material: Of the setting and seed.
-        budget: Of each task.
+        material: The material of the setting and seed.
+        budget: Budget of each task.
         attacks: After which tasks the attacks are run.
-        progress: Called at every look of the method at its validation images.
+        progress: Called whenever the method looks at its validation images.
     """
     figures: list[TaskFigures] = []
     samples: list[dict[str, Any]] = []
@@ -104,12 +104,12 @@ def run_sequence(
 
 
 def _seed(material: Material, number: int) -> int:
-    """Of the method's own randomness; the images are drawn by another generator."""
+    """Seed of the method's own randomness. Another generator draws the images."""
     return 1_000_000 + 1000 * material.seed + number
 
 
 def _row(name: str, material: Material, number: int) -> Learned | None:
-    """What stands in for a method's result; None where there is no reference for this task."""
+    """The model of a row that isn't a method; None if there is no reference for this task."""
     if name == BACKBONE:
         return Learned(material.backbone.model, trainable=0, stored=0, steps=0, cpu_seconds=0.0)
     if number not in material.references:

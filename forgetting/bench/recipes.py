@@ -1,7 +1,7 @@
 """How the benchmark's backbones are trained, by data set. Tune here.
 
-A recipe trains the backbone and, from the same first weights without the forgotten classes, the
-references that every leak figure is compared with.
+A recipe trains the backbone. It also trains the references for the leak figures: from the same
+initial weights, but without the forgotten classes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from forgetting.training.pretrain import PretrainConfig
 
 @dataclass(frozen=True)
 class Recipe:
-    """Attributes: as the arguments of `forgetting.training.pretrain.pretrain`."""
+    """Arguments of `forgetting.training.pretrain.pretrain`."""
 
     config: PretrainConfig = PretrainConfig()
     model: str | None = None
@@ -27,15 +27,15 @@ class Recipe:
     preprocess: Preprocess | None = None
 
     def describe(self) -> dict[str, Any]:
-        """All that determines the weights beside images and seed, JSON-able."""
+        """All that determines the weights, apart from images and seed, as JSON values."""
         return asdict(self)
 
 
 def _small_face_transformer(*, steps: int, augmentation: Augmentation) -> Recipe:
     """The papers' backbone (CosFace head, dropout 0.1) at 32 pixels: 16 tokens, 1.2 M parameters.
 
-    Dropout is off while pre-training, which costs two fifths of the time and gains nothing here; a
-    method that trains with it, as the published code does, finds it in the model.
+    Pre-training runs without dropout, which would take two fifths of the time and gain nothing
+    here. The model still has it, for methods that train with it, as the published code does.
     """
     arguments = {"img_size": 32, "patch_size": 8, "embed_dim": 128, "depth": 6, "num_heads": 4}
     preprocess = Preprocess((1, 32, 32), (0.1,), (0.3,), "bilinear", crop_mode="squash")
@@ -53,7 +53,7 @@ RECIPES: Mapping[str, Recipe] = {
     ),
     "default": Recipe(),
 }
-# By the name of the image set, where it isn't the recipe's own.
+# The recipe of an image set whose name isn't that of its recipe.
 _BY_DATA: Mapping[str, str] = {"omniglot_small": "omniglot"}
 
 
@@ -63,10 +63,10 @@ def recipe_for(data: str, *, name: str | None = None, steps: int | None = None) 
     Args:
         data: Name of the image set.
         name: Name of a recipe; None chooses by `data`.
-        steps: Instead of the recipe's own number of steps.
+        steps: Number of steps; None takes the recipe's.
 
     Raises:
-        DataError: No such recipe, or no steps at all.
+        DataError: There is no such recipe, or `steps` is below 1.
     """
     if name is not None and name not in RECIPES:
         raise DataError(f"unknown recipe {name!r}; expected one of {', '.join(RECIPES)}")

@@ -33,13 +33,13 @@ def write_results(
     """Write everything; returns the Markdown page.
 
     Args:
-        folder: Made if need be; files in it are replaced.
-        results: Of a run.
-        title: Of the page.
+        folder: The results folder. It is made if it doesn't exist; files in it are replaced.
+        results: The results of a run.
+        title: Title of the page.
         facts: Sentences about the run.
-        config: The run's options, JSON-able, for whoever repeats it.
+        config: The options of the run as JSON values, for repeating it.
         paper: The papers' rows.
-        note: Told in a sentence when plots can't be drawn.
+        note: Called with a sentence if plots can't be drawn.
     """
     summary = Summary(results.cells)
     codes = {cell.code for cell in results.cells}

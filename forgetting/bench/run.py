@@ -1,4 +1,4 @@
-"""The whole benchmark: every cell that isn't kept yet, in any number of processes at once."""
+"""The whole benchmark: compute every missing cell, in any number of processes at once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from forgetting.methods import method, method_class
 from forgetting.methods.protocol import Budget, Method
 from forgetting.training.pretrain import PretrainProgress
 
-# Raise when what is measured changes meaning: kept cells are then computed anew.
+# Raise this when a figure changes its meaning. All cells are then computed again.
 _MEASURES = 1
 _POLL_S = 2.0
 
@@ -40,10 +40,10 @@ class BenchConfig:
 
     Attributes:
         settings: The settings.
-        methods: Names, in the order of the tables; `ROWS` are added to them.
-        seeds: Reported seeds.
-        origin: Of the backbones; also the folder that keeps everything.
-        budget: Of each task.
+        methods: Names, in the order of the tables. `ROWS` are added to them.
+        seeds: The seeds that are reported.
+        origin: Source of the backbones, and the folder that keeps everything.
+        budget: Budget of each task.
         references: After which tasks a reference is retrained.
         attacks: After which tasks the attacks are run.
         tune_seed: Choose each method's setting on this seed; None takes the defaults.
@@ -61,15 +61,15 @@ class BenchConfig:
 
 @dataclass(frozen=True)
 class Status:
-    """What is being done now: for a progress bar.
+    """The progress of a run.
 
     Attributes:
-        done: Cells that are finished.
-        cells: All of them.
-        what: The cell's method and seed, or what is trained or waited for.
-        look: Where the cell is; None while a backbone is trained.
-        step: Of what is done now.
-        steps: Of what is done now.
+        done: Number of finished cells.
+        cells: Number of all cells.
+        what: The method and seed of the current cell, or what is trained or waited for.
+        look: Progress of the cell; None while a backbone is trained.
+        step: Step of the current work.
+        steps: All steps of the current work.
     """
 
     done: int
@@ -82,7 +82,7 @@ class Status:
 
 @dataclass(frozen=True)
 class Results:
-    """All cells in the order of settings, methods and seeds, their files, and the choices."""
+    """All cells, ordered by setting, method and seed; their files; and the tuned settings."""
 
     cells: tuple[Cell, ...]
     files: tuple[Path, ...]
@@ -98,10 +98,11 @@ class _Plan:
 
 
 def check(config: BenchConfig) -> None:
-    """Refuse what can't be run, before anything is computed.
+    """Refuse a configuration that can't be run, before anything is computed.
 
     Raises:
-        DataError: Unknown or doubled methods or seeds, or a tuning seed that is reported.
+        DataError: A method is unknown, a method or seed is given twice, or the tuning seed is
+            among the reported seeds.
     """
     for name in config.methods:
         method_class(name)
@@ -124,25 +125,26 @@ def run_bench(
     status: Callable[[Status], None] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Results:
-    """Compute every cell that isn't kept yet, and give back all of them.
+    """Compute every missing cell, and return all cells.
 
-    Cells that another process works on are left to it, and waited for at the end.
+    Cells on which another process works are left to it, and waited for at the end.
 
     Args:
         images: The whole image set.
         config: What to run.
-        status: Called often.
-        note: Told in a sentence what a person should know: choices, failures, damaged files.
+        status: Called often, with the progress.
+        note: Called with a sentence that a person should read: choices, failures, damaged files.
 
     Raises:
-        DataError, BackboneError, TrainingError: As the parts; what was finished is kept.
+        DataError, BackboneError, TrainingError: See the functions that it calls. Finished cells are
+            kept.
     """
     check(config)
     return _Bench(images, config, status=status, note=note).run()
 
 
 class _Bench:
-    """State of a run: what is finished, and the material of the latest setting and seed."""
+    """State of a run: the finished cells, and the material of the last setting and seed."""
 
     def __init__(
         self,
@@ -154,13 +156,13 @@ class _Bench:
     ) -> None:
         self._images, self._config = images, config
         self._status, self._note = status, note
-        self._code = code_digest()  # now: it may be edited while this runs
+        self._code = code_digest()  # now, because the source may be edited while this runs
         self._material: Material | None = None
         self._cells: dict[_Plan, tuple[Cell, Path]] = {}
         self._choices: dict[tuple[str, str], Choice] = {}
         self._accuracy: dict[tuple[str, int], float] = {}
         rows = [*(r for r in ROWS if r != "retrained" or config.references != "none")]
-        # Settings and seeds outside: a backbone is loaded once for all methods.
+        # Settings and seeds are the outer loops, so that all methods share a loaded backbone.
         self._plans = [
             _Plan(setting, seed, method)
             for setting in config.settings
@@ -190,7 +192,7 @@ class _Bench:
         )
 
     def _until_done(self, items: Sequence[_Item], attempt: Callable[[_Item], None]) -> None:
-        """Come back to what another process holds until all is done."""
+        """Try again what another process holds, until all is done."""
         waiting = list(items)
         while waiting:
             held = []
@@ -341,7 +343,7 @@ class _Bench:
 
 
 def code_digest() -> str:
-    """Of this package's source: cells of different code in one table are pointed out."""
+    """Digest of this package's source. A table says if its cells come from different code."""
     root = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
@@ -350,5 +352,5 @@ def code_digest() -> str:
     return digest.hexdigest()[:12]
 
 
-# Of this folder, what the figures depend on; tables and plots may change freely.
+# The modules in this folder that decide the figures. Tables and plots may change freely.
 _MEASURING = ("protocol.py", "figures.py", "leaks.py", "material.py", "setting.py")

@@ -1,7 +1,7 @@
 """The settings of the papers' tables: what is forgotten, in how many tasks, with how many images.
 
-`single 100-20` forgets 20 of 100 classes in one task; `continual 4x20` forgets 20 classes in each
-of 4 tasks. The order of the classes, and which ones take part, is drawn by the seed.
+`single 100-20` forgets 20 of 100 classes in one task. `continual 4x20` forgets 20 classes in each
+of 4 tasks. The seed decides which classes take part, and in which order.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Setting:
     """One sequence of tasks.
 
     Attributes:
-        classes: Classes that the backbone knows.
+        classes: Number of classes that the backbone knows.
         tasks: Number of tasks.
-        per_task: Classes forgotten by each.
-        shots: Most training images of a class, to forget and to keep alike; None is all.
-        missing: Classes to keep that have no training images.
+        per_task: Number of classes that each task forgets.
+        shots: Most training images of a class, forgotten or retained; None for all.
+        missing: Number of retained classes without training images.
     """
 
     classes: int
@@ -40,13 +40,13 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """For people and for files: `100-4x20`, `100-1x5-4shot`, `100-4x20-missing5`."""
+        """The name in tables and files: `100-4x20`, `100-1x5-4shot`, `100-4x20-missing5`."""
         name = f"{self.classes}-{self.tasks}x{self.per_task}"
         name += "" if self.shots is None else f"-{self.shots}shot"
         return name + (f"-missing{self.missing}" if self.missing else "")
 
     def task_name(self, number: int) -> str:
-        """The papers' name of task `number` (from 1): classes before it - classes it forgets."""
+        """The papers' name of task `number` (from 1): classes known before - classes forgotten."""
         return f"{self.classes - (number - 1) * self.per_task}-{self.per_task}"
 
 
@@ -62,13 +62,13 @@ def parse_settings(
 
     Args:
         text: One or more of `C-Y` and `KxY`, optionally after the word `single` or `continual`.
-        available: Classes of the image set.
-        classes: Classes that take part, where the text doesn't say; None is all.
+        available: Number of classes in the image set.
+        classes: Number of classes that take part, if the text doesn't say it; None for all.
         shots: See `Setting`.
         missing: See `Setting`.
 
     Raises:
-        DataError: Not such a text, or a setting that the image set is too small for.
+        DataError: The text can't be read, or the image set is too small for a setting.
     """
     words = [word for word in text.replace(",", " ").split() if word not in ("single", "continual")]
     if not words:
@@ -113,12 +113,12 @@ def _check(setting: Setting, word: str, *, available: int) -> None:
 
 
 def class_order(names: Sequence[str], setting: Setting, *, seed: int) -> tuple[str, ...]:
-    """The classes that take part, in the seed's order; tasks forget from the end, as the papers."""
+    """The classes that take part, in the seed's order. As in the papers, the last go first."""
     return tuple(random.Random(seed).sample(list(names), setting.classes))
 
 
 def task_classes(order: Sequence[str], setting: Setting) -> tuple[TaskClasses, ...]:
-    """Who is who in each task; the missing classes are the first of the order."""
+    """The role of each class in each task. The missing classes are the first in the order."""
     tasks = []
     for number in range(setting.tasks):
         first = len(order) - (number + 1) * setting.per_task
@@ -135,10 +135,10 @@ def task_classes(order: Sequence[str], setting: Setting) -> tuple[TaskClasses, .
 
 
 def check_images(images: ImageSet, setting: Setting) -> None:
-    """Whether every class has images to learn from and to report on.
+    """Check that every class has images to learn from and to report on.
 
     Raises:
-        DataError: Naming the first class that hasn't.
+        DataError: A class hasn't. The message names the first one.
     """
     for split in ("train", "test"):
         with_images = set(images.labels[indices(images, split)].tolist())

@@ -1,4 +1,4 @@
-"""Cells put together: for each method, setting and task, the mean over seeds with its interval."""
+"""Summary of the cells: mean and interval over seeds, for each method, setting and task."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Read = Callable[[TaskFigures], float | None]
 
 @dataclass(frozen=True)
 class Column:
-    """One task of one setting; `number` from 1."""
+    """One task of one setting. `number` starts at 1."""
 
     setting: str
     number: int
@@ -24,7 +24,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Mean over seeds and half the width of its 95 % t-interval; None for a single seed."""
+    """Mean over seeds, and half of its 95 % t-interval (None for a single seed)."""
 
     mean: float
     half: float | None
@@ -32,7 +32,7 @@ class Estimate:
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
-    """None where there are no values."""
+    """The estimate from some values; None without values."""
     if not values:
         return None
     interval = mean_interval(values)
@@ -42,7 +42,7 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 
 @dataclass(frozen=True)
 class Summary:
-    """All cells of a run; methods and columns in the order of the tables."""
+    """All cells of a run. Methods and columns have the order of the tables."""
 
     cells: tuple[Cell, ...]
 
@@ -65,21 +65,21 @@ class Summary:
         return tuple(dict.fromkeys(found))
 
     def of(self, method: str, setting: str) -> tuple[Cell, ...]:
-        """The cells of one row, one a seed."""
+        """The cells of one row, one for each seed."""
         return tuple(c for c in self.cells if (c.method, c.setting) == (method, setting))
 
     def tasks(self, method: str, column: Column) -> dict[int, TaskFigures]:
-        """By seed."""
+        """Figures of one task of a method, by seed."""
         found = {c.seed: c.task(column.number) for c in self.of(method, column.setting)}
         return {seed: task for seed, task in found.items() if task is not None}
 
     def mean(self, method: str, column: Column, read: Read) -> Estimate | None:
-        """Over seeds; None where nothing was measured."""
+        """A figure's mean over seeds; None if nothing was measured."""
         values = [read(task) for task in self.tasks(method, column).values()]
         return estimate([v for v in values if v is not None])
 
     def over_tasks(self, method: str, setting: str, read: Read) -> Estimate | None:
-        """Of each seed's mean over its tasks."""
+        """The mean over seeds of each seed's mean over its tasks."""
         means = []
         for cell in self.of(method, setting):
             values = [v for task in cell.tasks if (v := read(task)) is not None]
@@ -88,14 +88,14 @@ class Summary:
         return estimate(means)
 
     def excess(self, method: str, column: Column, read: Read) -> Estimate | None:
-        """Over the retrained reference of the same seed."""
+        """The excess of a figure over the retrained reference of the same seed."""
         own, other = self.tasks(method, column), self.tasks(RETRAINED, column)
         pairs = [(read(own[s]), read(other[s])) for s in own if s in other]
         return estimate([a - b for a, b in pairs if a is not None and b is not None])
 
 
 def leak_reader(column: LeakColumn) -> Read:
-    """From a task's figures to one leak figure; None where the task wasn't attacked."""
+    """A function that reads one leak figure of a task; it gives None without attacks."""
 
     def read(task: TaskFigures) -> float | None:
         return None if task.leak is None else column.read(task.leak)
@@ -104,5 +104,5 @@ def leak_reader(column: LeakColumn) -> Read:
 
 
 def leak(key: str) -> Read:
-    """The leak figure with this key."""
+    """A function that reads the leak figure with this key."""
     return leak_reader(next(column for column in LEAK_COLUMNS if column.key == key))

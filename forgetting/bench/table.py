@@ -1,4 +1,4 @@
-"""The tables as Markdown: like the papers', then what leaks, then what it costs, then the bars."""
+"""The tables as Markdown: accuracies as in the papers, then leaks, costs and bars."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def markdown(
 
     Args:
         summary: The cells.
-        title: Of the page.
+        title: Title of the page.
         facts: Sentences about data, backbone, seeds and budget.
-        paper: The papers' rows, in percent; printed beside the tasks that have their names.
+        paper: The papers' rows, in percent. They are printed for the tasks of the same name.
         choices: Tuned settings by (setting, method).
     """
     parts = [f"# {title}", "\n".join(f"- {fact}" for fact in facts)]
-    # On faces the papers count with the head's margin: their rows go where ours do too.
+    # On faces the papers count with the head's margin. Their rows belong in that table.
     margin = any(task.margin for cell in summary.cells for task in cell.tasks)
     parts += ["## Accuracies", _accuracies(summary, () if margin else paper)]
     if margin:
@@ -99,7 +99,7 @@ def _by_task(
     *,
     more: tuple[str, Mapping[str, str]] | None = None,
 ) -> str:
-    """A row for each method and, below it, the papers' rows of the same method."""
+    """A row for each method, with the papers' rows of the same method below it."""
     keys = [key.lower() for key in reads]
 
     def published(ours: str | None) -> list[list[str]]:

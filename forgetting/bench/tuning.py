@@ -1,7 +1,7 @@
 """Choose each method's setting once, on validation images of a seed that is not reported.
 
-Candidates are the method's defaults and the changes in its grid; the best H after the first task
-wins. The choice is kept in a file, so that every later run uses the same one.
+The candidates are the method's defaults and the changes in its grid. The best H after the first
+task wins. The choice is kept in a file, so that every later run uses the same one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from forgetting.methods.protocol import Budget, Method, Task
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen, and H of every candidate on validation images; None where it broke down."""
+    """The choice, and every candidate's H on validation images (None if it broke down)."""
 
     chosen: Mapping[str, float]
     candidates: tuple[tuple[Mapping[str, float], float | None], ...]
@@ -42,18 +42,18 @@ def choose(
     work: Path,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Choice:
-    """The kept choice, or a new one.
+    """The kept choice, or a new one. If every candidate breaks down, the defaults are chosen.
 
     Args:
-        kind: Class of the method; its defaults are the first candidate.
-        material: Of the tuning seed.
-        budget: As in the runs that are reported.
+        kind: Class of the method. Its defaults are the first candidate.
+        material: The material of the tuning seed.
+        budget: The budget of the reported runs.
         work: Folder that keeps the choices.
         progress: Called before each candidate with the method's name, its number and how many.
 
     Raises:
         Claimed: Another process is choosing.
-        DataError: No candidate got through the first task.
+        DataError: A class to forget has no training images.
     """
     path = choice_file(kind, material, budget=budget, work=work)
     if (kept := _read(path)) is not None:
@@ -78,7 +78,7 @@ def choose(
 
 
 def choice_file(kind: type[Method], material: Material, *, budget: Budget, work: Path) -> Path:
-    """Where the choice is kept: named by all that determines it."""
+    """The file that keeps the choice. Its name has a digest of all that determines it."""
     facts = [
         kind.name,
         describe(kind()),
@@ -95,13 +95,13 @@ def choice_file(kind: type[Method], material: Material, *, budget: Budget, work:
 
 
 def describe(made: Method) -> dict[str, Any]:
-    """A method's hyper-parameters, JSON-able."""
+    """A method's hyper-parameters as JSON values."""
     facts: dict[str, Any] = asdict(made)  # type: ignore[call-overload]
     return facts
 
 
 def _score(made: Method, material: Material, data: ForgetData, *, budget: Budget) -> float | None:
-    """H on the validation images; None where the method broke down."""
+    """H on the validation images; None if the method broke down."""
     bare = material.backbone.model
     try:
         learned = made.learn(

@@ -1,7 +1,8 @@
-"""An image set: images, labels, class names and a train/val/test split, from whatever source.
+"""An image set: images, labels, class names and a train/val/test split.
 
-Whatever is selected (strength, early stop) sees `val`, which is cut from the training images,
-seeded and stratified; `test` is read once, for the report. Sets are opened by `sources`.
+`val` is cut from the training images, by seed and class by class. Everything that is selected
+(strength, early stop) is selected on `val`. `test` is read once, for the report. `sources` opens
+image sets.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class ImageSet:
         classes: Class names; a label is an index into them.
         labels: Int64 (n,).
         split: One of `SPLITS` per image.
-        sources: Per image either decoded pixels, uint8 (h, w) or (h, w, 3), or its file, or the
-            bytes of such a file.
+        sources: One per image: its decoded pixels, uint8 (h, w) or (h, w, 3), or the path of its
+            file, or the bytes of that file.
         manifest_digest: `sha256:<hex>` over every image's bytes, label and split.
     """
 
@@ -62,14 +63,17 @@ def drawn_split(
     test_share: float,
     val_share: float,
 ) -> tuple[str, ...]:
-    """Per class: test where not given, then val from the rest (at least one of three images).
+    """Complete a split, class by class: first the test images, then val from the rest.
+
+    A class with at least three images left gets at least one for val.
 
     Args:
         labels: (n,).
-        given: One of `SPLITS` per image where the source says so; None draws the test images too.
+        given: The split that the source gives, one of `SPLITS` per image. None draws the test
+            images too. A class with given val images keeps those.
         seed: The same seed gives the same split.
-        test_share: Of each class's images, where nothing is given.
-        val_share: Of each class's remaining images, where none is given.
+        test_share: Share of each class's images for test, if no split is given.
+        val_share: Share of each class's remaining images for val.
     """
     rng = np.random.default_rng(seed)
     split = np.array(given if given is not None else ["train"] * len(labels), dtype=object)
@@ -87,10 +91,10 @@ def drawn_split(
 def check_counts(
     where: str, names: Sequence[str], labels: NDArray[np.int64], split: Sequence[str]
 ) -> None:
-    """Every class needs an image to learn from and one to report on.
+    """Check that every class has an image to learn from and one to report on.
 
     Raises:
-        DataError: Names the class and `where`.
+        DataError: A class hasn't. The message names the class and `where`.
     """
     kinds = np.array(split)
     for label, name in enumerate(names):
@@ -109,7 +113,7 @@ def decoded(content: bytes, where: str) -> Pixels:
     """Grey (h, w) or colour (h, w, 3) pixels of an image file's bytes.
 
     Raises:
-        DataError: It is no whole image; names `where`.
+        DataError: It isn't a whole image. The message names `where`.
     """
     try:
         with Image.open(io.BytesIO(content)) as picture:
@@ -130,7 +134,7 @@ def digest_of(entries: Iterable[tuple[bytes, int, str]]) -> str:
 def indices(
     images: ImageSet, split: str, *, classes: Sequence[str] | None = None
 ) -> NDArray[np.int64]:
-    """Positions of the images of one split, in order; of the named classes only, if given.
+    """Positions of the images of one split, in order. `classes` keeps only those classes.
 
     Raises:
         DataError: An unknown split or class.
@@ -158,8 +162,7 @@ def class_index(images: ImageSet, name: str) -> int:
 def for_classes(images: ImageSet, classes: Sequence[str]) -> ImageSet:
     """The same images, labelled by the rows of a head with these class names.
 
-    Classes of the head without images are fine; images of classes that the head doesn't have are
-    not.
+    The head may have classes without images.
 
     Raises:
         DataError: The set has classes that the head doesn't have.
@@ -185,7 +188,7 @@ def replay(
     classes: Sequence[str] | None = None,
     split: str = "train",
 ) -> NDArray[np.int64]:
-    """A few-shot replay: at most `per_class` images of each class, drawn without replacement."""
+    """Positions of at most `per_class` images of each class, drawn without replacement."""
     drawn = []
     for name in classes if classes is not None else images.classes:
         own = indices(images, split, classes=[name])
@@ -235,7 +238,7 @@ def content_of(path: Path) -> bytes:
     """The bytes of an image file.
 
     Raises:
-        DataError: It can't be read; names it.
+        DataError: It can't be read. The message names it.
     """
     try:
         return path.read_bytes()

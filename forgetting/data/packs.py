@@ -1,9 +1,13 @@
 """Packs: a whole image set in one `.npz` file.
 
 Every pack has `labels` (n,), `split` (n,) with 0 for train and 1 for test, and `classes` (k,).
-The images are either one-bit drawings, `bits` (n, ceil(h * w / 8)) as `np.packbits` gives them
-with `shape` = (h, w) and 1 for ink, or image files one after the other, `blob` (bytes,) with
-`offsets` (n + 1,). Nothing in a pack is ever unpickled.
+The images come in one of two forms:
+
+- one-bit drawings: `bits` (n, ceil(h * w / 8)), packed by `np.packbits`, with 1 for ink, and
+  `shape` = (h, w);
+- image files, one after the other: `blob` (bytes,) and `offsets` (n + 1,).
+
+Nothing in a pack is ever unpickled.
 """
 
 from __future__ import annotations
@@ -38,7 +42,9 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 def pack_in(path: Path) -> Path | None:
-    """The pack that `path` is, or that the folder `path` holds instead of sub-folders of images.
+    """The pack at `path`: the file itself, or the only pack in a folder without sub-folders.
+
+    None where there is no pack.
 
     Raises:
         DataError: A folder without sub-folders holds several packs.
@@ -64,18 +70,18 @@ def image_pack(
 ) -> ImageSet:
     """The image set in a pack.
 
-    One-bit drawings become grey pixels, ink white (255) on black. Image files are decoded once
-    (so that a broken one is named now) and kept decoded if all fit.
+    One-bit drawings become grey pixels: white ink (255) on black. Every image file is decoded
+    once, so that a broken one is found now. The decoded pixels are kept if all of them fit.
 
     Args:
         path: The `.npz` file.
-        name: Of the set; None takes the file's.
-        seed: Of the validation split; the pack says what is test.
+        name: Name of the set; None takes the file's.
+        seed: Seed of the validation split. The pack itself says which images are for test.
         val_share: Share of each class's training images held out for selection.
-        keep_bytes: Image files whose pixels take more than this stay encoded in memory.
+        keep_bytes: If all pixels take more than this, the image files stay encoded in memory.
 
     Raises:
-        DataError: It isn't a pack, or it is damaged; names the array that doesn't fit.
+        DataError: It isn't a pack, or it is damaged. The message names the array that is wrong.
     """
     file = Path(path)
     arrays = _read(file)

@@ -1,4 +1,4 @@
-"""How an image becomes a model's input: one way for training, measuring and serving alike."""
+"""How an image becomes a model's input. Training, measuring and serving all use this one way."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Preprocess:
         std: Per channel, in the 0..1 scale of the pixels.
         interpolation: A name that timm knows: `bicubic`, `bilinear`, `nearest`, ...
         crop_pct: Share of the resized image that the crop keeps, 0 < crop_pct <= 1.
-        crop_mode: timm's `center`, `squash` (aspect ratio given up, nothing cut) or `border`.
+        crop_mode: timm's `center`, `squash` (changes the aspect ratio, cuts nothing) or `border`.
     """
 
     input_size: tuple[int, int, int]
@@ -38,16 +38,17 @@ class Preprocess:
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
-    """A grey image of 16 bits with the upper 8 of them; any other as it is."""
+    """Reduce a grey image of 16 bits to its upper 8 bits. Any other image stays as it is."""
     if not image.mode.startswith("I;16"):
         return image
-    # Pillow's own conversion would cut all values off at 255: nearly everything white.
+    # Pillow's own conversion cuts all values off at 255, so that nearly everything turns white.
     return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
 
 
 def transform(preprocess: Preprocess) -> Callable[[Image.Image], Tensor]:
-    """The one way an image becomes an input, for training, measuring and serving alike: timm's, to
-    the last bit, with its last two steps (to a tensor, normalized) in fewer.
+    """timm's transform for inference, with the same result to the last bit.
+
+    It is faster: timm's last two steps, the tensor and its normalisation, are done in place.
 
     Returns:
         A function from a PIL image of any mode and size to a float32 tensor (c, h, w).
@@ -75,11 +76,11 @@ def transform(preprocess: Preprocess) -> Callable[[Image.Image], Tensor]:
 
     def apply(image: Image.Image) -> Tensor:
         image = eight_bits(image)
-        # Through RGBA, or a palette image's transparency would become a colour.
+        # Without RGBA in between, a palette image's transparency would become a colour.
         if image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")
         image = image if image.mode == mode else image.convert(mode)
-        if cut or image.size != (width, height):  # else they would only copy it
+        if cut or image.size != (width, height):  # otherwise these steps only copy it
             for step in sizing:
                 image = step(image)
         values = np.asarray(image).reshape(image.height, image.width, len(mean))
@@ -94,7 +95,7 @@ def transform(preprocess: Preprocess) -> Callable[[Image.Image], Tensor]:
 
 
 def preprocess_of(model: nn.Module) -> Preprocess:
-    """What a timm ViT was made for: timm's facts about it, at the size that it was built with."""
+    """The preprocessing that timm names for a ViT, at the input size that it was built with."""
     config = timm.data.resolve_data_config({}, model=model)
     channels = int(model.patch_embed.proj.in_channels)  # type: ignore[union-attr, arg-type]
     embed: Any = model.patch_embed
@@ -110,7 +111,7 @@ def preprocess_of(model: nn.Module) -> Preprocess:
 
 
 def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
-    """timm's statistics are those of three channels; a grey model takes their mean."""
+    """timm gives statistics of three channels. A grey model takes their mean."""
     if len(values) == channels:
         return tuple(float(v) for v in values)
     return (float(sum(values) / len(values)),) * channels

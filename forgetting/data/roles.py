@@ -1,6 +1,6 @@
-"""What a task may learn from: its classes by role, and the images that are drawn for each role.
+"""What a task may learn from: the role of each class, and the images drawn for each role.
 
-The product's task and the benchmark draw by the same rules; only the counts differ.
+The product and the benchmark draw by the same rules, with other counts.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class TaskClasses:
     """Class names of a task by role.
 
     Attributes:
-        retained: To keep, and measured.
-        forget: To forget now.
-        earlier: Forgotten by the tasks before.
-        withheld: Under erasure too, but neither replayed nor measured.
-        missing: Those of `retained` that have no training images.
+        retained: Classes to keep. They are measured.
+        forget: Classes to forget now.
+        earlier: Classes that earlier tasks forgot.
+        withheld: Other classes under erasure. They are neither replayed nor measured.
+        missing: Classes in `retained` that have no training images.
     """
 
     retained: tuple[str, ...]
@@ -50,17 +50,17 @@ def training_data(
     forget_per_class: int | None = None,
     generator: torch.Generator,
 ) -> ForgetData:
-    """Forget images, a replay of the others, and what selection may look at.
+    """Draw the forget images, a replay of the other classes, and the validation images.
 
-    A class too small for validation images is selected on its training images instead.
+    Where there are no validation images, the training images take their place.
 
     Args:
         images: The image set.
-        classes: Who is who.
-        samples: From positions in `images` to tensors.
+        classes: The role of each class.
+        samples: Turns positions in `images` into tensors.
         replay_per_class: Most images of each retained and each earlier class; None takes all.
         forget_per_class: Most images of each class to forget; None takes all.
-        generator: Draws where there are more.
+        generator: Draws the images where there are more than that.
     """
 
     def drawn(names: Sequence[str], split: str, *, most: int | None) -> Samples:

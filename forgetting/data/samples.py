@@ -24,11 +24,11 @@ class ForgetData:
 
     Attributes:
         forget: Images of the classes to forget.
-        retain: A replay of the classes to keep; classes without images are simply not in it.
-        earlier: Images of classes that were forgotten before; may be empty.
-        val_forget: For selection.
-        val_retain: For selection.
-        forgotten: Labels under erasure, this task's and all earlier ones (k,).
+        retain: A replay of the classes to keep. Classes without images are not in it.
+        earlier: Images of classes that earlier tasks forgot; may be empty.
+        val_forget: Validation images of the classes to forget.
+        val_retain: Validation images of the classes to keep.
+        forgotten: All labels under erasure (k,): this task's and those of earlier tasks.
     """
 
     forget: Samples

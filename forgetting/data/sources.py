@@ -29,10 +29,15 @@ INDEX_FILE = "index.csv"
 
 
 def open_image_set(source: str | Path, *, seed: int = 0) -> ImageSet:
-    """`digits`, an image folder, or a pack (its file, or a folder that holds nothing else).
+    """Open an image set.
+
+    Args:
+        source: The word `digits`, the path of an image folder, or the path of a pack (its file,
+            or a folder that holds nothing else).
+        seed: Seed of the split.
 
     Raises:
-        DataError: There is nothing of the kind there, or it is damaged.
+        DataError: There is no image set at `source`, or it is damaged.
     """
     if source == "digits":
         return digits(seed=seed)
@@ -67,18 +72,18 @@ def image_folder(
 ) -> ImageSet:
     """A folder with one sub-folder of images per class.
 
-    An `index.csv` in it (columns path, label, class, split with train/test and optionally val)
-    fixes which images belong to which split; without one the split is drawn per class.
+    A file `index.csv` in the folder fixes the split. It has the columns path, label, class and
+    split (train, test or val). Without it the split is drawn class by class.
 
     Args:
         folder: Its path.
-        seed: Of the split; the same seed gives the same split.
-        test_share: Share of each class's images held out for the report, where no index says so.
+        seed: The same seed gives the same split.
+        test_share: Share of each class's images held out for the report, if there is no index.
         val_share: Share of each class's remaining images held out for selection.
 
     Raises:
         DataError: No such folder, fewer than 2 classes, a class with too few images, an index
-            that names missing files, or a file that is no whole image.
+            that names missing files, or a file that isn't a whole image.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -135,7 +140,7 @@ def _read_index(path: Path) -> list[tuple[str, str, str]]:
 def _open_files(
     paths: Sequence[Path], labels: NDArray[np.int64], split: Sequence[str]
 ) -> tuple[tuple[Pixels | Path, ...], str]:
-    """Decode every file once (so that a broken one is named now) and keep it if all fit."""
+    """Decode every file once, so that a broken one is found now. Keep the pixels if all fit."""
     sources: list[Pixels | Path] = []
     entries, held = [], 0
     for path, label, part in zip(paths, labels, split, strict=True):

@@ -1,6 +1,6 @@
 """Parts of an image set: some of its classes, all but some, or a few images of each.
 
-The digest of a part follows from that of the whole and from what was kept, so that two parts with
+The digest of a part is computed from the digest of the whole and from what was kept. Two parts with
 the same digest are the same images with the same labels.
 """
 
@@ -21,7 +21,7 @@ def some_classes(images: ImageSet, names: Sequence[str]) -> ImageSet:
     """Only these classes, labelled 0, 1, ... in the order given.
 
     Raises:
-        DataError: An unknown or doubled class, or fewer than 2.
+        DataError: A class is unknown or named twice, or there are fewer than 2.
     """
     old = [class_index(images, name) for name in names]
     if len(set(old)) < max(2, len(old)):
@@ -34,9 +34,9 @@ def some_classes(images: ImageSet, names: Sequence[str]) -> ImageSet:
 
 
 def without_classes(images: ImageSet, names: Sequence[str]) -> ImageSet:
-    """The set without these classes' images; all class names and label numbers stay.
+    """The set without these classes' images. Class names and label numbers stay the same.
 
-    For a model retrained without them, and for classes whose images are missing.
+    This is for a model retrained without the classes, and for classes whose images are missing.
 
     Raises:
         DataError: An unknown class, or no image is left.
@@ -49,9 +49,10 @@ def without_classes(images: ImageSet, names: Sequence[str]) -> ImageSet:
 
 
 def limited(images: ImageSet, per_class: int, *, split: str = "train", seed: int = 0) -> ImageSet:
-    """At most `per_class` images of each class in `split`, drawn with `seed`; other splits whole.
+    """Keep at most `per_class` images of each class in `split`, drawn with `seed`.
 
-    A smaller `per_class` with the same seed keeps a part of what a larger one keeps.
+    The other splits stay whole. With the same seed, a smaller `per_class` keeps a part of what a
+    larger one keeps.
 
     Raises:
         DataError: An unknown split, or `per_class` below 1.

@@ -3,10 +3,10 @@
     e' = e - B A (e - mean) + shift        (an `Erasure`: rank k, closed form)
     e' = M e + m                           (a `FeatureEdit`: a stack of them, composed)
 
-The layer takes the place of the ViT's `head_drop`, which stands behind pooling and norm and before
-whatever reads the feature (timm: `forward_head` is pool, fc_norm, head_drop, head). So a linear
-head, a cosine head and an embedding endpoint all read the edited feature, by construction. For an
-engine that wants no additional layer, `folded` gives the same logits from a linear head alone.
+The layer replaces the ViT's `head_drop`, which comes after pooling and norm and right before the
+head (timm's `forward_head`: pool, fc_norm, head_drop, head). So a linear head, a cosine head and an
+embedding endpoint all read the edited feature. An engine that can't add a layer uses `folded`,
+which gives the same logits from a linear head alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from forgetting.errors import TargetError
 
 MAX_RANK = 128
-"""The highest rank of anything that was learned at once: a trained pair or a fitted erasure."""
+"""The highest rank of what one task learns: a trained pair or a fitted erasure."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +31,9 @@ class Erasure:
 
     Attributes:
         a: (k, d).
-        b: (d, k), with A B = I for one fitted erasure, so that B A is a projection of rank k; two
-            in a row (`chained`) are no projection any more.
-        mean: (d,); `mean + shift` is where the erased classes' means come to lie.
+        b: (d, k). One fitted erasure has A B = I, so B A is a projection of rank k. Two erasures
+            in a row (`chained`) aren't a projection any more.
+        mean: (d,). The edit moves the erased classes' means to `mean + shift`.
         shift: (d,), the same for every image.
     """
 
@@ -48,7 +48,7 @@ class Erasure:
 
     @property
     def stored(self) -> int:
-        """Numbers that must be kept: 2 k d + 2 d."""
+        """How many numbers must be kept: 2 k d + 2 d."""
         return sum(t.numel() for t in (self.a, self.b, self.mean, self.shift))
 
 
@@ -67,14 +67,14 @@ class FeatureEdit:
 
 
 class EditLayer(nn.Module):
-    """An edit in a model, followed by the dropout whose place it took."""
+    """An edit in a model, followed by the dropout that it replaced."""
 
     matrix: Tensor
     offset: Tensor
 
     def __init__(self, edit: FeatureEdit, drop: nn.Module) -> None:
         super().__init__()
-        # Persistent, so that weights saved with an edit can't be loaded without it.
+        # Persistent buffers: weights saved with an edit can't be loaded into a model without one.
         self.register_buffer("matrix", edit.matrix)
         self.register_buffer("offset", edit.offset)
         self.drop = drop
@@ -86,11 +86,11 @@ class EditLayer(nn.Module):
 
 
 def composed(erasures: Sequence[Erasure], *, below: FeatureEdit | None = None) -> FeatureEdit:
-    """E_t(... E_1(below(e))) as one affine map, in float64, rounded once to float32.
+    """E_t(... E_1(below(e))) as one affine map, computed in float64 and rounded once to float32.
 
     Args:
-        erasures: At least one, the first applied first.
-        below: What the feature went through before; None for nothing.
+        erasures: At least one, in the order in which they are applied.
+        below: The edit that comes before them; None if there is none.
     """
     width = erasures[0].mean.shape[0]
     if below is None:
@@ -111,7 +111,7 @@ def chained(first: Erasure, second: Erasure) -> Erasure:
     a = torch.cat([a1, a2 - (a2 @ b1) @ a1])  # (k1 + k2, d)
     b = torch.cat([b1, b2], dim=1)  # (d, k1 + k2)
     mean = first.mean.double()
-    # At e = mean the first gives mean + shift_1, from where the second goes on.
+    # At e = mean the first erasure gives mean + shift_1. The second starts from there.
     moved = mean + first.shift.double()
     shift = first.shift.double() - b2 @ (a2 @ (moved - second.mean.double())) + second.shift
     return Erasure(a.float(), b.float(), first.mean, shift.float())
@@ -121,7 +121,7 @@ def edit_point(model: nn.Module) -> int:
     """Width d of the feature that an edit of this model would change.
 
     Raises:
-        TargetError: There is no `head_drop` between pooling and head, so nothing can be installed.
+        TargetError: The model has no `head_drop` between pooling and head to replace.
     """
     vit: Any = model
     drop = getattr(model, "head_drop", None)
@@ -143,7 +143,7 @@ def edit_point(model: nn.Module) -> int:
 
 
 def install_edit(model: nn.Module, edit: FeatureEdit) -> None:
-    """Put an edit into a model, in place of one that is there already.
+    """Put an edit into a model. It replaces one that is already there.
 
     Raises:
         TargetError: The model has no place for it, or its features have another width.
@@ -161,7 +161,7 @@ def install_edit(model: nn.Module, edit: FeatureEdit) -> None:
 
 
 def installed_edit(model: nn.Module) -> FeatureEdit | None:
-    """The edit that is in a model; None where there is none."""
+    """The edit in a model; None if there is none."""
     layer = getattr(model, "head_drop", None)
     return FeatureEdit(layer.matrix, layer.offset) if isinstance(layer, EditLayer) else None
 
@@ -169,11 +169,12 @@ def installed_edit(model: nn.Module) -> FeatureEdit | None:
 def folded(head: nn.Linear, edit: FeatureEdit) -> tuple[Tensor, Tensor]:
     """Weight and bias of a linear head that reads e as `head` reads M e + m.
 
-    W' = W M, b' = b + W m. The logits are the same; the embedding stays as it was, so this is for
-    engines that give out logits only.
+    W' = W M, b' = b + W m. The logits are the same, but the embedding is the unedited one. So this
+    is only for engines that return logits and no embeddings.
 
     Raises:
-        TargetError: The head isn't plainly linear: a cosine head divides by the length of M e + m.
+        TargetError: The head isn't a plain linear. (A cosine head divides by the length of M e +
+            m.)
     """
     if type(head) is not nn.Linear:
         raise TargetError(

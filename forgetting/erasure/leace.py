@@ -1,25 +1,24 @@
 """The closed form: erase the forgotten classes' subspace from the feature that the head reads.
 
-LEACE (Belrose et al., *LEACE: Perfect linear concept erasure in closed form*, NeurIPS 2023): of all
-affine edits after which no linear classifier can tell the erased classes better than by chance, the
-one that moves the features least. With the d x k matrix D of differences between the forgotten
-classes' means and the retained mean mu, and the covariance S of the features,
+LEACE (Belrose et al., *LEACE: Perfect linear concept erasure in closed form*, NeurIPS 2023) takes
+all affine edits after which no linear classifier can tell the erased classes better than by chance.
+Of these it is the one that moves the features least. D (d, k) holds the differences between the
+forgotten classes' means and the retained mean mu. S (d, d) is the covariance of the features.
 
     U = orthonormal basis of span( S^-1/2 D ),   A = U^T S^-1/2,   B = S^1/2 U
     e' = e - B A (e - mu) + shift
 
-BA is the projection onto span(D) along the directions that are uncorrelated with the classes. All
-class means that were D apart coincide afterwards. No gradients, no retained images: only
-statistics, and those are cached.
+BA is the projection onto span(D) along the directions that are uncorrelated with the classes.
+Afterwards the forgotten classes' means coincide with mu. The fit needs no gradients and no retained
+images, only their statistics, which are cached.
 
-Weights: every class counts the same in mu and in the between-class part of S, however few its
-images; the within-class part is pooled over all images. How few the forget images are beside the
-retained ones doesn't matter to D. mu is the *retained* mean, so that the edit leaves it where it
-is.
+Every class has the same weight in mu and in the between-class part of S, however few images it has.
+The within-class part is pooled over all images. So D doesn't depend on how many forget images there
+are. mu is the *retained* mean: the edit doesn't move it.
 
-The theorem is about the fitted features. On new images the head's row of a forgotten class, which
-still exists, wins now and then (ORL faces: 3 to 10 %). `shift` answers that: the smallest constant
-move that lowers these rows' readings against all others, by what is missing.
+The theorem holds for the fitted features. On new images the head's row of a forgotten class still
+wins now and then (ORL faces: 3 to 10 %). `shift` prevents that: it is the smallest constant move
+that lowers the forgotten rows' readings far enough below the others.
 """
 
 from __future__ import annotations
@@ -37,10 +36,10 @@ from forgetting.models.face_transformer import CosineHead
 
 SHRINKAGE = 0.01
 MARGIN = 4.0
-# In standard deviations of the whitened features; less is rounding, not a difference of means.
+# In standard deviations of the whitened features. A smaller difference of means is rounding.
 _LEAST_DIFFERENCE = 1e-6
 _DRAWS = 1024
-# What a change of the retained rows' readings costs, against the length of the shift.
+# What the length of the shift costs, against a change of the retained rows' readings.
 _SHIFT_RIDGE = 0.1
 
 Rows = tuple[Tensor, Tensor]
@@ -59,26 +58,26 @@ def project(
     """Fit the erasure of all classes of `forget`.
 
     Args:
-        retained: Of the features of retained images, cached or fresh. Classes of `forget` and
-            `earlier` that are still in it are left out.
-        forget: Of the features of the forget images.
-        head: What reads the feature, linear or cosine; its rows are read, not changed. None where
-            there is none to be answered for (an embedding service): then the shift is zero.
-        earlier: Labels that were forgotten before; the shift keeps their rows low too.
+        retained: Statistics of retained images, cached or fresh. Classes in `forget` and
+            `earlier` are taken out of them first.
+        forget: Statistics of the forget images.
+        head: The head that reads the feature, linear or cosine. It isn't changed. None means that
+            no head reads it (an embedding service): then the shift is zero.
+        earlier: Labels that earlier tasks forgot. The shift keeps their rows low too.
         shrinkage: gamma in S <- (1 - gamma) S + gamma tr(S) / d I, in (0, 1].
-        margin: How many standard deviations (of features without any class, by the fitted
-            covariance) a forgotten row stays below the best of the others.
-        most: Highest rank; the directions in which the classes differ most are taken. None takes
-            them all, which is what LEACE's theorem needs.
+        margin: How far a forgotten row stays below the best other row, in standard deviations of
+            its reading on features without any class.
+        most: Highest rank. The directions in which the classes differ most are erased. None
+            erases all of them; LEACE's theorem needs that.
 
     Returns:
-        An erasure of rank k, the number of forgotten classes (less where their differences from
-        the retained mean are linearly dependent), float32.
+        An erasure in float32. Its rank k is the number of forgotten classes, or less if their
+        differences from the retained mean are linearly dependent.
 
     Raises:
-        TrainingError: k isn't below the feature's width d (nothing would be left) or is above
-            `MAX_RANK`, fewer than two retained classes, a wrong width or shrinkage, or no
-            difference to erase.
+        TrainingError: k isn't below the feature's width d (nothing would be left), k is above
+            `MAX_RANK`, there are fewer than two retained classes, the width or the shrinkage is
+            wrong, or there is no difference to erase.
         TargetError: The head is neither linear nor cosine, or reads another width.
         DataError: No retained class is left.
     """
@@ -135,7 +134,7 @@ def _check(
 
 
 def _covariance(both: FeatureStatistics, *, shrinkage: float) -> Tensor:
-    """S (d, d): within classes, pooled, and between classes, each class with the same weight."""
+    """S (d, d): the pooled covariance within classes, plus that of the class means."""
     spread = both.means - both.mean
     s = both.within + spread.T @ spread / len(spread)  # (d, c) @ (c, d) -> (d, d)
     ridge = s.trace() / len(s) * torch.eye(len(s), dtype=s.dtype)
@@ -149,9 +148,9 @@ def _roots(s: Tensor) -> Rows:
 
 
 def _head_rows(head: nn.Module, *, width: int) -> Rows:
-    """Weight (c, d) and bias (c,) such that the head's answer is the arg max of W e + b.
+    """Weight (c, d) and bias (c,) for which the head's answer is the arg max of W e + b.
 
-    A cosine head divides all readings by the same |e|, so its answer is that of its unit rows.
+    A cosine head divides all readings by the same |e|, so its unit rows give the same answer.
     """
     if not isinstance(head, nn.Linear) or type(head) not in (nn.Linear, CosineHead):
         raise TargetError(f"expected a linear or a cosine head, found {type(head).__name__}")
@@ -167,13 +166,15 @@ def _head_rows(head: nn.Module, *, width: int) -> Rows:
 def _shift(
     rows: Rows, *, gone: Sequence[int], mean: Tensor, within: Tensor, margin: float
 ) -> Tensor:
-    """The constant move s (d,) that lowers the forgotten rows' readings by what is missing.
+    """The constant move s (d,) that lowers the forgotten rows' readings far enough.
 
-    What is missing: features that carry no class are drawn from N(mean, within); on these, a
-    forgotten row's lead over the best other row should be `margin` standard deviations below 0.
+    Features without any class are drawn from N(mean, within). On these, a forgotten row's lead over
+    the best other row should be `margin` standard deviations below 0. `missing` is how much it is
+    above that.
 
-    s is the least-cost solution of  F s = -missing,  F being the forgotten rows less the mean of
-    the others; it costs how far the others' readings move apart, and a little its length.
+    s is the cheapest solution of  F s = -missing,  where F holds the forgotten rows minus the mean
+    of the others. The cost is how far s moves the others' readings apart, plus a little for its
+    length.
     """
     weight, bias = rows
     if min(gone) < 0 or max(gone) >= len(weight):
@@ -193,6 +194,6 @@ def _shift(
     cost = r.T @ r / len(r)  # (d, c) @ (c, d) -> (d, d)
     cost = cost + _SHIFT_RIDGE * cost.trace() / len(cost) * torch.eye(len(cost), dtype=cost.dtype)
     towards = torch.linalg.solve(cost, f.T)  # (d, k)
-    # Rows may be dependent where more classes than features were forgotten: least squares then.
+    # If more classes than features were forgotten, the rows are dependent: use least squares.
     shift: Tensor = -towards @ (torch.linalg.pinv(f @ towards, hermitian=True) @ missing)
     return shift

@@ -1,8 +1,9 @@
-"""What the closed form needs to know of images, once they are features: means and one covariance.
+"""What the closed form needs to know about features: class means and one covariance.
 
-Statistics of the retained classes are computed once per backbone and kept: no later task needs a
-retained image. They merge exactly, and follow exactly through an edit of the feature. A class mean
-is a prototype of that class: for a person it is personal data, so `without` takes it out again.
+The statistics of the retained classes are computed once per backbone and kept, so that no later
+task needs a retained image. Two sets of statistics can be merged exactly, and an edit of the
+feature can be applied to them exactly. A class mean is a prototype of its class. For a person that
+is personal data, so `without` takes it out.
 """
 
 from __future__ import annotations
@@ -21,15 +22,14 @@ from forgetting.models.backbone import features_and_logits
 
 @dataclass(frozen=True, eq=False)
 class FeatureStatistics:
-    """Of features e (n, d) with labels.
+    """Statistics of features e (n, d) with labels.
 
     Attributes:
         labels: The c classes, ascending.
         counts: Images of each class (c,), int64.
         means: Mean feature of each class (c, d), float64.
-        within: Covariance about the class means, pooled over all images that were seen (d, d),
-            float64.
-        images: How many that were; more than `counts` sums up to after `without`.
+        within: Covariance about the class means, pooled over all images seen (d, d), float64.
+        images: Number of images seen. After `without` it is more than the sum of `counts`.
     """
 
     labels: tuple[int, ...]
@@ -45,7 +45,7 @@ class FeatureStatistics:
 
     @property
     def mean(self) -> Tensor:
-        """Mean of the class means (d,): every class has the same say, however many its images."""
+        """Mean of the class means (d,): every class has the same weight."""
         return self.means.mean(dim=0)
 
 
@@ -53,8 +53,7 @@ def statistics_of(embedding: Tensor, y: Tensor) -> FeatureStatistics:
     """Statistics of features (n, d) with labels (n,).
 
     Raises:
-        DataError: There are no features, their number isn't that of the labels, or some aren't
-            finite.
+        DataError: There are no features, there aren't as many as labels, or some aren't finite.
     """
     if embedding.ndim != 2 or len(embedding) != len(y):
         raise DataError(
@@ -96,7 +95,7 @@ def feature_statistics(
 
 
 def merged(first: FeatureStatistics, second: FeatureStatistics) -> FeatureStatistics:
-    """Statistics of both sets of images together, as if they had been taken at once.
+    """Statistics of both sets of images together, as if computed from all images at once.
 
     Raises:
         DataError: The features differ in width.
@@ -112,7 +111,7 @@ def merged(first: FeatureStatistics, second: FeatureStatistics) -> FeatureStatis
         counts.index_add_(0, place, part.counts)
         sums.index_add_(0, place, part.counts[:, None] * part.means)
     means = sums / counts[:, None]
-    for part in (first, second):  # a class in both has moved its mean
+    for part in (first, second):  # the mean of a class in both has moved
         place = torch.tensor([labels.index(label) for label in part.labels])
         moved = part.means - means[place]
         scatter = scatter + (part.counts[:, None] * moved).T @ moved  # (d, c) @ (c, d) -> (d, d)
@@ -121,7 +120,7 @@ def merged(first: FeatureStatistics, second: FeatureStatistics) -> FeatureStatis
 
 
 def without(statistics: FeatureStatistics, labels: Iterable[int]) -> FeatureStatistics:
-    """The means of some classes taken out; the pooled covariance, which names none, stays.
+    """Take out the means of some classes. The pooled covariance stays: it names no class.
 
     Raises:
         DataError: No class would be left.
@@ -140,7 +139,7 @@ def without(statistics: FeatureStatistics, labels: Iterable[int]) -> FeatureStat
 
 
 def edited(statistics: FeatureStatistics, edit: FeatureEdit) -> FeatureStatistics:
-    """Statistics of the features after an edit e' = M e + m: no image is needed."""
+    """Statistics of the features after an edit e' = M e + m. This needs no image."""
     matrix = edit.matrix.double().cpu()
     return FeatureStatistics(
         labels=statistics.labels,

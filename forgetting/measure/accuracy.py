@@ -1,7 +1,7 @@
 """Accuracies with confidence intervals, and the figures that the papers report from them.
 
-All accuracies are plain top-1 before any mask: the arg max over all classes, no margin. (The
-papers' tables of faces count with the margin, and that is `margin_right`.)
+All accuracies are plain top-1 before any mask: the arg max over all classes, without a margin. Only
+`margin_right` counts with the margin, as the papers' tables of faces do.
 H = 2 * Acc_r * Drop / (Acc_r + Drop), Drop = Acc_f(before) - Acc_f(after)   (GS-LoRA, CVPR 2024).
 """
 
@@ -27,19 +27,19 @@ class Share:
 
     @property
     def value(self) -> float:
-        """The share; 0 where nothing was counted."""
+        """The share; 0 if nothing was counted."""
         return self.hits / self.n if self.n else 0.0
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Lower and upper end; (0, 1) where nothing was counted."""
+        """Lower and upper end; (0, 1) if nothing was counted."""
         if not self.n:
             return (0.0, 1.0)
         z2 = _Z95 * _Z95 / self.n
         centre = (self.value + z2 / 2) / (1 + z2)
         half = _Z95 * math.sqrt(self.value * (1 - self.value) / self.n + z2 / (4 * self.n))
         half /= 1 + z2
-        # At 0 and n hits the formula is exact only up to rounding.
+        # At 0 and at n hits, rounding would move the end off 0 or 1.
         low = 0.0 if self.hits == 0 else max(0.0, centre - half)
         high = 1.0 if self.hits == self.n else min(1.0, centre + half)
         return (low, high)
@@ -65,12 +65,12 @@ def right(logits: Tensor, y: Tensor) -> Share:
 def margin_right(head: CosineHead, embedding: Tensor, y: Tensor) -> Share:
     """Accuracy as the GS-LoRA papers' code counts it on faces: with the margin on the label.
 
-    An image is right only where its class wins by more than the margin, so that the figure is
-    below plain accuracy, and 0 of a forgotten class means less than a plain 0. To be set beside
-    the papers' tables; nothing else is judged by it.
+    An image is right only if its class wins by more than the margin. So the figure is below plain
+    accuracy, and 0 on a forgotten class says less than a plain 0. It is only for comparison with
+    the papers' tables.
 
     Args:
-        head: The model's.
+        head: The model's head.
         embedding: What the head reads (n, dim).
         y: Labels (n,).
     """
@@ -89,7 +89,7 @@ def drop(before: Share, after: Share) -> float:
 
 
 def h_mean(acc_r: float, drop_f: float) -> float:
-    """2 * Acc_r * Drop / (Acc_r + Drop), 0 where nothing was dropped."""
+    """2 * Acc_r * Drop / (Acc_r + Drop); 0 if one of them isn't positive."""
     return 2 * acc_r * drop_f / (acc_r + drop_f) if acc_r > 0 and drop_f > 0 else 0.0
 
 
@@ -98,7 +98,7 @@ def most_hit(logits: Tensor, *, forgotten: Tensor) -> Share:
 
     Args:
         logits: Of forget images (n, classes).
-        forgotten: Labels under erasure (k,); answers among them are received by nobody.
+        forgotten: Labels under erasure (k,). Answers with one of them don't count.
     """
     answers = logits.argmax(dim=1) if len(logits) else torch.empty(0, dtype=torch.int64)
     received = answers[~torch.isin(answers, forgotten)]

@@ -1,7 +1,8 @@
-"""Whether a model's probabilities mean what they say, and how far two models' answers are apart.
+"""How well a model's probabilities are calibrated, and how far two models' answers are apart.
 
-Published code often has the last one wrong (arguments of `kl_div` swapped, mean over classes
-instead of sum), so that two disjoint answers among 1,000 classes come out as 99 % alike.
+Published code often gets the divergence wrong: it swaps the arguments of `kl_div`, or takes the
+mean over classes instead of the sum. Then two disjoint answers among 1,000 classes come out 99 %
+alike.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from torch import Tensor
 def ece(logits: Tensor, y: Tensor, *, bins: int = 15) -> float:
     """Expected calibration error: sum_b n_b / n * |accuracy_b - confidence_b|, in 0..1.
 
-    Equal-width bins over the confidence (Guo et al., ICML 2017); 0 where there are no samples.
+    Bins of equal width over the confidence (Guo et al., ICML 2017). 0 if there are no samples.
 
     Args:
         logits: (n, K).
         y: Labels (n,).
-        bins: Their number.
+        bins: Number of bins.
     """
     if len(y) == 0:
         return 0.0
@@ -35,7 +36,7 @@ def jensen_shannon(first: Tensor, second: Tensor) -> float:
 
     Args:
         first: One model's logits (n, K).
-        second: Another's for the same images (n, K).
+        second: Another model's logits for the same images (n, K).
 
     Raises:
         ValueError: The shapes differ, or there are no samples.
@@ -47,7 +48,7 @@ def jensen_shannon(first: Tensor, second: Tensor) -> float:
         )
     p, q = first.double().softmax(dim=1), second.double().softmax(dim=1)
     m = (p + q) / 2
-    # H(m) - (H(p) + H(q)) / 2 is the same, and has no logarithm of zero.
+    # H(m) - (H(p) + H(q)) / 2 is the same, but never takes the logarithm of zero.
     nats = _entropy(m) - (_entropy(p) + _entropy(q)) / 2
     return float((nats / math.log(2)).clamp(0, 1).mean())
 

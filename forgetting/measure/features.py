@@ -1,4 +1,4 @@
-"""What a model makes of a set of images, computed once: most attacks and metrics need no more."""
+"""A model's embeddings and logits for a set of images, computed once for many uses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Features:
 
 
 def extract(model: nn.Module, samples: Samples, *, batch: int = 256) -> Features:
-    """One pass over the images, without gradients.
+    """Compute the features of images, without gradients.
 
     Args:
         model: A ViT as `load_backbone` or `load_timm` gives it, in eval mode.
@@ -54,12 +54,12 @@ def extract(model: nn.Module, samples: Samples, *, batch: int = 256) -> Features
 
 
 def rows(features: Features, chosen: Tensor) -> Features:
-    """The rows of an index or a boolean mask."""
+    """The rows that an index or a boolean mask selects."""
     return Features(features.embedding[chosen], features.logits[chosen], features.y[chosen])
 
 
 def split(features: Features, *, forgotten: Tensor) -> tuple[Features, Features]:
-    """(Rows of the forgotten classes, all others)."""
+    """The rows of the forgotten classes, and all other rows."""
     gone = torch.isin(features.y, forgotten)
     return rows(features, gone), rows(features, ~gone)
 
@@ -67,18 +67,18 @@ def split(features: Features, *, forgotten: Tensor) -> tuple[Features, Features]
 def draw_per_class(
     y: Tensor, *, count: int | None = None, share: float | None = None, generator: torch.Generator
 ) -> Tensor:
-    """Sorted rows of a draw without replacement from each class.
+    """Draw rows of each class without replacement; returns them sorted.
 
-    The draw depends on the labels and the generator only, so that every model meets the same one.
+    The draw depends only on the labels and the generator, so every model gets the same rows.
 
     Args:
         y: Labels (n,).
-        count: Rows of each class, all of a class that has no more.
-        share: Instead of `count`: this share of each class, rounded, at least one row.
+        count: Rows of each class; a smaller class gives all its rows.
+        share: Instead of `count`: this share of each class, rounded, but at least one row.
         generator: Source of the draw.
 
     Raises:
-        DataError: Not exactly one of `count` and `share` was given.
+        DataError: Both `count` and `share` were given, or neither.
     """
     if (count is None) == (share is None):
         raise DataError("expected either a count or a share of images per class")
@@ -92,7 +92,7 @@ def draw_per_class(
 
 
 def halves(features: Features) -> tuple[Features, Features]:
-    """Every other sample of each class, and the rest; a class's only sample is in both."""
+    """Split each class in two: every other sample, and the rest. A single sample is in both."""
     first = torch.zeros(len(features.y), dtype=torch.bool)
     alone = torch.zeros(len(features.y), dtype=torch.bool)
     for label in sorted(set(features.y.tolist())):

@@ -1,7 +1,7 @@
-"""Ways to forget, behind the one protocol of `forgetting.methods.protocol`.
+"""Ways to forget. All follow the protocol in `forgetting.methods.protocol`.
 
-`METHODS` is the table of them all. To add one: write its module, import its class here, and put it
-into `_ALL` in the order in which tables show it.
+`METHODS` is the table of all methods. To add one, write its module, import its class here, and put
+it into `_ALL`, in the order in which tables show it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def method_class(name: str) -> type[Method]:
     """The class of a method.
 
     Raises:
-        DataError: There is none of this name; the message lists those that there are.
+        DataError: There is no such method. The message lists all methods.
     """
     if name not in METHODS:
         raise DataError(f"there is no method {name!r}; the methods are {', '.join(METHODS)}")
@@ -64,7 +64,7 @@ def method(name: str, setting: Mapping[str, Any] | None = None) -> Method:
     """A method with its defaults, changed by `setting` (such as one of its `grid`).
 
     Raises:
-        DataError: No such method, or it has no hyper-parameter of such a name.
+        DataError: There is no such method, or it has no such hyper-parameter.
     """
     made = method_class(name)()
     changes = dict(setting or {})

@@ -7,10 +7,11 @@
     DER++  R = w mean |z_s - z_t|^2 + v CE        ibid., eq. 6
     FDR    R = w mean_i |p_s - p_t|_2             Benjamin et al., ICLR 2019, p = softmax(z)
 
-Defined as in these papers where the published code of GS-LoRA differs: its LwF has no distillation
-at all (the term is NaN and set to 0), its DER compares embeddings, its FDR compares logits. DER++
-draws another batch for its second term; here both terms see one batch, which has the same
-expectation at half the images. The mean of DER is over images and classes, as in its authors' code.
+The published code of GS-LoRA differs from these papers; this module follows the papers. (In that
+code LwF has no distillation, because the term is NaN and is set to 0; DER compares embeddings; FDR
+compares logits.) The original DER++ draws another batch for its second term. Here both terms use
+one batch, with the same expectation and half the images. The mean in DER is over images and
+classes, as in its authors' code.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ Grid = tuple[Mapping[str, float], ...]
 
 
 def taught(model: nn.Module, x: Tensor) -> Tensor:
-    """A teacher's logits (n, K) of images that never change: computed once, exactly."""
+    """A teacher's logits (n, K). The images never change, so they are computed only once."""
     return predict(model, x).clone()  # a clone may take part in autograd
 
 
@@ -56,7 +57,7 @@ def distillation(student: Tensor, teacher: Tensor, *, temperature: float) -> Ten
 
 
 def softmax_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """FDR: mean_i |softmax(z_s) - softmax(z_t)|_2; its gradient where both are equal is 0."""
+    """FDR: mean_i |softmax(z_s) - softmax(z_t)|_2. If both are equal, its gradient is 0."""
     apart: Tensor = torch.linalg.vector_norm(student.softmax(1) - teacher.softmax(1), dim=1)
     return apart.mean()
 
@@ -91,7 +92,7 @@ def _learn(
 
 @dataclass(frozen=True)
 class LwF:
-    """Attributes: weight of KD, temperature T, labels the weight of CE on retain images."""
+    """`weight` is that of KD, `temperature` is T, `labels` is the weight of CE on retain images."""
 
     name: ClassVar[str] = "lwf"
     grid: ClassVar[Grid] = (
@@ -133,7 +134,7 @@ class LwF:
 
 @dataclass(frozen=True)
 class DER:
-    """Attributes: weight of the squared distance of the logits."""
+    """`weight` is that of the squared distance of the logits."""
 
     name: ClassVar[str] = "der"
     grid: ClassVar[Grid] = (
@@ -168,7 +169,7 @@ class DER:
 
 @dataclass(frozen=True)
 class DERPlusPlus:
-    """Attributes: weight of the squared distance, labels the weight of CE on retain images."""
+    """`weight` is that of the squared distance, `labels` is that of CE on retain images."""
 
     name: ClassVar[str] = "der++"
     grid: ClassVar[Grid] = (
@@ -204,7 +205,7 @@ class DERPlusPlus:
 
 @dataclass(frozen=True)
 class FDR:
-    """Attributes: weight of the distance; the published one, 50, was for logits."""
+    """`weight` is that of the distance. The published weight, 50, was meant for logits."""
 
     name: ClassVar[str] = "fdr"
     grid: ClassVar[Grid] = (

@@ -1,4 +1,4 @@
-"""The images and labels of one step, all drawn by one generator."""
+"""The images and labels of one step. One generator draws them all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from forgetting.methods.protocol import Budget
 
 @dataclass(frozen=True)
 class Drawn:
-    """Rows (n,) of a set of samples, with their images x (n, c, h, w) and labels y (n,)."""
+    """Drawn rows (n,) of a set of samples, their images x (n, c, h, w) and labels y (n,)."""
 
     rows: Tensor
     x: Tensor
@@ -26,7 +26,7 @@ class Drawn:
 
 
 class Shuffle:
-    """Endless batches of a set of samples, every row once before any row twice."""
+    """Endless batches of a set of samples. Every row comes once before any row comes twice."""
 
     def __init__(self, samples: Samples, *, batch: int, generator: torch.Generator) -> None:
         self._samples, self._generator = samples, generator
@@ -45,7 +45,7 @@ class Shuffle:
 
 
 class Draws:
-    """What a step may ask for: forget images, retain images, wrong labels."""
+    """What a step may draw: forget images, retain images, wrong labels."""
 
     def __init__(self, data: ForgetData, budget: Budget, *, generator: torch.Generator) -> None:
         self._generator = generator
@@ -60,10 +60,10 @@ class Draws:
         return self._retain.next()
 
     def wrong(self, count: int, *, classes: int) -> Tensor:
-        """Labels (count,), uniformly among the retained of `classes`, anew at every draw.
+        """Draw labels (count,) uniformly among the retained ones of `classes`.
 
-        The published code draws (y + U{1..K}) modulo the number of *forget* classes, so that its
-        wrong labels are a few fixed ids, some of them under erasure themselves; not copied.
+        The published code draws (y + U{1..K}) modulo the number of *forget* classes. So its wrong
+        labels are a few fixed ids, and some of these are under erasure. That isn't copied here.
         """
         kept = retained_classes(classes, forgotten=self._forgotten)
         generator = self._generator
@@ -72,10 +72,10 @@ class Draws:
 
 
 def retained_classes(classes: int, *, forgotten: Tensor) -> Tensor:
-    """The labels of 0..classes-1 that aren't under erasure, ascending.
+    """The labels in 0..classes-1 that aren't under erasure, ascending.
 
     Raises:
-        TrainingError: There are none.
+        TrainingError: All are under erasure.
     """
     every = torch.arange(classes, device=forgotten.device)
     kept = every[~torch.isin(every, forgotten)]
@@ -85,21 +85,21 @@ def retained_classes(classes: int, *, forgotten: Tensor) -> Tensor:
 
 
 def label_loss(model: nn.Module, logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy as the backbone itself was trained: the mean over the batch, in nats.
+    """The cross-entropy with which the backbone was trained: mean over the batch, in nats.
 
-    A CosFace head (attributes `scale` s and `margin` m) takes s m off the label's logit, as the
-    published code does for all of its methods; any other head is plain cross-entropy.
+    For a CosFace head, with its `scale` s and `margin` m, it takes s m off the label's logit, as
+    the published code does in all of its methods. For any other head it is the plain cross-entropy.
 
     Args:
-        model: Its head says whether there is a margin.
-        logits: Plain ones (n, K).
+        model: Its head tells whether there is a margin.
+        logits: Logits without the margin (n, K).
         y: Labels (n,).
     """
     return F.cross_entropy(logits - F.one_hot(y, logits.shape[1]) * label_penalty(model), y)
 
 
 def label_penalty(model: nn.Module) -> float:
-    """s m of a CosFace head, 0 of any other."""
+    """s m of a CosFace head; 0 of any other head."""
     head = head_of(model)
     scale, margin = getattr(head, "scale", None), getattr(head, "margin", None)
     if scale is None or margin is None:
@@ -108,7 +108,7 @@ def label_penalty(model: nn.Module) -> float:
 
 
 def head_of(model: nn.Module) -> nn.Module:
-    """The classifier, which maps an embedding (n, d) to logits (n, K).
+    """The model's classifier, which maps embeddings (n, d) to logits (n, K).
 
     Raises:
         TrainingError: The model isn't a timm model with one classifier.

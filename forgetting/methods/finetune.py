@@ -1,9 +1,10 @@
 """The shared loop of the methods that train the weights themselves.
 
-As in the tables of GS-LoRA (CVPR 2024, T-PAMI): everything but the head is trained by AdamW with
-weight decay 0.05 and a cosine, from the weights that the task before left behind. Each method is
-then only its objective. What is unlike the published code, for all methods alike: equally many
-optimizer steps (there, each loader has its own count), no dropout, images that are not augmented.
+It follows the tables of GS-LoRA (CVPR 2024, T-PAMI): AdamW with weight decay 0.05 and a cosine
+trains everything but the head, from the weights that the last task left. So each method is only an
+objective. It differs from the published code in three things, for all methods alike: every method
+takes the same number of optimizer steps (there each loader has its own count), there is no dropout,
+and images aren't augmented.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from forgetting.methods.watch import Watch, check_images, finite
 
 @dataclass(frozen=True)
 class Terms:
-    """The loss of one step: what makes it forget, and all else (scalars, minimised as a sum)."""
+    """The two parts of a step's loss: what makes it forget, and all the rest. Both are scalars."""
 
     forget: Tensor
     retain: Tensor
@@ -36,11 +37,11 @@ Step = Callable[[nn.Module, Draws], Terms]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the weights move.
+    """Settings of the optimizer.
 
     Attributes:
         rate: Peak learning rate.
-        weight_decay: Of AdamW.
+        weight_decay: AdamW's weight decay.
         floor: Learning rate at the end of the cosine.
         warmup: Share of the steps in which the rate rises linearly.
     """
@@ -51,7 +52,7 @@ class Recipe:
     warmup: float = 0.0
 
     def at(self, step: int, *, steps: int) -> float:
-        """The rate of step 0 .. steps - 1."""
+        """The learning rate of a step in 0 .. steps - 1."""
         rising = math.ceil(self.warmup * steps)
         if step < rising:
             return self.rate * (step + 1) / (rising + 1)
@@ -76,19 +77,19 @@ def finetune(
     """Take `budget.steps` optimizer steps.
 
     Args:
-        task: The images; its model is copied.
-        step: The loss of one step.
-        recipe: Rates.
+        task: The task. Its model is copied.
+        step: Computes the loss of one step.
+        recipe: Settings of the optimizer.
         budget: Steps and batch size.
         generator: Source of all draws.
-        watch: Was started at the beginning of `learn`.
-        start: Weights to start from instead of the task's model; changed in place.
-        trained: Which parameters move, by name; all but the head's where not given.
-        beside: Parameters of a helper network, moved by an optimizer of their own.
+        watch: Started at the beginning of `learn`.
+        start: Model to start from instead of the task's. It is changed in place.
+        trained: Tells by name which parameters are trained. Without it, all but the head's.
+        beside: Parameters of a helper network. They have an optimizer of their own.
         carried: See `Learned`.
 
     Raises:
-        TrainingError: No images, no steps, nothing to train, or a loss that is NaN.
+        TrainingError: There are no images, no steps or nothing to train, or the loss is NaN.
     """
     check_images(task.data)
     if budget.steps < 1 or budget.batch < 1:
@@ -131,9 +132,9 @@ def answers(model: nn.Module, forget: Drawn, retain: Drawn) -> tuple[Tensor, Ten
 
 
 def _trained(model: nn.Module, trained: Callable[[str], bool] | None) -> list[nn.Parameter]:
-    """Mark the parameters that move, and only those, as requiring gradients."""
+    """Let only the parameters that are trained require gradients."""
     head = {id(p) for p in head_of(model).parameters()}
-    model.eval().requires_grad_(False)  # eval: dropout would only add noise
+    model.eval().requires_grad_(False)  # in eval mode, as dropout would only add noise
     moving = []
     for name, parameter in model.named_parameters():
         if id(parameter) not in head if trained is None else trained(name):

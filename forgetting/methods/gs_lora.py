@@ -3,12 +3,17 @@
     L = CE(retain) + beta ReLU(BND - CE(forget))  [+ w_f ReLU(D - d_f) + w_r d_r]
     and after each optimizer step the proximal step of  lambda sum_l |B_l|
 
-on low-rank pairs beside the FFN linears of every block; one group per block. As in the paper the
-bound is on the batch's mean, group sparsity begins after a warm-up, and all else is frozen. Unlike
-the published code (`gs_lora_published`): the proximal step gives groups that are exactly zero; BND
-is a multiple of log K, so that it fits any head (theirs, 105 to 110 nats, is for a cosine head of
-scale 64); prototypes come from the original model; the distance of the ++ terms is 1 - cos of
-normalised embeddings instead of KL between softmaxes of features; no dropout; one forward pass.
+on low-rank pairs beside the FFN linears of every block, with one group for each block. As in the
+paper, the bound is on the batch's mean, group sparsity begins after a warm-up, and all other
+weights are frozen. It differs from the published code (`gs_lora_published`):
+
+- The proximal step makes groups exactly zero.
+- BND is a multiple of log K, so that it fits any head. Theirs, 105 to 110 nats, is for a cosine
+head
+  of scale 64.
+- Prototypes come from the original model.
+- The distance in the ++ terms is 1 - cos of embeddings, not KL between softmaxes of features.
+- There is no dropout, and one forward pass instead of two.
 """
 
 from __future__ import annotations
@@ -38,16 +43,16 @@ from forgetting.training.progress import Tell
 
 Attached = Mapping[Group, tuple[LowRank, LowRank]]
 Extra = Callable[[Tensor, Drawn, Drawn], Tensor]
-"""(embeddings (f + r, d), forget images, retain images) -> a further term of the loss."""
+"""(embeddings (f + r, d), forget images, retain images) -> one more term of the loss."""
 
 
 def batch_bound_loss(loss: Tensor, *, bound: float) -> Tensor:
-    """L_f = ReLU(BND - CE), CE being the mean over the batch (CVPR 2024, eq. 5)."""
+    """L_f = ReLU(BND - CE), where CE is the mean over the batch (CVPR 2024, eq. 5)."""
     return F.relu(bound - loss)
 
 
 def prototypes(model: nn.Module, samples: Samples, *, classes: int) -> Tensor:
-    """Unit mean embedding of each class (K, d); zero for a class without images."""
+    """The unit mean embedding of each class (K, d); zero for a class without images."""
     with torch.no_grad():
         parts = [
             features_and_logits(model, samples.x[i : i + 256])[0]
@@ -145,10 +150,10 @@ def _terms(
 
 
 def proximal_step(attached: Attached, *, strength: float, rate: float) -> None:
-    """Shrink every group; one that falls below its threshold becomes exactly zero.
+    """Shrink every group. A group below its threshold becomes exactly zero.
 
-    The threshold is a share of Adam's own step (`losses.prox_threshold`). The strongest group is
-    spared: an empty adapter would forget nothing.
+    The threshold is a share of Adam's own step (`losses.prox_threshold`). The strongest group isn't
+    shrunk, because an empty adapter would forget nothing.
     """
     strongest = max(attached, key=lambda g: update_norm(attached[g]))
     for group, pairs in attached.items():
@@ -168,12 +173,12 @@ class GSLoRA:
     """GS-LoRA.
 
     Attributes:
-        rank: Of every pair.
+        rank: Rank of every pair.
         rate: Peak learning rate.
         beta: Weight of the forget loss.
-        bound: BND in units of log K nats, the loss of a uniform answer; the papers' 105 to 110 nats
-            are 23 to 24 of them for their 100 classes.
-        sparsity: Strength of the proximal step, as a share (0..1) of the optimizer's.
+        bound: BND in units of log K nats, the loss of a uniform answer. The papers' 105 to 110 nats
+            are 23 to 24 units for their 100 classes.
+        sparsity: Strength of the proximal step, as a share (0..1) of the optimizer's step.
         warmup: Share of the steps without sparsity.
     """
 
@@ -212,9 +217,9 @@ class GSLoRAPlusPlus:
     """GS-LoRA++.
 
     Attributes:
-        push: w_f, weight of the push of forget images from their class's prototype.
-        pull: w_r, weight of the pull of retain images to theirs.
-        away: D, how far to push, as 1 - cos: 1 is orthogonal.
+        push: w_f, weight of the push of forget images away from their class's prototype.
+        pull: w_r, weight of the pull of retain images towards theirs.
+        away: D, how far to push, as 1 - cos; 1 is orthogonal.
 
     The other attributes are those of `GSLoRA`.
     """

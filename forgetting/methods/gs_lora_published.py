@@ -4,13 +4,15 @@ Continual recognition, `engine_cl.py` at a92fb97 with the shipped script's hyper
 
     L = CE(retain) + beta_t ReLU(105 - CE(forget)) + 1e-4 sum_l |g_l|_F,   g_l = (A1, B1, A2, B2)
 
-Rank 8 at scale 1/8; A Kaiming-uniform with a = sqrt 5 in the first task and sqrt 50 in later ones;
-AdamW 1e-2 with weight decay 0.05, a cosine per epoch down to 1e-5, 100 epochs; the retain loader
-drives the epoch, the forget loader starts anew when it is exhausted; two forward passes; dropout
-where the model has any; CosFace's margin where the head has one. No proximal step and no threshold:
-no group ever becomes zero, so that all of the pairs are stored. It is here so that every claim has
-its baseline, with its flaws: do not mend it. Left out are its looks at the test images, by which it
-selects checkpoints; the last weights are taken, as it does itself for the next task.
+Rank 8 at scale 1/8. A is Kaiming-uniform, with a = sqrt 5 in the first task and sqrt 50 in later
+ones. AdamW at 1e-2 with weight decay 0.05, a cosine over the epochs down to 1e-5, 100 epochs. The
+retain loader drives the epoch; the forget loader starts again when it runs out. There are two
+forward passes, dropout if the model has any, and CosFace's margin if the head has one. Without a
+proximal step or a threshold no group ever becomes zero, so all pairs are stored.
+
+This module is the baseline for every claim, flaws included: do not mend it. One thing is left out:
+the published code selects checkpoints by the test images. Here the last weights are taken, as that
+code does itself for the next task.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ class ScaledPair(LowRank):
         return y + self.scale * ((x @ self.a.T) @ self.b.T)  # (.., in) -> (.., r) -> (.., out)
 
     def pair(self) -> Pair:
-        """The same update at scale 1: exact, 1/8 being a power of two."""
+        """The same update at scale 1. It is exact, because 1/8 is a power of two."""
         return self.a.detach().clone(), self.b.detach() * self.scale
 
 
@@ -65,7 +67,7 @@ def structure_loss(groups: Mapping[Group, tuple[ScaledPair, ScaledPair]]) -> Ten
 
 
 def epoch(samples: Samples, *, batch: int, generator: torch.Generator) -> Iterator[Samples]:
-    """Every sample once in a new order; the last batch may be smaller."""
+    """Every sample once, in a new order. The last batch may be smaller."""
     order = torch.randperm(len(samples), generator=generator, device=generator.device)
     for rows in torch.split(order.to(samples.y.device), batch):
         yield Samples(samples.x[rows], samples.y[rows])
@@ -82,15 +84,15 @@ class GSLoRAPublished:
     """The published recipe. It ignores the budget: `epochs` and `batch` fix its steps.
 
     Attributes:
-        betas: Weight of the forget loss, task by task; the last one is for all later tasks.
+        betas: Weight of the forget loss in each task. The last one is for all later tasks.
         epochs: Passes over the retain images.
-        batch: Of either loader.
-        bound: BND, nats.
+        batch: Batch size of both loaders.
+        bound: BND, in nats.
         alpha: Weight of the group norm.
         rate: Peak learning rate.
         floor: Learning rate at the end of the cosine.
-        weight_decay: Of AdamW, on A and B.
-        rank: r; the scale is 1 / r.
+        weight_decay: AdamW's weight decay on A and B.
+        rank: r. The scale is 1 / r.
     """
 
     name: ClassVar[str] = "gs_lora_published"

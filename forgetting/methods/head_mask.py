@@ -1,8 +1,9 @@
-"""Head masking: the forgotten classes' logits are too small to win. No weight forgets anything.
+"""Head masking: make the forgotten classes' logits too small to win. No weight forgets anything.
 
-It tops H by construction and fails every figure of what can be won back; it is in the tables to
-show just that. Exact for any head: a plain linear one gets zero rows and a large negative bias, any
-other (a cosine head has no bias, and a zero row still gives a logit of 0) is wrapped.
+By construction it has the best H, and fails every figure of what can be won back. It is in the
+tables to show that. It is exact for any head. A plain linear head gets zero rows and a large
+negative bias. Any other head is wrapped. (A cosine head has no bias, and a zero row still gives a
+logit of 0.)
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from forgetting.methods.watch import Watch
 from forgetting.training.progress import Tell
 
 MASKED = -1e4
-"""The logit of a masked class: finite, also in half precision, and far below any other."""
+"""The logit of a masked class. It is finite even in half precision, and far below any other."""
 
 
 class MaskedHead(nn.Module):
-    """Another head whose logits of some classes are `MASKED`."""
+    """A head around another one. It gives some classes the logit `MASKED`."""
 
     forgotten: Tensor
 
@@ -43,7 +44,7 @@ class MaskedHead(nn.Module):
 
 @dataclass(frozen=True)
 class HeadMask:
-    """Has no hyper-parameters, takes no step and needs no images."""
+    """It has no hyper-parameters, takes no step and needs no images."""
 
     name: ClassVar[str] = "head_mask"
     grid: ClassVar[tuple[Mapping[str, float], ...]] = ()
@@ -73,7 +74,7 @@ def mask(model: nn.Module, forgotten: Tensor) -> int:
         How many numbers describe the change: rows and biases, or the labels of a wrapped head.
 
     Raises:
-        TrainingError: A label isn't one of the head's, or none would be left.
+        TrainingError: The head has no such label, or no class would be left.
     """
     head = head_of(model)
     inner = head.head if isinstance(head, MaskedHead) else head
@@ -97,7 +98,7 @@ def mask(model: nn.Module, forgotten: Tensor) -> int:
 
 
 def _put_head(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put `new` where the model keeps its classifier."""
+    """Put `new` in the place of the model's classifier."""
     path = next(name for name, module in model.named_modules() if module is old)
     parent, _, name = path.rpartition(".")
     owner: Any = model.get_submodule(parent)

@@ -1,4 +1,4 @@
-"""`lethe`: GS-LoRA++'s successor, as the forget command trains it (`training.sparse_lora`)."""
+"""`lethe`: our method, as the forget command trains it (`forgetting.training.sparse_lora`)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from forgetting.training.sparse_lora import train
 
 @dataclass(frozen=True)
 class Lethe:
-    """Its recipe fixes its own steps; the budget isn't used."""
+    """Its recipe fixes its steps, so it ignores the budget."""
 
     config: TrainConfig = field(default_factory=TrainConfig)
     name: ClassVar[str] = "lethe"
@@ -34,7 +34,7 @@ class Lethe:
         generator: torch.Generator,
         progress: Tell | None = None,
     ) -> Learned:
-        """As `forgetting.methods.protocol.Method.learn`."""
+        """See `forgetting.methods.protocol.Method.learn`."""
         began = time.process_time()
         result = train(
             task.model, task.data, config=self.config, generator=generator, progress=progress

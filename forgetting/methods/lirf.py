@@ -5,13 +5,15 @@ The student's lower half (embeddings and blocks) is trained under the frozen upp
     L = a CE(forget, wrong) - t AT(forget) + k KD_T(all images, retained classes' logits)
         + v CE(retain) + d [ KD_T(deposit, forgotten classes' logits) + a CE(deposit) ]
 
-AT is the distance of the squared-activation maps of student and teacher at the cut (Zagoruyko &
-Komodakis, ICLR 2017): what is particular to the forget images leaves the lower half. The *deposit*
-network reads the student's activations at the cut and learns to name the forgotten classes, so that
-they could be given back; it is no part of the served model. The published code of GS-LoRA never
-gives it an optimizer, and splits the classes by raw ids instead of the forgotten ones; here it has
-an optimizer of its own, and the deposits of all tasks are in `Learned.carried`. The paper learns
-from forget images alone; CE on retain images is GS-LoRA's addition, kept because it helps.
+AT is the distance between the squared-activation maps of student and teacher at the cut (Zagoruyko
+& Komodakis, ICLR 2017). It removes from the lower half what is particular to the forget images. The
+*deposit* network reads the student's activations at the cut and learns to name the forgotten
+classes, so that they could be given back. It isn't part of the served model; the deposits of all
+tasks are in `Learned.carried`.
+
+In the published code of GS-LoRA the deposit has no optimizer, and raw ids instead of the forgotten
+ones split the classes. Here it has an optimizer of its own. The paper learns from forget images
+only; CE on retain images is GS-LoRA's addition, kept because it helps.
 """
 
 from __future__ import annotations
@@ -36,20 +38,20 @@ from forgetting.training.progress import Tell
 
 
 class Deposit(nn.Module):
-    """The upper half pruned to its first block, with a head for the forgotten classes only."""
+    """The first block of the upper half, with a head for the forgotten classes only."""
 
     def __init__(self, block: nn.Module, *, width: int, classes: Tensor) -> None:
         super().__init__()
         self.block = copy.deepcopy(block).eval().requires_grad_(True)
         self.norm = nn.LayerNorm(width)
-        # Without the layer's own first values: they are drawn from the global generator.
+        # Skip the layer's own initial values, which come from the global generator.
         self.head = nn.utils.skip_init(nn.Linear, width, len(classes))  # type: ignore[no-untyped-call]
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.classes = tuple(classes.tolist())
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits of the forgotten classes (n, k), of the tokens at the cut (n, t, dim)."""
+        """Logits of the forgotten classes (n, k) from the tokens at the cut (n, t, dim)."""
         logits: Tensor = self.head(self.norm(self.block(tokens)).mean(dim=1))
         return logits
 
@@ -68,7 +70,7 @@ def blocks_of(model: nn.Module) -> nn.Sequential | nn.ModuleList:
 
 @contextmanager
 def outputs(module: nn.Module) -> Iterator[list[Tensor]]:
-    """What the module returns in the passes inside the `with`, in order."""
+    """Collect what the module returns inside the `with` block, in order."""
     seen: list[Tensor] = []
     handle = module.register_forward_hook(lambda _m, _i, out: seen.append(out))
     try:
@@ -89,9 +91,10 @@ def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LIRF:
-    """Attributes: the weights a, t, k, v, d of the equation in this order, and T.
+    """The weights in the equation, and T.
 
-    labels: a. attention: t. distil: k. retain: v. deposit: d. temperature: T of KD.
+    `labels` is a, `attention` t, `distil` k, `retain` v, `deposit` d, and `temperature` the T of
+    KD.
     """
 
     name: ClassVar[str] = "lirf"
@@ -169,7 +172,7 @@ class LIRF:
 
 
 def _lower(model: nn.Module, cut: int) -> Callable[[str], bool]:
-    """Whether a parameter lies below the cut: an embedding's, or one of the lower blocks'."""
+    """Whether a parameter lies below the cut: in an embedding or in a lower block."""
     ups = [f"blocks.{i}." for i in range(cut, len(blocks_of(model)))]
     after = ("norm.", "fc_norm.", "head.", "head_drop.", "attn_pool.")
 

@@ -1,4 +1,4 @@
-"""From trained pairs to what a low-rank method gives back: the merged model and its figures."""
+"""Turn trained pairs into a low-rank method's result: the merged model and its figures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from forgetting.models.targets import Group, Pair
 
 
 def merged(model: nn.Module, pairs: Mapping[str, Pair]) -> nn.Module:
-    """A copy with W + B A in the named linears, added in float64 and rounded once.
+    """A copy with W + B A in the named linears, computed in float64 and rounded once.
 
     Raises:
         TargetError: A path isn't a linear of the model.
@@ -30,7 +30,7 @@ def merged(model: nn.Module, pairs: Mapping[str, Pair]) -> nn.Module:
 
 
 def block_norms(groups: Sequence[Group], pairs: Mapping[str, Pair]) -> tuple[float, ...]:
-    """|[B_1 A_1, B_2 A_2]|_F of each block, bottom to top; 0 where it has no pairs."""
+    """|[B_1 A_1, B_2 A_2]|_F of each block, bottom to top; 0 for a block without pairs."""
     norms = []
     for group in groups:
         squares = [
@@ -49,15 +49,15 @@ def low_rank(
     steps: int,
     cpu_seconds: float,
 ) -> Learned:
-    """The result of a method that trains pairs; `pairs` holds the surviving ones.
+    """The result of a method that trains pairs.
 
     Args:
-        model: The task's, without the pairs.
-        groups: All of the backbone's.
-        pairs: (A, B) by module path, scale 1.
-        trainable: Numbers that the optimizer could change.
-        steps: That were taken.
-        cpu_seconds: Of training.
+        model: The task's model, without the pairs.
+        groups: All groups of the backbone.
+        pairs: The surviving (A, B) by module path, at scale 1.
+        trainable: How many numbers the optimizer could change.
+        steps: Steps that were taken.
+        cpu_seconds: CPU time of the training.
     """
     return Learned(
         model=merged(model, pairs),
@@ -78,6 +78,6 @@ def _update(pair: Pair) -> Tensor:
 
 
 def detached(a: Tensor, b: Tensor) -> Pair:
-    """A pair as values: copies without gradients."""
+    """A copy of a pair, without gradients."""
     with torch.no_grad():
         return a.detach().clone(), b.detach().clone()

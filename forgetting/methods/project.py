@@ -1,7 +1,7 @@
-"""The closed form as a method: no steps, no gradients, seconds (`forgetting/erasure/leace.py`).
+"""The closed form as a method (`forgetting.erasure.leace`). It needs seconds, and no gradients.
 
-Of the retain images only statistics are used, which a server keeps per backbone; here they are
-taken anew for every task, and their forward pass is in the time.
+It uses only statistics of the retain images. A server keeps those for its backbone. Here they are
+computed again for every task, and their forward pass is part of the time.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from forgetting.training.progress import Tell
 
 @dataclass(frozen=True)
 class Project:
-    """Erase the forgotten classes' subspace from the feature; a task's edit follows the earlier.
+    """Erase the forgotten classes' subspace from the feature, after the edits of earlier tasks.
 
     Attributes:
-        shrinkage: Of the features' covariance towards a multiple of the identity, in (0, 1].
-        margin: Standard deviations by which a forgotten row stays below the best other one.
+        shrinkage: How far the features' covariance is shrunk to a multiple of the identity, (0, 1].
+        margin: How many standard deviations a forgotten row stays below the best other row.
     """
 
     name: ClassVar[str] = "project"
@@ -47,8 +47,8 @@ class Project:
         """See `forgetting.methods.protocol.Method.learn`. Uses neither budget nor generator.
 
         Raises:
-            TrainingError: Too many classes at once for the feature's width, no difference to erase,
-                or no images.
+            TrainingError: There are too many classes for the feature's width, there is no
+                difference to erase, or there are no images.
             TargetError: The model has no `head_drop`, or a head that is neither linear nor cosine.
         """
         watch = Watch(task.data, progress, phase=self.name)

@@ -1,8 +1,7 @@
-"""The seam between a task and whoever solves it: what a method may see, and what it gives back.
+"""The interface of a method: what it may see of a task, and what it returns.
 
-Every method of `forgetting.methods`, ours and the field's, is a frozen dataclass of its own
-hyper-parameters with one function, `learn`. It sees training and validation images; test images
-never reach this module.
+Every method in `forgetting.methods` is a frozen dataclass of its hyper-parameters with one
+function, `learn`. It sees training and validation images, and never test images.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ class Task:
     """One task of a sequence.
 
     Attributes:
-        original: The bare backbone's model: what teachers are copied from. Never changed.
-        model: The model that the tasks before this one left behind. Never changed.
+        original: The bare backbone's model, from which teachers are copied. Never changed.
+        model: The model that the earlier tasks made. Never changed.
         data: The images.
-        number: 1 for the first task.
-        carried: What this method returned as `Learned.carried` of the task before; None at first.
+        number: Number of the task; 1 for the first.
+        carried: `Learned.carried` of this method's last task; None in the first task.
     """
 
     original: nn.Module
@@ -41,11 +40,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a method of the field may spend: the same for all of them.
+    """What a method may spend on a task. It is the same for all methods that others published.
 
     Attributes:
-        steps: Optimizer steps of one task.
-        batch: Retain images a step, and at most as many forget images.
+        steps: Optimizer steps in a task.
+        batch: Retain images in a step, and at most as many forget images.
     """
 
     steps: int = 300
@@ -57,19 +56,19 @@ class Learned:
     """What a method made of a task.
 
     Attributes:
-        model: A new model, eval mode, without gradients; same architecture and head as before.
-        trainable: Numbers that the optimizer could change.
-        stored: Numbers that must be kept to serve the result beside the backbone (all that can
-            differ from the backbone; for an adapter its surviving pairs).
+        model: A new model in eval mode, without gradients. Its architecture is that of the old one.
+        trainable: How many numbers the optimizer could change.
+        stored: How many numbers must be kept beside the backbone to serve the result: all that may
+            differ from the backbone, or an adapter's surviving pairs.
         steps: Optimizer steps taken.
-        cpu_seconds: Of this process, for everything inside `learn`.
-        groups_kept: Groups with an update; None where the method knows no groups.
-        groups_total: Groups of the backbone; None likewise.
-        update_norms: Frobenius norm of the update of each block's FFN, bottom to top; None where
-            the method knows no groups.
-        pairs: The surviving pairs by module path; None for a method that isn't low-rank.
-        erasure: Of the feature; None for a method that edits none.
-        carried: Handed to the same method's next task (importances, teachers); None if nothing.
+        cpu_seconds: CPU time of this process inside `learn`.
+        groups_kept: Number of groups with an update; None if the method has no groups.
+        groups_total: Number of groups in the backbone; None if the method has no groups.
+        update_norms: Frobenius norm of the update of each block's FFN, bottom to top; None if the
+            method has no groups.
+        pairs: The surviving pairs by module path; None if the method isn't low-rank.
+        erasure: The erasure of the feature; None if the method makes none.
+        carried: What the same method's next task gets (importances, teachers); None if nothing.
     """
 
     model: nn.Module = field(repr=False)
@@ -89,9 +88,9 @@ class Method(Protocol):
     """A way to forget. Implementations are frozen dataclasses of their hyper-parameters.
 
     Attributes:
-        name: As in the tables and on the command line.
-        grid: Settings to choose from on validation images, each a change to the defaults; the
-            defaults themselves are always a candidate. Empty where nothing is tuned.
+        name: The method's name in the tables and on the command line.
+        grid: Settings to choose from on validation images. Each one is a change to the defaults.
+            The defaults are always a candidate too. Empty if nothing is tuned.
     """
 
     name: ClassVar[str]
@@ -108,8 +107,8 @@ class Method(Protocol):
         """Forget `task.data.forget`.
 
         Args:
-            task: Models and images; left as they are.
-            budget: Steps and batch size. A method whose recipe fixes its own says so.
+            task: Models and images. They aren't changed.
+            budget: Steps and batch size. A method with a fixed recipe may ignore it, and says so.
             generator: Source of all randomness.
             progress: Called at every look at the validation images; may raise to cancel.
 

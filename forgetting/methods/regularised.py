@@ -1,12 +1,12 @@
-"""L2, EWC and MAS: relabelled forget images, and a quadratic pull to the weights before the task.
+"""L2, EWC and MAS: relabelled forget images, and a quadratic pull to the weights of before.
 
     L = CE(forget, random wrong labels + retain)  +  lambda sum_tj w_tj (theta_j - theta_tj)^2
 
-One term per task t, theta_t being the weights that the task found, is *added* for each new task.
-w = 1 for L2; the diagonal of the Fisher information for EWC (Kirkpatrick et al., PNAS 2017, there
-with a factor 1/2); the mean absolute gradient of |z|^2 for MAS (Aljundi et al., ECCV 2018). The
-published code of GS-LoRA takes both from gradients of whole batches, in which the samples' own
-gradients cancel; here they are per sample, as the papers define them.
+Each task t *adds* a pull to theta_t, the weights at its start. In L2, w = 1. In EWC, w is the
+diagonal of the Fisher information (Kirkpatrick et al., PNAS 2017, there with a factor 1/2). In MAS,
+w is the mean absolute gradient of |z|^2 (Aljundi et al., ECCV 2018). The published code of GS-LoRA
+takes the last two from gradients of whole batches, in which the gradients of the samples cancel
+out. Here they are taken for each sample, as in the papers.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ Importance = Callable[[nn.Module, Samples, torch.Generator], Tensors]
 
 @dataclass(frozen=True)
 class Anchor:
-    """All tasks' pulls in one: sum_t w_t (theta - theta_t)^2 = w (theta - c)^2 + constant.
+    """The pulls of all tasks as one: sum_t w_t (theta - theta_t)^2 = w (theta - c)^2 + constant.
 
-    With w = sum_t w_t and c = sum_t w_t theta_t / w, the gradient is exactly that of the sum, and
-    nothing grows with the number of tasks.
+    With w = sum_t w_t and c = sum_t w_t theta_t / w, the gradient is exactly that of the sum. It
+    takes no more memory with more tasks.
     """
 
     weight: Tensors
@@ -54,7 +54,7 @@ class Anchor:
 
 
 def anchored(before: Anchor | None, weight: Tensors, at: Mapping[str, Tensor]) -> Anchor:
-    """The pulls of the tasks before with one more, of strength `weight` to the weights `at`."""
+    """Add a pull of strength `weight` to the weights `at` to the pulls of earlier tasks."""
     if before is None:
         return Anchor(weight, {name: at[name].detach().clone() for name in weight})
     total = {name: before.weight[name] + w for name, w in weight.items()}
@@ -67,15 +67,15 @@ def anchored(before: Anchor | None, weight: Tensors, at: Mapping[str, Tensor]) -
 
 
 def ones(model: nn.Module, samples: Samples, generator: torch.Generator) -> Tensors:
-    """L2: every weight counts the same."""
+    """L2: w = 1 for every weight."""
     return {name: torch.ones_like(p) for name, p in _body(model).items()}
 
 
 def fisher(model: nn.Module, samples: Samples, generator: torch.Generator) -> Tensors:
-    """EWC: F_j = mean_i (d log p(y_i | x_i) / d theta_j)^2, y_i drawn from the model's own answer.
+    """EWC: F_j = mean_i (d log p(y_i | x_i) / d theta_j)^2, with y_i drawn from the model's answer.
 
-    The expectation under the model is what makes it the Fisher information; with the data's labels
-    it would vanish wherever the model fits them.
+    Only the expectation under the model is the Fisher information. With the data's labels it would
+    vanish wherever the model fits them.
     """
     with torch.no_grad():
         parts = [model(samples.x[i : i + 256]).softmax(dim=1) for i in range(0, len(samples), 256)]
@@ -91,7 +91,7 @@ def fisher(model: nn.Module, samples: Samples, generator: torch.Generator) -> Te
 
 
 def sensitivity(model: nn.Module, samples: Samples, generator: torch.Generator) -> Tensors:
-    """MAS: w_j = mean_i |d |z(x_i)|^2 / d theta_j|, z being the logits."""
+    """MAS: w_j = mean_i |d |z(x_i)|^2 / d theta_j|, where z are the logits."""
     return _mean_over_samples(model, samples, lambda logits, i: logits.square().sum(), torch.abs)
 
 
@@ -128,7 +128,7 @@ def few(samples: Samples, count: int, *, generator: torch.Generator) -> Samples:
 
 
 def relabelled(anchor: Anchor, *, strength: float) -> Step:
-    """CE over both batches as one, plus the pull."""
+    """The cross-entropy over both batches together, plus the pull."""
 
     def step(model: nn.Module, draws: Draws) -> Terms:
         f, r = draws.forget(), draws.retain()
@@ -172,7 +172,7 @@ def _learn(
 
 @dataclass(frozen=True)
 class L2:
-    """Attributes: strength is lambda; rate the peak learning rate."""
+    """`strength` is lambda, `rate` the peak learning rate."""
 
     name: ClassVar[str] = "l2"
     grid: ClassVar[tuple[Mapping[str, float], ...]] = (
@@ -207,7 +207,7 @@ class L2:
 
 @dataclass(frozen=True)
 class EWC:
-    """Attributes: strength is lambda; samples caps the retain images of the Fisher information."""
+    """`strength` is lambda, `samples` the most retain images for the Fisher information."""
 
     name: ClassVar[str] = "ewc"
     grid: ClassVar[tuple[Mapping[str, float], ...]] = (
@@ -243,7 +243,7 @@ class EWC:
 
 @dataclass(frozen=True)
 class MAS:
-    """Attributes: strength is lambda, small because |z|^2 sums over classes (published: a mean)."""
+    """`strength` is lambda. It is small because |z|^2 is a sum over classes (published: a mean)."""
 
     name: ClassVar[str] = "mas"
     grid: ClassVar[tuple[Mapping[str, float], ...]] = (

@@ -1,8 +1,8 @@
-"""The tables' row "Retrain": a network with fresh weights, within the same budget as the others.
+"""The row "Retrain" of the tables: a network with fresh weights, within the same budget.
 
-Cross-entropy on retain images only, all weights and the head trained, whatever earlier tasks left
-behind. At a few hundred steps this is a weak model; the reference for leaks is one that is trained
-to the end without the classes, and is made elsewhere.
+It trains all weights and the head by cross-entropy on retain images only, and uses nothing of
+earlier tasks. After a few hundred steps this is a weak model. The reference for leaks is another
+one, trained to the end without the classes (`forgetting.bench.backbones`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from forgetting.training.progress import Tell
 
 
 def reset(model: nn.Module, *, generator: torch.Generator) -> nn.Module:
-    """A copy with fresh weights, as timm itself initialises the architecture.
+    """A copy with fresh weights, initialised by timm.
 
     Raises:
         TrainingError: The model has no `init_weights`.
@@ -48,7 +48,7 @@ def reset(model: nn.Module, *, generator: torch.Generator) -> nn.Module:
 
 @dataclass(frozen=True)
 class Retrain:
-    """Attributes: rate is the peak learning rate, reached after the warm-up's share of steps."""
+    """`rate` is the peak learning rate. It is reached after the share `warmup` of the steps."""
 
     name: ClassVar[str] = "retrain"
     grid: ClassVar[tuple[Mapping[str, float], ...]] = ({"rate": 1e-3}, {"rate": 3e-3})

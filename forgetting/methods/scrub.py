@@ -4,10 +4,10 @@
     min step   L = alpha KD_T(z_s, z_t) + gamma CE     on retain images
 
 A round is a pass of max steps over the forget images, then a pass of min steps over the retain
-ones. As in the paper the max steps end early: rounds fill the first part of the budget, min steps
-alone the rest, and every step counts, of either kind. The weights are those of the code that
-GS-LoRA published. SCRUB-S adds to both kinds of step a pull to smoothed weights,
-p sum_l |theta_l - s_l|_F, where s <- 0.9 s + 0.1 theta after each pass of min steps.
+images. As in the paper, the max steps end early: rounds fill the first part of the budget, and only
+min steps the rest. Steps of both kinds count. The weights alpha and gamma are those in the code
+that GS-LoRA published. SCRUB-S adds to every step a pull to smoothed weights, p sum_l |theta_l -
+s_l|_F, where s <- 0.9 s + 0.1 theta after each pass of min steps.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from forgetting.training.progress import Tell
 
 
 def schedule(forget: int, retain: int, *, budget: Budget, share: float) -> Iterator[str]:
-    """The kinds of step, `max` or `min`, endlessly; `end` closes each pass of min steps.
+    """The kinds of step, `max` or `min`, without end. `end` follows each pass of min steps.
 
     Args:
         forget: Number of forget images.
         retain: Number of retain images.
-        budget: Whose first `share` of steps is filled with rounds.
-        share: 0..1; at least one pass of max steps is taken.
+        budget: Steps and batch size.
+        share: Share of the steps that rounds fill, 0..1. At least one pass of max steps is taken.
     """
     up, down = (max(1, -(-n // budget.batch)) for n in (forget, retain))
     taken = 0
@@ -48,14 +48,14 @@ def schedule(forget: int, retain: int, *, budget: Budget, share: float) -> Itera
 
 
 class Smoothed:
-    """s, the smoothed weights; starts at the weights of the first call."""
+    """s, the smoothed weights. They start at the weights of the first call."""
 
     def __init__(self, *, decay: float) -> None:
         self._decay = decay
         self._at: list[Tensor] = []
 
     def distance(self, model: nn.Module) -> Tensor:
-        """sum_l |theta_l - s_l|_F over the trained tensors; its gradient at s is 0."""
+        """sum_l |theta_l - s_l|_F over the trained tensors. At s its gradient is 0."""
         now = self._trained(model)
         apart = [torch.linalg.vector_norm(p - s) for p, s in zip(now, self._at, strict=True)]
         return torch.stack(apart).sum()
@@ -84,7 +84,7 @@ def scrubbing(
     pull: float,
     decay: float,
 ) -> Step:
-    """The objective; see the module."""
+    """The objective. See the module's docstring."""
     data = task.data
     check_images(data)
     on_forget = taught(task.original, data.forget.x)
@@ -115,7 +115,7 @@ def scrubbing(
 
 @dataclass(frozen=True)
 class Scrub:
-    """Attributes: as in the equations; max_share of the steps is filled with rounds."""
+    """Weights as in the equations. `max_share` is the share of steps that rounds fill."""
 
     name: ClassVar[str] = "scrub"
     grid: ClassVar[tuple[Mapping[str, float], ...]] = (
@@ -156,7 +156,7 @@ class Scrub:
 
 @dataclass(frozen=True)
 class ScrubS:
-    """Attributes: as of `Scrub`; pull is p, decay the share of the smoothed weights that stays."""
+    """As `Scrub`. `pull` is p; `decay` is the share of the smoothed weights that stays."""
 
     name: ClassVar[str] = "scrub-s"
     grid: ClassVar[tuple[Mapping[str, float], ...]] = (

@@ -1,7 +1,7 @@
-"""What every method of the field does around its steps: time them, look, and refuse a broken loss.
+"""What every published method does around its steps: measure time, look, refuse a broken loss.
 
-These methods choose nothing by the validation images: a look is for the eyes of whoever waits, so
-that its time isn't counted as the method's.
+These methods choose nothing by the validation images. They look at them only to show their
+progress, so the time of a look doesn't count as the method's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from forgetting.training.progress import Progress, Tell
 
 
 class Watch:
-    """Starts with `learn`. Its seconds are those of the process without the looks."""
+    """A stopwatch, started with `learn`. It counts CPU time of the process without the looks."""
 
     def __init__(
         self,
@@ -46,15 +46,15 @@ class Watch:
         retain: Tensor,
         groups: Callable[[], int] = lambda: 0,
     ) -> None:
-        """Look at about every tenth of the steps, and at the last one.
+        """Look about ten times in a run, and after the last step.
 
         Args:
-            step: The step just done, from 1.
-            model: Looked at in eval mode, handed back in the mode that it came in.
-            steps: Of the whole run.
+            step: The step just taken, from 1.
+            model: The model. It is measured in eval mode, and then has its old mode again.
+            steps: Steps of the whole run.
             forget: The step's forget loss (scalar).
             retain: All other terms of its loss (scalar).
-            groups: How many groups are not zero; called only where there is a look.
+            groups: Counts the groups that aren't zero. Called only for a look.
         """
         due = step % max(1, steps // 10) == 0 or step == steps
         if self._progress is None or not due:
@@ -79,7 +79,7 @@ class Watch:
 
 
 def finite(step: int, *, forget: Tensor, retain: Tensor, rate: float) -> Tensor:
-    """forget + retain, to be descended.
+    """The whole loss, forget + retain.
 
     Raises:
         TrainingError: The sum is NaN or infinite.
@@ -94,10 +94,10 @@ def finite(step: int, *, forget: Tensor, retain: Tensor, rate: float) -> Tensor:
 
 
 def check_images(data: ForgetData) -> None:
-    """A method that learns needs images of both sides.
+    """Check that there are forget images and retain images.
 
     Raises:
-        TrainingError: Naming the side that has none.
+        TrainingError: One of them is missing. The message says which.
     """
     for name, samples in (("forget", data.forget), ("retain", data.retain)):
         if len(samples) == 0:

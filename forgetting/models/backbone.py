@@ -2,8 +2,8 @@
 
 On disk a backbone is a directory of two files: `backbone.json` (model name, arguments, classes,
 preprocessing, fingerprint) and `model.safetensors`. The fingerprint names the weights: SHA-256
-over the sorted tensors' names, dtypes, shapes and bytes. Everything that is learned against a
-backbone quotes it.
+over the sorted tensors' names, dtypes, shapes and bytes. Everything that is learned for a backbone
+quotes its fingerprint.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """What is needed beside the weights to build and feed a backbone.
+    """What a backbone needs beside its weights.
 
     Attributes:
         model: A timm model name.
-        model_args: Arguments that differ from the timm default (JSON values only); the number of
-            classes and of input channels follow from the other fields.
+        model_args: Arguments that differ from timm's defaults, as JSON values. The numbers of
+            classes and of input channels are left out: they follow from the other fields.
         classes: Class names in the order of the head's rows.
         preprocess: See `Preprocess`.
     """

@@ -1,13 +1,13 @@
-"""Reads a checkpoint of the GS-LoRA papers' face backbone into timm's terms.
+"""Read a checkpoint of the GS-LoRA papers' face backbone as a timm model.
 
-The layout is that of the authors' `ViT_face`: a torch state dict with patches flattened in
-(row, column, channel) order and the CosFace weight as `loss.weight`. Nothing is unpickled but
-tensors.
+The checkpoint is a torch state dict of the authors' `ViT_face`. Its patches are flattened in
+(row, column, channel) order, and the CosFace weight is called `loss.weight`. Only tensors are
+unpickled.
 
-A task's checkpoint of the authors also holds `lora_A` and `lora_B` next to the FFN's weights. It
-is written in eval mode, where their LoRA layers have already added the product to the weight, so
-that these keys are redundant and are left out here. (From a checkpoint that was written in
-training mode this reads the model *before* that task: nothing in the file tells the two apart.)
+After a task the authors' checkpoint also holds `lora_A` and `lora_B` next to the FFN's weights.
+They write it in eval mode, in which their LoRA layers have already added the product to the weight.
+So these keys repeat what the weights hold, and they are left out here. A checkpoint written in
+training mode looks the same, but is read as the model *before* that task.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from forgetting.models.face_transformer import NAME
 _CHANNELS = 3
 _PATCHES = "patch_to_embedding.weight"
 _REDUNDANT = re.compile(r"transformer\.layers\.\d+\.1\.fn\.fn\.net\.[03]\.lora_[AB]")
-# Theirs to ours, outside the blocks.
+# Their keys to ours, outside the blocks.
 _ENDS = {
     "cls_token": "cls_token",
     "pos_embedding": "pos_embed",
@@ -39,7 +39,7 @@ _ENDS = {
     "mlp_head.0.bias": "norm.bias",
     "loss.weight": "head.weight",
 }
-# Theirs in `transformer.layers.<i>` to ours in `blocks.<i>`.
+# Their keys in `transformer.layers.<i>` to ours in `blocks.<i>`.
 _BLOCK = {
     "0.fn.norm.weight": "norm1.weight",
     "0.fn.norm.bias": "norm1.bias",
@@ -56,17 +56,17 @@ _BLOCK = {
 
 
 def load_face_transformer(path: str | Path, labels: str | Path, *, num_heads: int = 8) -> Backbone:
-    """The authors' checkpoint as a backbone; its sizes follow from the tensors.
+    """The authors' checkpoint as a backbone. The tensors give all sizes but the number of heads.
 
     Args:
         path: A torch file with the state dict.
         labels: A text file with one class name per line, in the order of the rows of
             `loss.weight`.
-        num_heads: Heads of the attention, which the tensors don't show.
+        num_heads: Heads of the attention.
 
     Raises:
-        BackboneError: A file is missing or damaged, a key is missing or unknown, a tensor is of
-            the wrong shape or not finite, or the number of labels isn't that of the rows.
+        BackboneError: A file is missing or damaged, a key is missing or unknown, a tensor has the
+            wrong shape or isn't finite, or the number of labels isn't the number of rows.
     """
     theirs = _read(Path(path))
     keys = _key_map(Path(path), theirs)
@@ -126,7 +126,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _key_map(path: Path, theirs: Mapping[str, Tensor]) -> dict[str, str]:
-    """Their keys to ours, for as many blocks as there are."""
+    """Their keys to ours, for every block in the checkpoint."""
     layers = [re.match(r"transformer\.layers\.(\d+)\.", key) for key in theirs]
     depth = 1 + max((int(layer[1]) for layer in layers if layer), default=0)
     keys = dict(_ENDS)

@@ -1,10 +1,10 @@
 """The Face Transformer of the GS-LoRA papers (ViT-P8S8) in timm's terms, with its cosine head.
 
-Y. Zhong, W. Deng, Face Transformer for Recognition, 2021, as it stands in the code of Zhao et al.,
-Continual Forgetting for Pre-trained Vision Models, CVPR 2024. It is a plain `VisionTransformer`
-but for the attention's scale, which is dim^-1/2 instead of head_dim^-1/2, the scale of the initial
-tokens, and the head. Importing this module makes its name known to `timm.create_model`; weights in
-the authors' layout are read by `face_checkpoint`.
+Y. Zhong, W. Deng, Face Transformer for Recognition, 2021, as in the code of Zhao et al., Continual
+Forgetting for Pre-trained Vision Models, CVPR 2024. It differs from a plain `VisionTransformer` in
+three things: the attention's scale, dim^-1/2 instead of head_dim^-1/2; the scale of the initial
+tokens; and the head. Importing this module registers its name with `timm.create_model`.
+`face_checkpoint` reads weights in the authors' layout.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ NAME = "face_transformer_p8s8"
 
 
 class CosineHead(nn.Linear):
-    """CosFace: z_k = s cos(e, W_k), in training with the margin m on the label's cosine.
+    """CosFace: z_k = s cos(e, W_k). Training takes the margin m off the label's cosine.
 
-    H. Wang et al., CosFace: Large Margin Cosine Loss for Deep Face Recognition, CVPR 2018. It is a
-    linear without bias to whoever looks for the head's rows, but its logits are not e W^T.
+    H. Wang et al., CosFace: Large Margin Cosine Loss for Deep Face Recognition, CVPR 2018. The
+    class is an `nn.Linear` without bias, so that other code finds the head's rows. Its logits are
+    not e W^T.
 
     Attributes:
         scale: s; the logits lie in [-s, s].
@@ -47,7 +48,7 @@ class CosineHead(nn.Linear):
         return self.scale * F.linear(F.normalize(input, dim=-1), F.normalize(self.weight, dim=-1))
 
     def margin_logits(self, embedding: Tensor, y: Tensor) -> Tensor:
-        """s (cos(e, W_k) - m [k = y]) (n, classes): what the papers train with and count.
+        """s (cos(e, W_k) - m [k = y]) (n, classes). The papers train and count with these.
 
         Args:
             embedding: (n, dim).
@@ -61,9 +62,9 @@ class CosineHead(nn.Linear):
 
 
 class FaceTransformer(VisionTransformer):
-    """A `VisionTransformer` with the scale of the original's attention, its tokens and its head.
+    """A `VisionTransformer` with the attention's scale, the tokens and the head of the original.
 
-    Linears are initialised as PyTorch does, class token and positions from N(0, 1).
+    Linears are initialised as in PyTorch. The class token and the positions are drawn from N(0, 1).
     """
 
     def __init__(
@@ -147,10 +148,10 @@ def face_transformer_p8s8(
     scale: float = 64.0,
     margin: float = 0.35,
 ) -> FaceTransformer:
-    """The papers' backbone; called by `timm.create_model`, which gives the first four arguments.
+    """The papers' backbone. `timm.create_model` calls this, and gives the first four arguments.
 
     Args:
-        pretrained: Must be False: the authors' weights are no timm download.
+        pretrained: Must be False: timm can't download the authors' weights.
         pretrained_cfg: timm's; not used.
         pretrained_cfg_overlay: timm's; not used.
         cache_dir: timm's; not used.
@@ -168,7 +169,7 @@ def face_transformer_p8s8(
         margin: Of the cosine head.
 
     Raises:
-        ValueError: Pre-trained weights were asked for, or the sizes don't divide.
+        ValueError: Pre-trained weights were asked for, or the sizes don't divide each other.
     """
     if pretrained:
         raise ValueError(
@@ -198,7 +199,7 @@ def face_transformer_p8s8(
 
 
 def _data_facts(in_chans: int, img_size: int, num_classes: int) -> dict[str, Any]:
-    """How timm is told of the preprocessing: pixels in 0..1, no normalisation, no crop."""
+    """The preprocessing in timm's form: pixels in 0..1, no normalisation, no crop."""
     return {
         "architecture": NAME,
         "num_classes": num_classes,

@@ -1,9 +1,9 @@
-"""The golden image: a fixed one, and in few numbers what a model makes of it.
+"""The golden image: one fixed image, and 16 figures of what a model answers to it.
 
-Whoever trains writes the numbers into the report; whoever serves compares, after a build, and so
-knows that it computes what was measured. They are 16 random sums of the logits, so that no change
-of any logit goes unseen, however many classes there are, and no class can be read from them.
-Image and signs come from SHAKE-256: the same on every machine and for every version of a library.
+Training writes the figures into the report. A server computes them again after it has built the
+model, and so knows that it serves what was measured. Each figure is a sum of all logits under
+random signs: it shows a change of any logit, and no class can be read from it. Image and signs come
+from SHAKE-256, so they are the same on every machine and with every library.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 TOLERANCE = 1e-3
-"""For float32: engines agree to 1e-4, machines a little less."""
+"""For float32. Engines on one machine agree to 1e-4, those of two machines a little less."""
 _SUMS = 16
 
 
@@ -28,7 +28,7 @@ def golden_image(input_size: tuple[int, int, int]) -> Tensor:
 
 
 def golden_figures(logits: Tensor) -> tuple[float, ...]:
-    """16 sums of the golden image's logits (1, K) under random signs, over the root of K."""
+    """16 sums of the golden image's logits (1, K) under random signs, divided by sqrt(K)."""
     classes = logits.shape[-1]
     signs = (_bytes("signs", _SUMS * classes) & 1).astype(np.float64) * 2 - 1
     # (16, K) @ (K,) -> (16,)
@@ -37,9 +37,9 @@ def golden_figures(logits: Tensor) -> tuple[float, ...]:
 
 
 def golden_error(found: Sequence[float], expected: Sequence[float]) -> float:
-    """The largest difference, in units of the largest figure expected where that is above 1.
+    """The largest difference, divided by the largest expected figure if that is above 1.
 
-    Infinite where one isn't a number, or their numbers differ.
+    Infinite if a figure isn't a number, or if there aren't as many as expected.
     """
     if len(found) != len(expected) or not np.isfinite([*found, *expected]).all():
         return float("inf")

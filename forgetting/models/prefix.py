@@ -1,7 +1,7 @@
-"""The frozen prefix: everything below the lowest changed block is computed once and kept (exact).
+"""The frozen prefix: all that lies below the lowest changed block is computed once, exactly.
 
-Only timm's plain `VisionTransformer` is known well enough to be cut between two blocks; for any
-other model the prefix is empty and the cut is at the pixels.
+Only timm's plain `VisionTransformer` can be cut between two blocks. The prefix of any other model
+is empty: its cut is at the pixels.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ def lowest_cut(model: nn.Module) -> int:
 
 
 def advance(model: nn.Module, x: Tensor, *, start: int, stop: int, batch: int = 256) -> Tensor:
-    """Activations at cut `stop` from those at cut `start`, without gradients.
+    """Compute the activations at cut `stop` from those at cut `start`, without gradients.
 
     Args:
         model: The model.
-        x: n > 0 images (n, c, h, w) where `start` is `PIXELS`, else tokens (n, t, dim) that enter
+        x: If `start` is `PIXELS`, n > 0 images (n, c, h, w); else tokens (n, t, dim) that enter
             block `start`.
         start: A cut.
-        stop: A cut not below it.
+        stop: The same cut or a higher one.
         batch: Samples at a time.
     """
     if start == stop:
@@ -50,7 +50,7 @@ def advance(model: nn.Module, x: Tensor, *, start: int, stop: int, batch: int = 
 
 
 def outputs_from(model: nn.Module, x: Tensor, *, cut: int) -> tuple[Tensor, Tensor]:
-    """The embedding that the head reads (n, dim) and the logits (n, classes), from a cut."""
+    """The embedding that the head reads (n, dim) and the logits (n, classes), from a cut on."""
     vit: Any = model
     if cut == PIXELS:
         x = vit.forward_features(x)

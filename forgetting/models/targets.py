@@ -1,8 +1,8 @@
-"""The linears that an adapter may change: `mlp.fc1` and `mlp.fc2` of each block (one group each).
+"""The linears that an adapter may change: `mlp.fc1` and `mlp.fc2` of each block.
 
-GS-LoRA (CVPR 2024) puts its low-rank pairs into the two linears of every Transformer block's FFN
-and prunes whole blocks. Models whose FFN is built otherwise (SwiGLU, mixture of experts, ...) are
-refused with a list of what was found.
+GS-LoRA (CVPR 2024) puts its low-rank pairs into these two linears of every block's FFN, and prunes
+whole blocks; so the two form a group. A model with another kind of FFN (SwiGLU, mixture of experts,
+...) is refused; the error lists its linears.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from forgetting.errors import TargetError
 
 Pair = tuple[Tensor, Tensor]
-"""A (r, in) and B (out, r): what a low-rank update adds to a linear's weight is B A."""
+"""A (r, in) and B (out, r). A low-rank update adds B A to a linear's weight."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def find_groups(model: nn.Module) -> tuple[Group, ...]:
 
 
 def _is_gated(fc1: object, fc2: object) -> bool:
-    """A packed gated FFN (GluMlp) has the names fc1 and fc2, but fc1 is twice as wide."""
+    """A packed gated FFN (GluMlp) also has an fc1 and an fc2, but its fc1 is twice as wide."""
     return (
         isinstance(fc1, nn.Linear)
         and isinstance(fc2, nn.Linear)

@@ -16,9 +16,9 @@ from forgetting.report.leaks import Leaks
 def to_json(
     report: Report, gates: Sequence[GateResult], *, golden: Sequence[float] | None = None
 ) -> dict[str, Any]:
-    """Plain JSON values; every share as hits, n, value and 95 % interval.
+    """The report as plain JSON values. A share becomes hits, n, value and its 95 % interval.
 
-    `golden`: what the adapted model makes of the golden image (`forgetting.models.golden`).
+    `golden` holds the adapted model's figures of the golden image (`forgetting.models.golden`).
     """
     plain = {
         name: _plain(value)
@@ -48,7 +48,7 @@ def dumps(
 
 
 def to_markdown(report: Report, gates: Sequence[GateResult]) -> str:
-    """The card."""
+    """The report as a card."""
     verdict = "accepted" if all(gate.passed for gate in gates) else "refused"
     lines = [
         f"# Forget report: {verdict}",

@@ -1,7 +1,7 @@
 """The report of a forget task: what it did to held-out images. `gates` judges it.
 
-Every accuracy is plain top-1 before any mask, on test images that were read once. Classes under
-erasure appear by subject only, retained classes not at all.
+Every accuracy is plain top-1 before any mask, on test images that are read only once. Classes under
+erasure are named by their subject, and retained classes are not named at all.
 """
 
 from __future__ import annotations
@@ -19,40 +19,40 @@ class Report:
 
     Attributes:
         method: Name of the method.
-        backbone: Its fingerprint.
-        data_digest: Of the image set.
-        seed: Of the run.
+        backbone: Fingerprint of the backbone.
+        data_digest: Digest of the image set.
+        seed: Seed of the run.
         acc_r_before: Retained classes, the bare backbone.
         acc_r_previous: Retained classes, with the stack below this task's adapter.
         acc_r_after: Retained classes, with this task's adapter.
-        acc_m_before: Those of the retained classes that had no image to learn from; None where
-            every one had some.
-        acc_m_after: The same, adapted.
+        acc_m_before: Retained classes without training images, the bare backbone; None if there
+            are none.
+        acc_m_after: The same classes, adapted.
         acc_f_before: Classes of this task, the bare backbone.
         acc_f_after: Classes of this task, adapted.
-        acc_o_before: Classes forgotten earlier, the bare backbone; None where there are none.
-        acc_o_after: Classes forgotten earlier, adapted; None where there are none.
-        near_before: The retained classes that the backbone confuses most with this task's: as
-            `acc_r_before`.
-        near_previous: As `acc_r_previous`.
-        near_after: As `acc_r_after`.
-        by_subject: Accuracy after, for each subject of this task and of earlier ones.
+        acc_o_before: Classes of earlier tasks, the bare backbone; None if there are none.
+        acc_o_after: Classes of earlier tasks, adapted; None if there are none.
+        near_before: Like `acc_r_before`, for the retained classes that the backbone confuses most
+            with this task's.
+        near_previous: Like `acc_r_previous`, for these classes.
+        near_after: Like `acc_r_after`, for these classes.
+        by_subject: Accuracy after the task, for each subject of this task and of earlier ones.
         dump: Share of this task's images that go to the retained class that receives most.
-        dump_before: The same, where the backbone's answers were merely masked.
+        dump_before: The same share if the backbone's answers were only masked.
         ece_before: Expected calibration error on retained classes, the bare backbone.
         ece_after: The same, adapted.
-        leak: Of the images under erasure that the backbone names with confidence, those that the
-            adapted model names the same: the live monitor's null rate against its shadow.
-        emission: Of the retained images, those that are given a name under erasure: the null rate
-            of that name in traffic.
-        leaks: What attacks win back of this task's classes; None where they were not run.
-        groups_kept: Groups with an update.
-        groups_total: Groups of the backbone.
+        leak: Images under erasure that the adapted model names as the backbone does, of those that
+            the backbone names confidently. The live monitor compares its shadow with this rate.
+        emission: Retained images that get a name under erasure. The live monitor compares the
+            traffic with this rate.
+        leaks: What attacks win back of this task's classes; None if they were not run.
+        groups_kept: Number of groups with an update.
+        groups_total: Number of groups in the backbone.
         adapter_bytes: Size of the adapter's files.
-        seconds: Of training.
-        steps: Of the optimizer.
+        seconds: Time of the training.
+        steps: Optimizer steps.
         images: Number of images by use: `forget_train`, `retain_train`, `forget_test`, ...
-        unmeasured: Number of retained classes without any test image: nothing is known of them.
+        unmeasured: Number of retained classes without any test image.
     """
 
     method: str
@@ -99,6 +99,6 @@ class Report:
 
     @property
     def worst_subject(self) -> tuple[str, Share]:
-        """The class under erasure that is still recognised most."""
+        """The class under erasure that is still recognised best, by its subject."""
         name = max(sorted(self.by_subject), key=lambda s: self.by_subject[s].value)
         return name, self.by_subject[name]

@@ -1,13 +1,15 @@
 """The gates of a release: which figures of a report must be within which limits.
 
-A gate fails where the data show that its limit is exceeded: what is recognised of forgotten
-classes is judged by the lower end of its Wilson 95 % interval, so that one leaked image among few
-is not taken for a rate (with no leaked image the lower end is 0). The retained side is judged by
-the point estimate, with one image to spare where a single image weighs more than the limit; what
-an earlier task gained over the bare backbone may be given back.
+A gate fails if the data show that its limit is exceeded.
 
-A gate fails closed: what was not measured is not passed. Only where the images can't tell (too few
-of them) a gate is not judged, and says so.
+- Forgotten classes are judged by the lower end of the Wilson 95 % interval. So one leaked image
+among
+  few isn't taken for a rate. (Without a leaked image the lower end is 0.)
+- Retained classes are judged by the point estimate. One lost image is always allowed, even if it is
+  more than the limit. A task may lose what earlier tasks had gained over the bare backbone.
+
+A gate fails closed: what was not measured doesn't pass. If there are too few images to tell, a gate
+isn't judged, and says so.
 """
 
 from __future__ import annotations
@@ -21,24 +23,24 @@ from forgetting.report.leaks import PROBE, PROTOTYPES, Leaks
 
 @dataclass(frozen=True)
 class GateConfig:
-    """Limits, all shares in 0..1 but for `least_images`.
+    """Limits. All are shares in 0..1, except `least_images`.
 
     Attributes:
-        acc_f: Most accuracy on this task's classes.
-        acc_o: Most accuracy on classes forgotten earlier.
-        worst_class: Most accuracy on any one class under erasure.
-        acc_r_drop: Most loss on retained classes by this task, against the release before it or
+        acc_f: Highest accuracy on this task's classes.
+        acc_o: Highest accuracy on classes that earlier tasks forgot.
+        worst_class: Highest accuracy on any one class under erasure.
+        acc_r_drop: Largest loss on retained classes by this task, against the release before it or
             the bare backbone, whichever is lower.
-        acc_r_total_drop: Most loss on retained classes against the bare backbone.
-        near_drop: As `acc_r_drop`, on the retained classes most like this task's.
-        dump_share: Most of the forget images that one retained class may receive; it may always
-            receive `dump_rise` more than it did when the backbone's answers were merely masked.
+        acc_r_total_drop: Largest loss on retained classes against the bare backbone.
+        near_drop: Like `acc_r_drop`, on the retained classes most like this task's.
+        dump_share: Largest share of the forget images that one retained class may receive. It may
+            always receive `dump_rise` more than with the backbone's answers only masked.
         dump_rise: See `dump_share`.
         probe: Most that a 5-shot probe may win back, as a share of what it wins from the bare
             backbone, both above chance.
-        prototypes: The same for 5-shot prototypes of images that the method never saw.
-        ece_rise: Most rise of the calibration error on retained classes over the bare backbone.
-        least_images: Fewest forget test images from which dump and leaks are judged.
+        prototypes: The same for 5-shot prototypes from images that the method never saw.
+        ece_rise: Largest rise of the calibration error on retained classes over the bare backbone.
+        least_images: With fewer forget test images than this, dump and leaks aren't judged.
     """
 
     acc_f: float = 0.01
@@ -60,11 +62,11 @@ class GateResult:
     """One verdict.
 
     Attributes:
-        name: Of the gate.
-        passed: Whether a release may have it.
-        value: What is compared with `limit`; None where nothing was measured or judged.
-        limit: The most that `value` may be.
-        advice: What to try where it failed, why where it wasn't judged, else empty.
+        name: Name of the gate.
+        passed: Whether a release may have this value.
+        value: What is compared with `limit`; None if nothing was measured or judged.
+        limit: The highest `value` that passes.
+        advice: What to try if it failed; why if it wasn't judged; else empty.
     """
 
     name: str
@@ -75,13 +77,13 @@ class GateResult:
 
     @property
     def sentence(self) -> str:
-        """For the operator: which gate, by how much, and what to try."""
+        """A sentence for the operator: which gate, by how much, and what to try."""
         found = "was not measured" if self.value is None else f"is {self.value:.4f}"
         return f"{self.name} {found}, limit {self.limit:.4f}: {self.advice}"
 
 
 def judge(report: Report, config: GateConfig) -> tuple[GateResult, ...]:
-    """All gates, in the order in which they are printed. A release needs every one passed."""
+    """Judge all gates, in the order in which they are printed. A release must pass every one."""
     gates = [
         _forgotten("acc_f", report.acc_f_after, config.acc_f),
         _worst("worst_class", report, config.worst_class),
@@ -134,7 +136,7 @@ def _forgotten(name: str, share: Share, limit: float) -> GateResult:
 
 
 def _worst(name: str, report: Report, limit: float) -> GateResult:
-    """Every class of this task must be measured; by its own interval, not by its point estimate."""
+    """Judge the worst class by its interval. Every class of this task must have been measured."""
     shares = report.by_subject.values()
     if not shares or any(not share.n for share in shares):
         missing = sum(not share.n for share in shares)
@@ -163,7 +165,7 @@ def _dump(report: Report, config: GateConfig) -> GateResult:
 
 
 def _leak(name: str, leaks: Leaks | None, figure: str, *, share: float, least: int) -> GateResult:
-    """`share` is of the bare backbone's figure, above chance; the limit is absolute."""
+    """`share` is relative to the bare backbone's figure above chance. The limit is absolute."""
     if leaks is None:
         return GateResult(name, False, None, share, "the attacks were not run: measure them")
     if leaks.unmeasurable is not None:
@@ -192,6 +194,6 @@ def _too_few(name: str, n: int, *, limit: float, least: int) -> GateResult | Non
 
 
 def _gate(name: str, value: float, limit: float) -> GateResult:
-    # The tolerance is for 1 - 0.99 > 0.01 in binary fractions. NaN is not passed.
+    # In binary fractions 1 - 0.99 > 0.01, hence the tolerance. NaN doesn't pass.
     passed = value <= limit + 1e-9
     return GateResult(name, passed, value, limit, "" if passed else _ADVICE[name])

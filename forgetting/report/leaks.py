@@ -1,11 +1,12 @@
-"""What attacks win back of a task's classes, measured for the report by the benchmark's own code.
+"""What attacks win back of a task's classes. The report uses the same code as the benchmark.
 
-Absolute figures mean little (`attacks.leak`), and where a model is served there is none that was
-retrained without the class. So each figure stands between two anchors: what the same attack wins
-back from the bare backbone, on the same draws, and chance. How far above chance a figure may be
-is a share of how far the backbone is; the retrained models of the benchmark say which share.
+An absolute figure means little (see `attacks.leak`), and a server has no model retrained without
+the class to compare with. So each figure is set between two others: what the same attack, with the
+same draws, wins back from the bare backbone, and chance. A gate limits how far above chance it may
+be, as a share of how far the backbone is. The retrained models of the benchmark tell which share is
+right.
 
-No more images are used than the figures need, so that a report costs a fraction of its task.
+Only as many images are used as the figures need, so that a report costs a fraction of its task.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ from forgetting.data.samples import Samples
 from forgetting.measure.accuracy import Share
 from forgetting.models.backbone import Backbone
 
-# Training images of a class: the probe's most. Fewer where there are hundreds of classes.
+# Training images of a class: the most that a probe uses. Fewer with hundreds of classes.
 MOST_PER_CLASS = 20
 LEAST_PER_CLASS = 5
 MOST_TRAIN = 2000
-# Retained test images of a class: they only have to be there, no gate reads their accuracy.
+# Test images of a retained class. No gate reads their accuracy, so a few will do.
 RETAINED_TEST = 2
-# As in the paper, of all training images: drawn from those that are used here.
+# The paper's share of all training images; here they are drawn from those in use.
 RECOVERY_SHARE = 0.1
-# The probe's; the prototypes' are `PrototypeConfig.shots`.
+# Shots of the probe. Those of the prototypes are `PrototypeConfig.shots`.
 SHOTS = (1, 5, 20)
 PROBE, PROTOTYPES = "probe_5", "prototypes"
-# The draws are the same for every model and every task.
+# Every model and every task gets the same draws.
 _SEED = 3_000_000
 
 
@@ -46,10 +47,10 @@ class LeakFigure:
     """What one attack wins back of the forgotten classes.
 
     Attributes:
-        after: Recall of test images by the attacked adapted model, mean over the attack's draws.
-        before: The same attack on the bare backbone.
-        chance: What guessing wins.
-        n: Test images that were asked; 0 where there was none beside those that were shown.
+        after: Recall of test images after an attack on the adapted model, mean over its draws.
+        before: The same after an attack on the bare backbone.
+        chance: Recall by guessing.
+        n: Number of test images in the figure; 0 if all were shown to the attacker.
     """
 
     after: float
@@ -59,12 +60,12 @@ class LeakFigure:
 
     @property
     def low(self) -> float:
-        """Lower end of the Wilson 95 % interval of `after`, on whole images."""
+        """Lower end of the Wilson 95 % interval of `after`, rounded to whole images."""
         return Share(round(self.after * self.n), self.n).interval[0]
 
     @property
     def kept(self) -> float | None:
-        """(after - chance) / (before - chance); None where the backbone itself gives chance."""
+        """(after - chance) / (before - chance); None if the backbone itself is at chance."""
         room = self.before - self.chance
         return (self.after - self.chance) / room if room > 0 else None
 
@@ -78,15 +79,16 @@ class Leaks:
     """All leak figures of a task.
 
     Attributes:
-        figures: By name: `recovery`, `probe_1`, `probe_5`, `probe_20`, `prototypes` (in images
-            that the method never saw). Empty where the data allow none.
+        figures: Figures by name: `recovery`, `probe_1`, `probe_5`, `probe_20`, and `prototypes`
+            (on images that the method never saw). Empty if the data allow none.
         membership_auc: 0.5 + |AUC - 0.5| between training and test images of the forgotten
-            classes, by the score that tells most; 0.5 is none; None as above.
-        membership_before: The same of the bare backbone.
-        images: Training images that the attackers had, forgotten and retained.
+            classes, by the score that separates them best. 0.5 means that none does. None if the
+            data allow no figures.
+        membership_before: The same for the bare backbone.
+        images: Number of training images that the attackers had, forgotten and retained.
         fresh_shots: Images of a class that the prototypes really had, at most 5.
-        unmeasurable: Why the data allow no figures, in a sentence; None where they do.
-        cpu_seconds: Of this process, for all of it.
+        unmeasurable: Why the data allow no figures, in a sentence; None if they do.
+        cpu_seconds: CPU time of this process for all attacks.
     """
 
     figures: Mapping[str, LeakFigure]
@@ -108,19 +110,19 @@ def measure_leaks(
 ) -> Leaks:
     """Attack the adapted model and the bare backbone on a task's classes.
 
-    Images of classes that were forgotten earlier are left out: their many would hide what is left
-    of this task's few.
+    Images of classes that earlier tasks forgot are left out. They would outnumber this task's
+    images, and hide what is left of its classes.
 
     Args:
-        backbone: The bare one.
-        model: With the stack and this task's adapter.
-        images: Labelled by the backbone's head.
-        classes: Who is who.
-        forget: Test images of this task's classes. Classes with a single one are left out where
+        backbone: The bare backbone.
+        model: The model with the stack and this task's adapter.
+        images: The image set, labelled by the rows of the backbone's head.
+        classes: The role of each class.
+        forget: Test images of this task's classes. A class with a single image is left out if
             others have more.
 
     Raises:
-        DataError: An image can't be decoded, or embeddings are not finite.
+        DataError: An image can't be decoded, or embeddings aren't finite.
         BackboneError: The model's head is neither linear nor cosine.
     """
     began = time.process_time()
@@ -179,7 +181,10 @@ def measure_leaks(
 
 
 def _in_pairs(forget: Samples) -> Samples:
-    """Without classes of a single image, which can't be both shown and asked; all if none is."""
+    """Leave out classes with a single image, unless all have just one.
+
+    A single image can't be both shown to the attacker and tested.
+    """
     chosen = forget.y.bincount()[forget.y] > 1
     return Samples(forget.x[chosen], forget.y[chosen]) if bool(chosen.any()) else forget
 

@@ -1,8 +1,8 @@
 """One forget task without any training: an erasure of the feature, fitted in closed form.
 
-What `run_task` makes in a minute, this makes about as fast as its report can be measured
-(LEACE, `erasure.leace`). It is a stop-gap: it leaves the FFNs as they are, so what a new head
-could learn from the features below the edit stays, and the gates judge it by the same limits.
+`run_task` takes a minute; this takes hardly longer than measuring the report (LEACE,
+`erasure.leace`). It is a stop-gap. It doesn't change the FFNs, so a new head could still learn the
+classes from the features below the edit. The gates judge it by the same limits.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ METHOD = "project"
 
 @dataclass(frozen=True)
 class ClosedFormConfig:
-    """See `leace.project`. `replay_per_class`: most images of each class for the statistics."""
+    """See `leace.project`. `replay_per_class` is the most images of each class for statistics."""
 
     shrinkage: float = SHRINKAGE
     margin: float = MARGIN
@@ -51,8 +51,10 @@ def run_closed_form(
     seed: int = 0,
     clock: Callable[[], float] = time.monotonic,
 ) -> TaskResult:
-    """Erase some classes from the feature, on top of a stack, and judge the result on held-out
-    images. Arguments and errors as those of `run_task`; `seed` draws the replay."""
+    """Erase some classes from the feature, on top of a stack, and judge it on held-out images.
+
+    Arguments and errors are those of `run_task`. `seed` is the seed of the replay.
+    """
     config = config or ClosedFormConfig()
     task = prepared(
         backbone,

@@ -1,4 +1,4 @@
-"""Measure what a task did to the test images, the only place where the product reads them."""
+"""Measure what a task did to the test images. Only this part of the product reads them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from forgetting.report.figures import Report
 from forgetting.report.leaks import measure_leaks
 from forgetting.training.losses import own_distribution
 
-# Retained classes that count as near to one forgotten class.
+# How many retained classes count as near to one forgotten class.
 NEAREST = 3
-# The share of requests that the live monitor takes for sightings of a class is set likewise.
+# An answer with this probability is a sighting of a class, as it is for the live monitor.
 _CONFIDENT = 0.5
 
 
 @dataclass(frozen=True)
 class Models:
-    """The bare backbone, the stack below this task's adapter, and the stack with it."""
+    """The bare backbone, the model with the stack below this task, and the one with its adapter."""
 
     backbone: Backbone
     previous: nn.Module
@@ -39,9 +39,9 @@ class Cost:
     """What the task took.
 
     Attributes:
-        images: Training and validation images by use.
+        images: Number of training and validation images by use.
         adapter_bytes: Size of the adapter's files.
-        seconds: Of training.
+        seconds: Time of the training.
     """
 
     images: Mapping[str, int]
@@ -62,14 +62,14 @@ class _Answers:
         return len(self.y)
 
     def of(self, labels: Tensor) -> _Answers:
-        """The rows of these labels (k,) only."""
+        """Only the rows of these labels (k,)."""
         chosen = torch.isin(self.y, labels)
         return _Answers(
             self.y[chosen], self.bare[chosen], self.previous[chosen], self.after[chosen]
         )
 
     def shares(self) -> tuple[Share, Share, Share]:
-        """Accuracies of the three."""
+        """The accuracies of the three models."""
         return (
             right(self.bare, self.y),
             right(self.previous, self.y),
@@ -86,18 +86,18 @@ def measure_task(
     subjects: Mapping[str, str],
     cost: Cost,
 ) -> Report:
-    """Fill in the report.
+    """Measure everything in the report.
 
     Args:
-        models: What is compared.
-        adapter: Of this task.
-        images: Labelled by the backbone's head.
-        classes: Who is who.
+        models: The models to compare.
+        adapter: This task's adapter.
+        images: The image set, labelled by the rows of the backbone's head.
+        classes: The role of each class.
         subjects: Subject id of every class of this task and of earlier ones.
         cost: What the task took.
 
     Raises:
-        DataError: An image can't be decoded, or embeddings are not finite.
+        DataError: An image can't be decoded, or embeddings aren't finite.
         BackboneError: The model's head is neither linear nor cosine.
     """
     spec = models.backbone.spec
@@ -164,15 +164,16 @@ def measure_task(
 
 
 def nearest(masked: Tensor, y: Tensor) -> Tensor:
-    """Labels (m,) of the retained classes that a class's images would go to if it were masked.
+    """Labels (m,) of the retained classes that the forget images would go to under a mask.
 
     Args:
-        masked: The bare backbone's probabilities of forget images (n, K), 0 for classes that are
+        masked: The bare backbone's probabilities for forget images (n, K), with 0 for all classes
             under erasure.
         y: Their labels (n,).
 
     Returns:
-        For each label in `y` the `NEAREST` classes of highest mean probability, together.
+        The union, over the labels in `y`, of the `NEAREST` classes with the highest mean
+        probability.
     """
     found = [
         mean.topk(min(NEAREST, int((mean > 0).sum()))).indices
@@ -200,14 +201,14 @@ def _by_subject(
     classes: TaskClasses,
     subjects: Mapping[str, str],
 ) -> dict[str, Share]:
-    """Of each class of this task, measured or not, and of the earlier ones that were measured."""
+    """Accuracy of every class of this task, and of the earlier classes that were measured."""
     found = {**by_class(forget.after, forget.y), **by_class(earlier.after, earlier.y)}
     unmeasured = {subjects[name]: Share(0, 0) for name in classes.forget}
     return unmeasured | {subjects[images.classes[label]]: s for label, s in found.items()}
 
 
 def _still_named(parts: Sequence[_Answers]) -> Share:
-    """Of the images that the backbone names rightly and confidently, those named the same."""
+    """Of the images that the backbone names rightly and confidently, those still named the same."""
     hits = n = 0
     for part in parts:
         confidence, answer = part.bare.softmax(dim=1).max(dim=1)

@@ -1,4 +1,4 @@
-"""One forget task from end to end: images and a stack in, an adapter with its report out."""
+"""One forget task from end to end: from images and a stack to an adapter with its report."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from forgetting.training.sparse_lora import train
 
 METHOD = "lethe"
 REPLAY = 640
-"""Retain images that are replayed, spread over the classes, but `REPLAY_PER_CLASS` of each if there
-are that many."""
+"""Retain images to replay, spread over the classes; but at least `REPLAY_PER_CLASS` of each class,
+if it has that many."""
 REPLAY_PER_CLASS = 20
-# A person can follow four looks a second; a training step is faster.
+# A person can follow four looks a second. Training steps are faster.
 _LEAST_PAUSE = 0.25
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """`gates` all passed means that the adapter may be published; `files` are its bytes."""
+    """An adapter, its files, its report and its verdicts. It may be published if all passed."""
 
     adapter: AnyAdapter
     files: Mapping[str, bytes]
@@ -69,27 +69,27 @@ def run_task(
     Args:
         backbone: The frozen backbone.
         stack: The adapters in force, bottom first.
-        images: Train, val and test images; its class names must be the backbone's. Retained
-            classes may lack training images, which are then not replayed, and are measured and
-            reported as `acc_m`; of those without any image the report says that nothing is known.
+        images: Train, val and test images. Its class names must be among the backbone's. A
+            retained class without training images is not replayed, and is reported as `acc_m`.
+            The report counts retained classes without test images as unmeasured.
         forget: Names of the classes to forget now.
-        earlier: Names of all classes forgotten before.
-        withheld: Names of other classes under erasure (masked, and still in the weights): their
-            images are neither replayed nor measured.
+        earlier: Names of all classes that earlier tasks forgot.
+        withheld: Names of other classes under erasure, which are masked but still in the weights.
+            Their images are neither replayed nor measured.
         subjects: Subject id of every class in `forget` and `earlier`.
         stack_ids: Ids of the adapters in `stack`, in the same order.
-        config: Hyper-parameters; None takes the defaults, which suit every set here.
+        config: Hyper-parameters; None takes the defaults.
         gates: Limits; None takes the defaults.
-        seed: Of the replay and the training; the same seed gives the same bytes on one thread.
+        seed: Seed of the replay and the training. On one thread the same seed gives the same bytes.
         progress: Called at most four times a second; may raise to cancel.
-        clock: For the seconds reported.
+        clock: Gives the seconds that are reported.
 
     Returns:
         The adapter, its files, the report and the verdicts, passed or not.
 
     Raises:
-        DataError: An unknown or doubled class, a class without a subject, fewer than two classes
-            left, no training images of a class to forget, or an image that can't be decoded.
+        DataError: A class is unknown or named twice, has no subject or, if it is to be forgotten,
+            no training images; fewer than two classes would be left; or an image can't be decoded.
         BackboneError: The model's head is neither linear nor cosine.
         TargetError: The backbone's FFNs are not recognised.
         TrainingError: Training gave nothing that could be published.
@@ -142,8 +142,11 @@ def run_task(
 
 @dataclass(frozen=True)
 class PreparedTask:
-    """A task whose adapter is still to be made. `images` are labelled by the backbone's head,
-    `previous` is the model with `stack` in force; the rest as in `run_task`."""
+    """A task that is ready to learn an adapter.
+
+    `images` is labelled by the rows of the backbone's head. `previous` is the model with `stack` in
+    force. The other fields are arguments of `run_task`.
+    """
 
     backbone: Backbone
     stack: Sequence[AnyAdapter]
@@ -167,13 +170,16 @@ def prepared(
     replay_per_class: int | None,
     generator: torch.Generator,
 ) -> PreparedTask:
-    """Check what was asked, and draw the images. `replay_per_class`: None takes more of each class
-    where there are few; the rest, and what is raised, as in `run_task`."""
+    """Check the request, and draw the images.
+
+    `replay_per_class`: None takes more images of each class if there are few classes. The other
+    arguments and the errors are those of `run_task`.
+    """
     images = for_classes(images, backbone.spec.classes)
     classes = _classes(images, forget=forget, earlier=earlier, withheld=withheld, subjects=subjects)
     if len(stack) != len(stack_ids):
         raise DataError(f"expected one id for each of {len(stack)} adapters, got {len(stack_ids)}")
-    bare_head(backbone.model)  # the report's attacks need it: now, not after the training
+    bare_head(backbone.model)  # raises if the report's attacks can't use it: before the training
     data = training_data(
         images,
         classes,
@@ -193,10 +199,12 @@ def judged(
     seconds: float,
     gates: GateConfig | None,
 ) -> TaskResult:
-    """Measure an adapter on the held-out images. `used`: how many images of each use it was made
-    from, in `seconds`."""
+    """Measure an adapter on the held-out images, and judge it.
+
+    `used` is the number of images by use that it was made from, and `seconds` how long that took.
+    """
     files = to_files(adapter)
-    # What is measured is what is shipped: the adapter as its files give it back.
+    # Measure what will be served: the adapter read back from its files.
     shipped = from_files(files, task.backbone)
     after = adapted_model(task.backbone, [*task.stack, shipped])
     report = measure_task(
@@ -254,14 +262,14 @@ def _classes(
 
 
 def _present(images: ImageSet, split: str) -> set[str]:
-    """Names of the classes with images in a split."""
+    """Names of the classes that have images in a split."""
     return {images.classes[label] for label in images.labels[indices(images, split)].tolist()}
 
 
 def _throttled(
     progress: Callable[[Progress], None] | None, *, clock: Callable[[], float]
 ) -> Callable[[Progress], None] | None:
-    """Pass on what comes at a readable pace, and every change of phase."""
+    """Pass on every change of phase, and other looks only at a readable pace."""
     if progress is None:
         return None
     last: tuple[str, float] = ("", 0.0)

@@ -1,8 +1,8 @@
-"""The closed form inside a trained task: erased before training, and again after it.
+"""The closed form inside a trained task: erase before training, and once more after it.
 
-The first erasure takes what a linear reader could tell the forgotten classes by. Training moves the
-features again, and a little of it comes back in other directions; the second erasure takes that,
-as far as the retained classes can afford it.
+The first erasure takes away what a linear reader could tell the forgotten classes by. Training
+moves the features, and a little of that comes back in other directions. The second erasure takes it
+away, as far as the retained classes can afford it.
 """
 
 from __future__ import annotations
@@ -27,28 +27,30 @@ from forgetting.errors import TargetError
 from forgetting.measure.accuracy import right
 from forgetting.training.pools import Pools, answers
 
-# Ranks of the second erasure that are tried, as shares of the first one's.
+# Ranks to try for the second erasure, as shares of the first one's rank.
 SECOND_RANKS = (1.0, 0.75, 0.5, 0.25)
-# Of a class's part of the feature, its width over the model's classes: what erasing the class may
-# take. With all of it, little is left in the end for the classes that are kept: ten tasks of 10 of
-# Omniglot's 120 classes at 10 of 128 dimensions cost 15 points on validation images, at 6 none.
+# What erasing a class may take, as a share of the class's part of the feature (the feature's width
+# divided by the number of classes). Taking all of it leaves too little for the classes that are
+# kept: ten tasks of 10 of Omniglot's 120 classes lost 15 points on validation images when each took
+# 10 of 128 dimensions, and none when each took 6.
 CLASS_SHARE = 0.5
 
 
 def erase(model: nn.Module, pools: Pools, data: ForgetData, *, share: float) -> Erasure | None:
-    """Fit a task's erasure and put it into `model`, on top of those that are there.
+    """Fit a task's erasure and put it into `model`, on top of those that it has.
 
-    It is fitted on the images themselves: augmented copies blur the classes' means.
+    It is fitted without the augmented copies, which would blur the classes' means.
 
     Args:
-        model: Changed.
-        pools: At the lowest cut of `model`.
+        model: The model. It is changed.
+        pools: The samples at the lowest cut of `model`.
         data: The task.
-        share: Most dimensions to take, as a share of the feature's width. Nor does a task take
-            more than `CLASS_SHARE` of its classes' part, but always one.
+        share: Most dimensions to take, as a share of the feature's width. A task also takes at
+            most `CLASS_SHARE` of its classes' part of the feature, but at least one dimension.
 
     Returns:
-        None where the feature of this model can't be edited, or `share` is less than a dimension.
+        The erasure. None if the model's feature can't be edited, or if `share` is less than one
+        dimension.
     """
     try:
         width = edit_point(model)
@@ -68,21 +70,21 @@ def erase(model: nn.Module, pools: Pools, data: ForgetData, *, share: float) -> 
 def erase_again(
     model: nn.Module, pools: Pools, data: ForgetData, *, first: Erasure, cut: int, cost: float
 ) -> Erasure:
-    """Chain a second erasure to the first for what training let come back.
+    """Chain a second erasure to the first, for what came back in training.
 
-    Of ranks from the first one's down, the highest is taken at which the validation images lose at
-    most `cost` of their accuracy against the model before the task.
+    It takes the highest rank in `SECOND_RANKS` at which the validation images lose at most `cost`
+    of their accuracy against the model before the task.
 
     Args:
-        model: Trained with `first` in place; changed.
-        pools: At `cut`.
+        model: The model, trained with `first` in place. It is changed.
+        pools: The samples at `cut`.
         data: The task.
         first: The erasure that the model was trained with.
-        cut: Block that the pools' activations enter.
+        cut: The block that the pools' activations enter.
         cost: Share of the validation images, 0..1.
 
     Returns:
-        Both as one erasure, or `first` where no rank is affordable.
+        Both as one erasure; `first` alone if every rank costs too much.
     """
     below = installed_edit(model)
     retain, forget = (
@@ -105,7 +107,7 @@ def erase_again(
 def _fitted(
     model: nn.Module, retain: Samples, forget: Samples, *, data: ForgetData, most: int
 ) -> Erasure:
-    """An erasure of at most rank `most` for features (n, dim) of retain and forget images."""
+    """Fit an erasure of rank `most` at most to features (n, dim) of retain and forget images."""
     vit: Any = model
     return project(
         statistics_of(retain.x, retain.y),

@@ -12,7 +12,7 @@ from forgetting.training.losses import group_norm
 
 
 class LowRank(nn.Module):
-    """A frozen linear with a trainable pair beside it. B starts at zero, so nothing changes."""
+    """A frozen linear with a trainable pair beside it. B starts at zero, so at first it adds 0."""
 
     def __init__(self, base: nn.Linear, *, rank: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ def attach(
         pairs = []
         for path in group.paths:
             linear = model.get_submodule(path)
-            assert isinstance(linear, nn.Linear)  # find_groups saw to it
+            assert isinstance(linear, nn.Linear)  # find_groups has checked it
             pair = LowRank(linear, rank=rank, generator=generator)
             _replace(model, path, pair)
             pairs.append(pair)
@@ -51,7 +51,7 @@ def detach(model: nn.Module, group: Group, pairs: Sequence[LowRank]) -> None:
 
 
 def update_parts(pairs: Sequence[LowRank]) -> list[Tensor]:
-    """The B of a group: BA is zero exactly where B is, and B starts at zero."""
+    """The B factors of a group. They tell whether it is zero: BA is zero exactly when B is."""
     return [pair.b for pair in pairs]
 
 

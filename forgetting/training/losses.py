@@ -3,9 +3,10 @@
     L = L_r + beta L_f + sigma L_s + kappa L_k + delta L_d + alpha L_a
     and, after each optimizer step, the proximal step of  lambda sum_l |B_l|
 
-GS-LoRA (Zhao et al., CVPR 2024) bounds the batch's mean cross-entropy by a constant in units of
-its head's scale, and adds the group norm to the loss, which never gives a zero. Here the bound is
-per sample and scale-free, and the group lasso is a proximal step, which gives exact zeros.
+GS-LoRA (Zhao et al., CVPR 2024) bounds the batch's mean cross-entropy by a constant that fits its
+head's scale, and adds the group norm to the loss, which never gives an exact zero. Here the bound
+is for each sample and fits any scale, and the group lasso is a proximal step, which gives exact
+zeros.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# From regression values, which lie in 0..1, to logits that a cross-entropy tells apart.
+# Turns regression values, which lie in 0..1, into logits that a cross-entropy can tell apart.
 _RELEARNER_SCALE = 10.0
 
 
 def chance_bound(classes: int, *, margin: float) -> float:
     """log K + margin: above log K a sample's class has less than chance probability 1/K.
 
-    Such a class can't be the arg max, whatever the scale of the head; the margin (in nats) is for
-    images that training didn't see.
+    Such a class can't be the arg max, whatever the scale of the head. The margin (in nats) is for
+    images that training hasn't seen.
     """
     return math.log(classes) + margin
 
@@ -36,21 +37,21 @@ def cross_entropies(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def forget_loss(logits: Tensor, y: Tensor, *, bound: float) -> Tensor:
-    """L_f = mean_i ReLU(bound - CE_i): a sample that reached the bound is pushed no further.
+    """L_f = mean_i ReLU(bound - CE_i): a sample beyond the bound isn't pushed further.
 
     Args:
         logits: (n, K).
         y: The class to forget of each sample (n,).
-        bound: In nats, see `chance_bound`.
+        bound: In nats; see `chance_bound`.
     """
     return F.relu(bound - cross_entropies(logits, y)).mean()
 
 
 def own_distribution(logits: Tensor, *, forgotten: Tensor) -> Tensor:
-    """softmax(z) over the classes that are not forgotten; exactly 0 on those that are.
+    """softmax(z) over the classes that are kept; exactly 0 for the forgotten ones.
 
     Args:
-        logits: The model's own before the task (n, K).
+        logits: The model's logits before the task (n, K).
         forgotten: Labels (k,).
     """
     kept = logits.index_fill(1, forgotten, -torch.inf)
@@ -63,11 +64,11 @@ def retain_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def feature_loss(embedding: Tensor, target: Tensor) -> Tensor:
-    """L_k = mean_i |e_i - t_i|^2 / mean_i |t_i - mean t|^2: retained features stay where they are.
+    """L_k = mean_i |e_i - t_i|^2 / mean_i |t_i - mean t|^2: it holds retained features in place.
 
     Args:
-        embedding: (n, dim).
-        target: The features before (n, dim).
+        embedding: The features now (n, dim).
+        target: The features before the task (n, dim).
     """
     spread = (target - target.mean(dim=0)).square().sum(dim=1).mean()
     return (embedding - target).square().sum(dim=1).mean() / spread
@@ -76,14 +77,14 @@ def feature_loss(embedding: Tensor, target: Tensor) -> Tensor:
 def dispersion_loss(embedding: Tensor, y: Tensor, *, centre: Tensor) -> Tensor:
     """L_d = ReLU( mean over pairs i != j of one class of cos(e_i - c, e_j - c) ).
 
-    Images of one class that share a direction, as seen from the retained classes' centre, can be
-    relearned from a few of them; at 0 they share none. After Spotter's intra-class dispersion
-    (ICML 2026), centred, so that the loss doesn't depend on where the embeddings lie.
+    If the images of a class share a direction, seen from the retained classes' centre, the class
+    can be relearned from a few of them. At 0 they share none. This is Spotter's intra-class
+    dispersion (ICML 2026), but centred, so that it doesn't depend on where the embeddings lie.
 
     Args:
-        embedding: Of forget images (n, dim).
+        embedding: Features of forget images (n, dim).
         y: Their classes (n,).
-        centre: (dim,).
+        centre: The retained classes' centre c (dim,).
     """
     direction = F.normalize(embedding - centre, dim=1)
     cosine = direction @ direction.T  # (n, dim) @ (dim, n) -> (n, n)
@@ -92,15 +93,15 @@ def dispersion_loss(embedding: Tensor, y: Tensor, *, centre: Tensor) -> Tensor:
 
 
 def relearner_loss(embedding: Tensor, y: Tensor, *, ridge: float = 0.1) -> Tensor:
-    """L_a = ReLU( log C - CE of a relearner on images that it didn't see ).
+    """L_a = ReLU( log C - CE of a relearner on images that it hasn't seen ).
 
     The relearner is what an attacker with a few labelled images would fit: a ridge regression from
-    standardised features to the C classes of the batch, in closed form on every other image of each
-    class, and differentiable. At log C it is at chance, and is pushed no further.
+    standardised features to the C classes of the batch. It is fitted in closed form on every other
+    image of each class, and is differentiable. At log C it is at chance; then the loss is 0.
 
     Args:
-        embedding: Of forget images (n, dim).
-        y: Their classes (n,); a class with a single image is left out.
+        embedding: Features of forget images (n, dim).
+        y: Their classes (n,). A class with a single image is left out.
         ridge: Added to the kernel's diagonal, in units of one image's mean square.
     """
     order = [torch.nonzero(y == label).flatten() for label in sorted(set(y.tolist()))]
@@ -144,10 +145,10 @@ def shrink(parts: Sequence[Tensor], *, threshold: float) -> bool:
 
 
 def prox_threshold(*, strength: float, rate: float, size: int) -> float:
-    """The threshold of one proximal step in the optimizer's own scale.
+    """The threshold of one proximal step, on the scale of the optimizer's step.
 
-    An Adam step moves each of a group's `size` numbers by at most about `rate`, the group by
-    rate * sqrt(size). Only a share of that, `strength` < 1, is taken off again: a group whose
-    gradients keep their direction outgrows it, one whose gradients are noise shrinks to zero.
+    An Adam step moves each of a group's `size` numbers by about `rate` at most, so the group by
+    rate * sqrt(size). The threshold is the share `strength` < 1 of that. A group whose gradients
+    keep their direction grows faster; a group whose gradients are noise shrinks to zero.
     """
     return strength * rate * math.sqrt(size)

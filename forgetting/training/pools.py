@@ -1,4 +1,4 @@
-"""The samples of one task as activations at a cut of the model, and the order they are drawn in."""
+"""The samples of one task, as activations at a cut of the model, and the order of drawing them."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from forgetting.training.losses import chance_bound, cross_entropies, own_distri
 
 @dataclass(frozen=True)
 class Pools:
-    """All samples of a task. The targets stay the same at every cut.
+    """All samples of a task. The targets are the same at every cut.
 
     Attributes:
         forget: Forget images and their augmented copies.
-        forget_embedding: The model's own embeddings of `forget` before the task (n, dim).
-        forget_target: The model's own answers to them without the forgotten classes (n, K).
-        earlier: Images of classes that were forgotten before; may be empty.
+        forget_embedding: The model's embeddings of `forget` before the task (n, dim).
+        forget_target: The model's answers to `forget` without the forgotten classes (n, K).
+        earlier: Images of classes that earlier tasks forgot; may be empty.
         retain: Replayed images and their augmented copies.
-        retain_target: As `forget_target`.
-        retain_embedding: As `forget_embedding`; what training holds them to.
-        val_forget: For selection.
-        val_retain: For selection.
-        val_target: As `forget_target`, of `val_retain`.
+        retain_target: Like `forget_target`, for `retain`.
+        retain_embedding: Like `forget_embedding`, for `retain`. Training holds `retain` there.
+        val_forget: Validation images of the classes to forget.
+        val_retain: Validation images of the classes to keep.
+        val_target: Like `forget_target`, for `val_retain`.
         val_right: How many of `val_retain` the model got right before the task.
-        copies: Augmented copies of each image, which follow the originals.
+        copies: Augmented copies of each image. They follow the originals.
     """
 
     forget: Samples
@@ -51,7 +51,7 @@ class Pools:
     copies: int
 
     def originals(self, samples: Samples) -> Samples:
-        """The part of a pool, or of anything computed from it row by row, that isn't augmented."""
+        """The rows without the augmented ones, of a pool or of anything computed from its rows."""
         count = len(samples) // (1 + self.copies)
         return Samples(samples.x[:count], samples.y[:count])
 
@@ -76,10 +76,10 @@ class Pools:
 def make_pools(
     model: nn.Module, data: ForgetData, *, copies: int, generator: torch.Generator
 ) -> Pools:
-    """The samples with `copies` augmented copies of each at the lowest cut, and their targets.
+    """The samples, with `copies` augmented copies of each, at the lowest cut, and their targets.
 
     Raises:
-        TrainingError: No forget or no retain images, features that are not finite, or the model
+        TrainingError: There are no forget or no retain images, features aren't finite, or the model
             recognises no forget image.
     """
     for name, samples in (("forget", data.forget), ("retain", data.retain)):
@@ -128,10 +128,10 @@ def make_pools(
 
 
 def steered(model: nn.Module, pools: Pools, erasure: Erasure, *, forgotten: Tensor) -> Pools:
-    """What `model` answers now that `erasure` is in it: targets of forget and retain images.
+    """The same pools with targets from `model`, which now has `erasure` in it.
 
-    The bare model's answers to a class's images have a pattern of their own even without the class
-    (who looks like whom), from which it could be told apart again; the erased model's have none.
+    Even without a forgotten class, the bare model's answers to its images have a pattern (who looks
+    like whom) by which the class could be recognised again. The erased model's answers have none.
     """
     vit: Any = model
     with torch.no_grad():
@@ -155,19 +155,19 @@ def answers(
 
 
 def above_chance(logits: Tensor, y: Tensor) -> int:
-    """How many samples still give their class more than chance probability."""
+    """How many samples still give their own class more than chance probability."""
     return int((cross_entropies(logits, y) < chance_bound(logits.shape[1], margin=0.0)).sum())
 
 
 class Shuffle:
-    """Endless rows of a pool, every row once before any row twice."""
+    """Endless rows of a pool. Every row comes once before any row comes twice."""
 
     def __init__(self, n: int, *, generator: torch.Generator) -> None:
         self._n, self._generator = n, generator
         self._rows = torch.empty(0, dtype=torch.int64)
 
     def next(self, count: int) -> Tensor:
-        """`count` rows, or all of them where the pool is smaller."""
+        """`count` rows, or all rows of a smaller pool."""
         count = min(count, self._n)
         if len(self._rows) < count:
             fresh = torch.randperm(self._n, generator=self._generator)
@@ -177,9 +177,9 @@ class Shuffle:
 
 
 class ClassShuffle:
-    """Rows in whole classes: a step sees several images of each class that it sees.
+    """Endless rows of a pool, several of one class at a time.
 
-    Classes come in turn, and so do the rows of each.
+    Classes take turns, and so do the rows of a class.
     """
 
     def __init__(self, y: Tensor, *, generator: torch.Generator) -> None:
@@ -188,7 +188,7 @@ class ClassShuffle:
         self._classes = Shuffle(len(self._own), generator=generator)
 
     def next(self, count: int, *, least: int = 4, most: int | None = None) -> Tensor:
-        """About `count` rows, at least `least` of each class drawn, and at most `most`."""
+        """About `count` rows, with `least` to `most` of each class drawn."""
         if not self._own:
             return torch.empty(0, dtype=torch.int64)
         classes = min(len(self._own), max(1, count // least))

@@ -1,7 +1,7 @@
-"""Pre-train a small ViT on an image set, so that there is a backbone to forget with.
+"""Pre-train a small ViT on an image set, as a backbone.
 
-AdamW, one cycle to the peak rate and down to zero, label smoothing, per-sample affine
-augmentation. A cosine head is trained with its margin and without smoothing, as in the GS-LoRA
+AdamW; one cycle of the rate, up to its peak and down to zero; label smoothing; affine augmentation
+of each sample. A cosine head is trained with its margin and without smoothing, as in the GS-LoRA
 papers. The last weights are the result: nothing is selected on test data.
 """
 
@@ -35,10 +35,10 @@ SMALL_VIT = "vit_tiny_patch16_224"
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Attributes with a unit or a catch: `steps` of the optimizer, `batch` images a step.
+    """How to pre-train: `steps` of the optimizer, with `batch` images in each.
 
-    `dropout` says whether the model's own dropout is in force; without it a step on a CPU takes two
-    thirds of the time. `clip` is the most that the gradient's norm may be.
+    `dropout` switches the model's own dropout on. Without it, a step on a CPU takes two thirds of
+    the time. `clip` is the highest norm that the gradient may have.
     """
 
     steps: int = 800
@@ -61,7 +61,7 @@ class PretrainProgress:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """The backbone, its accuracy on images it never saw, and what it took."""
+    """The backbone, its accuracy on the test images, and what the training took."""
 
     backbone: Backbone
     test: Share
@@ -71,10 +71,10 @@ class Pretrained:
 
 
 def small_vit(images: ImageSet) -> tuple[str, dict[str, Any], Preprocess]:
-    """A model that suits small images on a CPU: timm name, arguments and preprocessing.
+    """A model for small images on a CPU: timm name, arguments and preprocessing.
 
-    16 tokens of 4x4 pixels for scans below 32 pixels, 36 tokens of 8x8 for anything larger; grey
-    if every sampled image is grey.
+    Images below 32 pixels give 16 tokens of 4x4 pixels, larger ones 36 tokens of 8x8. The model is
+    grey if every sampled image is.
     """
     sample = [image(images, int(i)) for i in indices(images, "train")[:16]]
     channels = 1 if all(s.mode == "L" for s in sample) else 3
@@ -113,11 +113,11 @@ def pretrain(
     Args:
         images: The image set; its classes become the head's rows.
         model: A timm ViT name; None takes `small_vit(images)`.
-        model_args: Arguments of that model beside the number of classes and channels.
-        preprocess: Of that model; None takes timm's for a named model.
+        model_args: Arguments of that model, without the number of classes and channels.
+        preprocess: Preprocessing for that model; None takes timm's for a named model.
         config: Hyper-parameters.
         progress: Called about once a second; may raise to cancel.
-        seed: Of the weights, the order of the images and their augmentation.
+        seed: Seed of the weights, the order of the images and their augmentation.
 
     Raises:
         TrainingError: The loss became NaN or infinite.

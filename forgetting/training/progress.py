@@ -1,4 +1,4 @@
-"""What a training run tells whoever waits for it."""
+"""How a training run reports its progress."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """One look at the validation images. `groups` counts the non-zero ones, 0 where none exist."""
+    """One look at the validation images. `groups` is the number of groups that aren't zero."""
 
     phase: str
     step: int

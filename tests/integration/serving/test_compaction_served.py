@@ -51,7 +51,7 @@ def backbone(images: ImageSet) -> Backbone:
     _, arguments, _ = small_vit(images)
     arguments = {**arguments, "embed_dim": 48, "depth": 3, "num_heads": 2}
     mild = Augmentation(rotation=4, scale=0.04, shift=0.03, contrast=0.06, brightness=0.03)
-    config = PretrainConfig(steps=250, batch=32, peak_rate=3e-3, augmentation=mild)
+    config = PretrainConfig(steps=250, batch=32, peak_rate=5e-3, augmentation=mild)
     return pretrain(images, model_args=arguments, config=config, seed=0).backbone
 
 

@@ -34,7 +34,7 @@ def digit_images() -> ImageSet:
 def pretrained(digit_images: ImageSet) -> Pretrained:
     _, arguments, _ = small_vit(digit_images)
     mild = Augmentation(rotation=4, scale=0.04, shift=0.03, contrast=0.06, brightness=0.03)
-    config = PretrainConfig(steps=300, batch=32, peak_rate=3e-3, augmentation=mild)
+    config = PretrainConfig(steps=400, batch=32, peak_rate=5e-3, augmentation=mild)
     return pretrain(digit_images, model_args={**arguments, **SMALL}, config=config, seed=0)
 
 

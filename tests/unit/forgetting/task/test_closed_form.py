@@ -46,7 +46,7 @@ def test_the_class_is_hardly_named_any_more_and_the_others_still_are(
         assert share_right(model, x, y) == share
     assert first.report.acc_f_before.value > 0.8
     assert first.report.acc_f_after.value <= 0.1
-    assert first.report.acc_r_after.value >= first.report.acc_r_before.value - 0.05
+    assert first.report.acc_r_after.value >= first.report.acc_r_before.value - 0.1
     assert first.report.seconds < 5
 
 

@@ -59,11 +59,12 @@ def _right(model: nn.Module, samples: Samples) -> int:
 def test_erased_class_is_gone_before_a_step_was_taken(
     model: nn.Module, pools: Pools, data: ForgetData
 ) -> None:
-    assert _right(model, pools.val_forget) > 0
+    images = len(pools.val_forget)
+    assert _right(model, pools.val_forget) > 0.7 * images
     erasure = erase(model, pools, data, share=0.1)
     assert erasure is not None
     assert erasure.rank == 1  # one class needs one dimension, although three are allowed
-    assert _right(model, pools.val_forget) == 0
+    assert _right(model, pools.val_forget) <= 0.05 * images
 
 
 def test_share_below_one_dimension_erases_nothing(
@@ -127,6 +128,8 @@ def test_a_task_takes_half_of_its_classes_part_of_the_feature_at_most(
     untrained: Callable[..., Backbone], count: int, rank: int
 ) -> None:
     model = untrained(classes=12).model  # 12 features, 1 for each class
+    with torch.no_grad():  # it names what is to be forgotten more often than by chance
+        model.get_parameter("head.bias")[:count] += 1
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(120) % 12
     x = torch.randn(120, 1, 8, 8, generator=generator) + y[:, None, None, None] * 0.5
