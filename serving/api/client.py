@@ -14,5 +14,8 @@ class OperatorApiClient:
 
     def problem(self, patience: float) -> str | None:
         """Why it doesn't listen; None once it does. Waits `patience` seconds for that."""
-        problem: str | None = ray.get(self._actor.problem.remote(patience))
+        problem: str | None = self._ask("problem", patience)
         return problem
+
+    def _ask(self, method: str, *arguments: object, timeout: float | None = None) -> Any:
+        return ray.get(getattr(self._actor, method).remote(*arguments), timeout=timeout)
