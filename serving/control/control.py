@@ -272,8 +272,8 @@ class Control:
                 return rejection
             if author.request_id not in job.retries:
                 self._keep(request.images, subjects)
-            # Before the worker can see the job: what it is told of an earlier try is void.
-            self._worker.forgive(job_id)
+                # Before the worker can see the job: what it is told of an earlier try is void.
+                self._worker.forgive(job_id)
             retried = _recorded(
                 retry_job,
                 self._ledger,
@@ -311,7 +311,7 @@ class Control:
             return Rejection(
                 503, f"Serving was not resumed: {resumption.detail}.", "Send it again."
             )
-        self._worker.wake()
+        self._worker.go_on()
         return {
             "suspended": False,
             "resumed_at": resumption.at,

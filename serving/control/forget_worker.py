@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -99,6 +100,9 @@ class ForgetWorker:
         """Why a job has none, by job."""
         self._accepting = accepting
         self._work = threading.Event()
+        self._over = threading.Event()
+        self._failures: Counter[str] = Counter()
+        """Failures in a row that were the job's own, by job."""
         self._cancelled: set[str] = set()
         """Jobs whose training, should it run, is to end."""
         self.metrics = metrics
@@ -118,6 +122,11 @@ class ForgetWorker:
     def cancel(self, job: str) -> None:
         """The ledger says that `job` was cancelled: give its training up."""
         self._cancelled.add(job)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """What held a job up may be over: it is tried again at once."""
+        self._over.set()
         self._work.set()
 
     def forgive(self, job: str) -> None:
@@ -125,6 +134,7 @@ class ForgetWorker:
         self._cancelled.discard(job)
         self.no_closed_form.pop(job, None)
         self.problems.pop(job, None)
+        self._failures.pop(job, None)
 
     def _run(self) -> None:
         rounds = 0
@@ -137,6 +147,7 @@ class ForgetWorker:
                     self._work.clear()
                 else:
                     self._advance(job)
+                    self._failures.pop(job.id, None)
                 rounds = 0
             except Exception as error:
                 # Whatever it is, the worker must outlive it: every later job waits for it.
@@ -144,12 +155,19 @@ class ForgetWorker:
                 # Without the error's words in the log: they may name a class.
                 log.error("held up, round %d (%s)", rounds, type(error).__name__)
                 stage = _failed_at(error)
-                if job and stage and rounds >= self._attempts:
+                if job and stage and self._is_last_failure(job):
                     self._give_up(job, stage, str(error))
                     rounds = 0
-                time.sleep(retry_after(rounds))
+                self._over.wait(retry_after(rounds))
+                self._over.clear()
+
+    def _is_last_failure(self, job: Job) -> bool:
+        """Count a failure of the job's own; whether it may have no more of them."""
+        self._failures[job.id] += 1
+        return self._failures[job.id] >= self._attempts
 
     def _give_up(self, job: Job, stage: str, detail: str) -> None:
+        self._failures.pop(job.id, None)
         try:
             self._refuse(trained_together(self._ledger.refresh(), job), stage, detail)
         except RegistryError as failure:
@@ -254,7 +272,9 @@ class ForgetWorker:
             ended = _returned(state, job)
             if ended is not None:
                 report = self._ledger.get_blob(_report_of(state, job))
-                self._refuse((job,), "canary", ended, report)
+                with self._accepting:  # whoever took it off may be about to cancel the job
+                    if self._still_wanted(job):
+                        self._refuse((job,), "canary", ended, report)
             else:
                 author = self._author(job)
                 self._settle(job, self._activation.try_out(job, percent, author))
