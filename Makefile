@@ -14,10 +14,18 @@ export OMP_NUM_THREADS ?= 1
 E2E := $(wildcard tests/e2e/test_*.py)
 LONGEST := tests/e2e/test_forget.py tests/e2e/test_chaos.py
 
-# Types are checked while Debian's packages are fetched.
+# Two at once: types are checked while Debian's packages are fetched.
+ifeq ($(MAKELEVEL),0)
 MAKEFLAGS += --jobs=2
+endif
 
-.PHONY: setup demo test test-slow check structure bench promtool chromium clean
+ifdef PYTEST
+TESTS := chosen
+else
+TESTS := units servers
+endif
+
+.PHONY: setup demo test chosen units servers test-slow check structure bench promtool chromium clean
 
 setup: $(STAMP)
 
@@ -32,19 +40,29 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/lethe demo $(DEMO)
 
+# Every part runs, whether or not one before it failed; those that failed are named at the end.
+test: setup
+	@failed=; \
+	$(MAKE) --no-print-directory --keep-going check chromium || failed=" check"; \
+	for part in $(TESTS); do \
+		$(MAKE) --no-print-directory $$part || failed="$$failed $$part"; \
+	done; \
+	test -z "$$failed" || { echo "make test: failed:$$failed"; exit 1; }
+
+chosen: setup
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST)
+
+units: setup
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadscope --no-loadscope-reorder tests/integration tests/unit
+
 # Two at a time, the longest modules first, so that none runs alone at the end. The servers' tests
 # judge what happens within seconds, which a busy machine can't always give two servers at once: a
 # module that failed runs again alone, from its beginning, and must pass there.
 FAILED := sed -n 's/^ *"\(tests\/e2e\/[a-z_]*\.py\)::.*/\1/p' .pytest_cache/v/cache/lastfailed | sort -u
 
-test: setup promtool chromium check
-ifdef PYTEST
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST)
-else
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadscope --no-loadscope-reorder tests/integration tests/unit
+servers: setup
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder $(LONGEST) $(filter-out $(LONGEST),$(E2E)) \
 	|| { test $$? -eq 1 && $(BIN)/python -m pytest -m "not slow" $$($(FAILED)); }
-endif
 
 test-slow: setup promtool
 	$(BIN)/python -m pytest -m slow $(PYTEST)

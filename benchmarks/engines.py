@@ -1,10 +1,10 @@
-"""What engines cost and what adapters cost on them: `python benchmarks/engines.py [model ...]`.
+"""Measures engines, and what adapters cost on them: `python benchmarks/engines.py [model ...]`.
 
 Models: `digits` (the demo's), `small` (112 pixels, 256 wide, 6 blocks), `base` (ViT-B/16 at 224);
-all with random weights, which take as long as trained ones. One thread. What is compared runs by
-turns in one process; figures are CPU time of the calling thread, which others on the machine
-disturb less than wall time: medians over the turns, ratios being taken within a turn; for the first
-build also wall time.
+all with random weights, which take as long as trained ones. One thread. What is compared takes
+turns in one process. Figures are CPU times of the calling thread, since other work on the machine
+changes them less than wall times. Ratios are taken within a turn; the median of the turns is
+printed. For the first build, wall times are printed too.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def random_backbone(name: str) -> Backbone:
 
 
 def random_adapter(backbone: Backbone, *, seed: int) -> Adapter:
-    """One that keeps every second group."""
+    """An adapter with random pairs for every second group."""
     groups = find_groups(backbone.model)[::2]
     generator = torch.Generator().manual_seed(seed)
     pairs = {}
@@ -80,7 +80,7 @@ def random_adapter(backbone: Backbone, *, seed: int) -> Adapter:
 
 
 def by_turns(work: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
-    """CPU milliseconds of each, turn by turn, in another order every turn."""
+    """CPU milliseconds of each item of `work` in each turn; the order differs from turn to turn."""
     taken: dict[str, list[float]] = {name: [] for name in work}
     for run in work.values():
         run()
@@ -96,7 +96,7 @@ def by_turns(work: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]
 
 
 def ratio(taken: Mapping[str, list[float]], over: str, under: str) -> float:
-    """Median over the turns of one's time over the other's in the same turn."""
+    """Median of the ratios of two items' times within the same turn."""
     return median(a / b for a, b in zip(taken[over], taken[under], strict=True))
 
 
@@ -124,8 +124,8 @@ def stack_up(backbone: Backbone, engines: Mapping[str, Engine], stack: list[Adap
 
 
 def resident_bytes() -> int:
-    """Of this process, without what the allocator keeps of freed memory where glibc can tell it to
-    give that back: building leaves some, whatever stays resident."""
+    """Resident memory of this process. With glibc, freed memory that the allocator keeps is given
+    back first: a build frees some, and it would be counted."""
     gc.collect()
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
@@ -139,7 +139,7 @@ def memory(backbone: Backbone, engines: Mapping[str, Engine], stack: list[Adapte
         slot = Slot(engine, probe, resident=64)
         releases = max(4, min(60, round(4e8 / changed_bytes(backbone, stack[0]))))
         for i in range(releases + 1):
-            if i == 1:  # the first one also grows what all of them work in
+            if i == 1:  # the first one also allocates memory that all share
                 before = resident_bytes()
             slot.forward_for((str(i),), partial(effective_state, backbone.model, [stack[i]]))
         each = (resident_bytes() - before) / releases
@@ -161,7 +161,7 @@ def read(contents: list[dict[str, bytes]], backbone: Backbone) -> EffectiveState
 
 
 def first_build(backbone: Backbone, engines: Mapping[str, Engine], stack: list[Adapter]) -> None:
-    """From the adapters' bytes to a forward pass that was checked once."""
+    """Time from the adapters' bytes to a forward pass that was checked once."""
     probe = torch.zeros(1, *backbone.spec.preprocess.input_size)
     for name, engine in engines.items():
         for depth in (1, 10):

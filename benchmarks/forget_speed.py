@@ -1,16 +1,17 @@
-"""What a forget task costs: `python benchmarks/forget_speed.py [--casia] [--steps N] [--images N]`.
+"""Measures a forget task: `python benchmarks/forget_speed.py [--casia] [--steps N] [--images N]`.
 
-Images a second of Lethe's training step, as a ratio to a bare forward and backward pass of the
-same backbone over the same number of images in the same run: ViT-B/16 at 224 pixels and the Face
-Transformer at 112, with all blocks live (*select*) and with the upper half (*refit*: the lower half
-is cached). On a GPU also with bfloat16 and with compiled blocks. Then a whole task, split into its
-phases: on digits, or with --casia on synthetic images of that set's shape (100 classes, 112 pixels,
-the Face Transformer), whose weights and pixels are random: shapes decide what a step costs.
+First the images a second of Lethe's training step, as a ratio to a bare forward and backward pass
+of the same backbone over as many images in the same run. The backbones are ViT-B/16 at 224 pixels
+and the Face Transformer at 112, with all blocks trained (*select*) and with the upper half
+(*refit*, where the lower half is cached); on a GPU also with bfloat16 and with compiled blocks.
+Then a whole task, split into its phases: on digits, or with --casia on synthetic images of that
+set's shape (100 classes, 112 pixels, the Face Transformer). Their weights and pixels are random,
+since only shapes decide what a step costs.
 
-Ratios only, no pass or fail; on a CPU they are of its own seconds, which others on the machine
-don't lengthen. What is timed is the product's own step, not a copy of it, so this reaches into
-`forgetting.training.sparse_lora`. The task's erasure, one matrix product an image, is left out of
-the steps and is in the split.
+There is no pass or fail. On a CPU, times are CPU seconds, which other work on the machine doesn't
+lengthen. This times the product's own step, so it uses private parts of
+`forgetting.training.sparse_lora`. The task's erasure, one matrix product an image, is not in the
+steps; it is in the split.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ MODELS = {
     "ViT-B/16, 224 px": ("vit_base_patch16_224", 224),
     "Face Transformer, 112 px": (NAME, 112),
 }
-# Phase -> (module in forgetting/, function), whose time is counted with all that they call.
+# Phase -> (module in forgetting/, function). Their time includes everything that they call.
 PHASES = {
     "prefix": (("training/pools", "make_pools"), ("training/pools", "advanced")),
     "select": (("training/sparse_lora", "select"),),
@@ -101,7 +102,7 @@ def rate(step: Callable[[], object], *, steps: int, images: int, device: str) ->
 
 
 def _clock(device: str) -> float:
-    """CPU seconds of this process, or those of the clock once a GPU has done all it was given."""
+    """CPU seconds of this process; on a GPU wall seconds, after the GPU has finished its work."""
     if device == "cpu":
         return time.process_time()
     torch.cuda.synchronize()
@@ -115,7 +116,7 @@ def compile_blocks(model: nn.Module) -> None:
 
 
 def bare_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, variant: Variant) -> None:
-    """Forward and backward through everything; no optimizer."""
+    """A forward and a backward pass through the whole model, without an optimizer."""
     model.zero_grad(set_to_none=True)
     with variant.context(x.device.type):
         loss = F.cross_entropy(model(x), y)
@@ -123,7 +124,7 @@ def bare_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, variant: Varia
 
 
 def lethe_run(model: nn.Module, data: ForgetData, *, batch: int, seed: int = 0) -> _Run:
-    """A training run with all groups live; each step sees `2 * batch` images."""
+    """A training run with all groups trained; each step uses `2 * batch` images."""
     generator = torch.Generator().manual_seed(seed)
     config = TrainConfig(forget_batch=batch, retain_batch=batch)
     pools: Pools = make_pools(model, data, copies=0, generator=generator)
@@ -135,10 +136,10 @@ def lethe_run(model: nn.Module, data: ForgetData, *, batch: int, seed: int = 0) 
 
 
 def synthetic_data(model: nn.Module, *, pixels: int, count: int, device: str) -> ForgetData:
-    """`count` forget and `count` retain images of noise, four of each forgotten class."""
+    """`count` forget and `count` retain images of noise, with four of each forgotten class."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(2 * count, 3, pixels, pixels, generator=generator).to(device)
-    known = int(predict(model, x[:1]).argmax())  # something there is to forget
+    known = int(predict(model, x[:1]).argmax())  # a class that the model recognises
     gone = (known + torch.arange(FORGET)) % CLASSES
     forget = Samples(x[:count], gone[torch.arange(count) // 4 % FORGET].to(device))
     kept = (known + FORGET + torch.arange(count) % (CLASSES - FORGET)) % CLASSES
@@ -178,7 +179,7 @@ def step_ratios(
         run._keep(upper)
         assert run.cut == (run.total // 2 if lowest_cut(model) == 0 else run.cut)
         refit = rate(step, **timed)
-        # The bare pass again, so that a machine that grew slower or faster is seen.
+        # The bare pass again: the mean of both makes up for a machine that changes its speed.
         after = rate(lambda m=bare, v=variant: bare_step(m, x, y, v), **timed)
         mean = (before + after) / 2
         yield title, variant.name, mean, select / mean, refit / mean
@@ -219,7 +220,7 @@ def digits_task() -> tuple[Backbone, ImageSet, list[str]]:
 def task_split(
     backbone: Backbone, images: ImageSet, forget: list[str], *, config: TrainConfig
 ) -> tuple[dict[str, float], str]:
-    """CPU seconds of each phase of a task, and its report's card."""
+    """CPU seconds of each phase of a task, and its report as Markdown."""
     profile = cProfile.Profile(time.process_time)
     result = profile.runcall(
         run_task,
@@ -258,13 +259,13 @@ def task_split(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--casia", action="store_true", help="the task has CASIA-Face100's shape")
+    parser.add_argument("--casia", action="store_true", help="a task of CASIA-Face100's shape")
     parser.add_argument("--steps", type=int, help="timed steps (CPU 1, GPU 20), 0 for none")
     parser.add_argument("--images", type=int, help="images a step (CPU 4, GPU 96)")
     parser.add_argument(
         "--per-class", type=int, help="images of a class of --casia (CPU 5, GPU 100)"
     )
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
+    parser.add_argument("--threads", type=int, default=1, help="threads on the CPU")
     parser.add_argument("--card", action="store_true", help="print the task's report too")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
@@ -283,7 +284,7 @@ def main() -> None:
     config = TrainConfig()
     if chosen.casia:
         backbone, images, forget = casia_shapes(per_class=chosen.per_class or (5 if small else 100))
-        if small:  # whole tasks of this size are for a GPU or a night
+        if small:  # a whole task of this size takes a night on a CPU
             config = replace(
                 config, select_steps=2, refit_steps=2, check_every=2, copies=0, replay_per_class=2,
                 forget_batch=8, retain_batch=8,

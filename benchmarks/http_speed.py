@@ -1,13 +1,14 @@
-"""How fast HTTP is: `python -m benchmarks.http_speed jpeg|noop [options]`, `--help` says which.
+"""Measures the speed of HTTP: `python -m benchmarks.http_speed jpeg|noop [options]`; see `--help`.
 
-`jpeg`: images a second that JPEG bodies get out of `serving`, over those that as many processes get
-out of its engine's own forward pass at the batch size that the server reached. `noop`: a model that
-costs nearly nothing, so that what is compared is what surrounds it: ours, a bare Ray Serve
-deployment behind the same ingress and, with `--litserve-python`, LitServe and BentoML with the same
-model. All arms are up at once and take turns, the others' processes being stopped meanwhile: idle
-ones cost too, ours a tenth of a core, LitServe's without a wait more than one. Ratios are taken
-within a round, the median of the rounds is given. The load comes from wrk (`apt install wrk`) on
-the same cores, and its own CPU time is given: the servers had that much less.
+`jpeg` measures how many JPEG images a second `serving` answers, as a ratio to the engine's forward
+pass alone in as many processes, at the batch size that the server reached. `noop` uses a model that
+costs nearly nothing, so that it compares the servers around the model: ours, a plain Ray Serve
+deployment behind the same ingress and, with `--litserve-python`, LitServe and BentoML.
+
+All servers are up at once and take turns. The processes of the others are stopped meanwhile, since
+idle ones cost CPU time too: ours a tenth of a core, LitServe's without a wait more than one. Ratios
+are taken within a round; the median of the rounds is printed. The load comes from wrk
+(`apt install wrk`) on the same cores. Its CPU time, which the servers don't have, is printed too.
 """
 
 from __future__ import annotations
@@ -69,7 +70,10 @@ RUN_UP_S = 5.0
 
 
 def make_backbone(name: str, folder: Path) -> None:
-    """Random weights, which take as long as trained ones; the digits' names, so that it starts."""
+    """Save a backbone with random weights, which take as long as trained ones.
+
+    Its classes are those of the digits data set, without which the server would not start.
+    """
     model, side, sizes = MODELS[name]
     names = tuple(str(digit) for digit in range(10))
     spec = BackboneSpec(model, sizes, names, Preprocess((3, side, side), (0.5,) * 3, (0.5,) * 3))
@@ -78,7 +82,7 @@ def make_backbone(name: str, folder: Path) -> None:
 
 
 def jpeg(side: int) -> bytes:
-    """A picture with structure, so that it compresses as photographs do."""
+    """A JPEG image with structure, so that it compresses as photographs do."""
     pixels = torch.randint(0, 255, (side // 8, side // 8, 3), dtype=torch.uint8).numpy()
     picture = Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
@@ -88,7 +92,7 @@ def jpeg(side: int) -> bytes:
 
 @contextlib.contextmanager
 def alone(arm: Arm, arms: Sequence[Arm]) -> Iterator[None]:
-    """Only the processes of `arm` run, of all that were started here."""
+    """While the block lasts, stop all processes that were started here but those of `arm`."""
     mine = psutil.Process().children(recursive=True)
     peers = {a.process: _tree(a.process) for a in arms if a.process is not None}
     theirs = {each for tree in peers.values() for each in tree}
@@ -98,7 +102,7 @@ def alone(arm: Arm, arms: Sequence[Arm]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def only(own: Container[psutil.Process]) -> Iterator[None]:
-    """Of the processes that were started here no others run."""
+    """While the block lasts, stop all processes that were started here but `own`."""
     stopped = [each for each in psutil.Process().children(recursive=True) if each not in own]
     for each in stopped:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -117,8 +121,8 @@ def _tree(pid: int) -> list[psutil.Process]:
 
 
 def wake(arm: Arm) -> None:
-    """Return once it has answered every request for a while: our replicas, stopped for longer than
-    their lease, have to take another one first."""
+    """Wait until `arm` has answered every request for `AWAKE_S`. Our replicas need that: they were
+    stopped for longer than their lease and must get a new one."""
     well = time.monotonic()
     with httpx.Client(trust_env=False, timeout=ANSWER_S) as client:
         while time.monotonic() < well + AWAKE_S:
@@ -130,7 +134,7 @@ def wake(arm: Arm) -> None:
 def by_turns(
     arms: Mapping[str, Callable[[], Load]], *, rounds: int, show: bool = True
 ) -> dict[str, list[Load]]:
-    """Each arm once a round, in another order every round."""
+    """Run each arm once a round, in another order each round."""
     taken: dict[str, list[Load]] = {name: [] for name in arms}
     shuffled = random.Random(0)
     order = list(arms)
@@ -159,7 +163,10 @@ def report(taken: Mapping[str, list[Load]], ours: str) -> None:
 
 
 def _compute(backbone: Path, engine: str, pipe: Connection) -> None:
-    """A process that does nothing but the forward pass: (batch, seconds) in, images out."""
+    """The main function of a process that only computes forward passes.
+
+    It receives (batch, seconds) and sends back images a second; None ends it.
+    """
     model = Model(backbone, engine)
     pipe.send(None)
     while (asked := pipe.recv()) is not None:
@@ -174,8 +181,8 @@ def _compute(backbone: Path, engine: str, pipe: Connection) -> None:
 
 @contextlib.contextmanager
 def bare_engine(backbone: Path, engine: str, processes: int) -> Iterator[Callable[..., Load]]:
-    """As many processes as there are replicas, each with one thread; the server's are stopped while
-    they compute."""
+    """As many processes as there are replicas, each with one thread. The server's processes are
+    stopped while these compute."""
     spawn = multiprocessing.get_context("spawn")
     pairs = [spawn.Pipe() for _ in range(processes)]
     own = []
@@ -198,7 +205,7 @@ def bare_engine(backbone: Path, engine: str, processes: int) -> Iterator[Callabl
 
 
 def batches(settings: Settings) -> tuple[float, float]:
-    """(passes, images) that all replicas have computed."""
+    """(forward passes, images) that all replicas have computed so far."""
     page = httpx.get(f"{settings.url}/metrics", trust_env=False).text
     (family,) = [f for f in text_string_to_metric_families(page) if f.name == "lethe_batch_size"]
     found = {"count": 0.0, "sum": 0.0}
@@ -238,7 +245,7 @@ def run_jpeg(settings: Settings, options: argparse.Namespace, backbone: Path) ->
 def peer(
     command: Sequence[str], url: str, arm: Arm, environment: Mapping[str, str]
 ) -> Iterator[Arm]:
-    """A server of the comparison, as a command of its own."""
+    """Start a server of the comparison as a command, and wait until it answers."""
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             command,
@@ -335,9 +342,9 @@ def main() -> None:
     parser.add_argument("--model", choices=tuple(MODELS))
     parser.add_argument("--engine", choices=("auto", *CANDIDATES), default="auto")
     parser.add_argument("--ingress", choices=("python", "haproxy"), default="haproxy")
-    parser.add_argument("--side", type=int, help="pixels of the JPEG; the model's unless given")
+    parser.add_argument("--side", type=int, help="side of the JPEG in pixels [the model's]")
     parser.add_argument("--connections", type=int, default=32)
-    parser.add_argument("--seconds", type=float, help="of a round; 15 for jpeg, 5 for noop")
+    parser.add_argument("--seconds", type=float, help="length of a round [15 for jpeg, 5 for noop]")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--wrk", default=shutil.which("wrk"), help="the load generator")
@@ -346,7 +353,7 @@ def main() -> None:
         "--litserve-wait-ms",
         type=float,
         default=0.0,
-        help="how long LitServe waits for a batch to fill; we don't wait",
+        help="milliseconds that LitServe waits for a batch to fill; ours doesn't wait",
     )
     options = parser.parse_args()
     if options.wrk is None:

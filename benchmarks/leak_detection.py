@@ -1,9 +1,10 @@
-"""How many matches a leak stays unseen for: `python benchmarks/leak_detection.py [target ...]`.
+"""Measures how soon a leak is found: `python benchmarks/leak_detection.py [target ...]`.
 
 Simulates streams of matches that leak at a fixed rate and prints, for each target rate, the median
-and the 95th percentile of the number of matches until the evidence reaches 3, where
-ForgottenClassRecognised fires. Also the matches until the detector reaches 5 (LeakSuspected) after
-10,000 quiet ones that leaked at a quarter of the target. Fixed seed; no Ray, no torch.
+and the 95th percentile of the number of matches until the evidence reaches 3, where the alert
+ForgottenClassRecognised fires. It also prints the number of matches until the detector reaches 5,
+where LeakSuspected fires, after 10,000 quiet matches that leaked at a quarter of the target. The
+seed is fixed. Needs no Ray and no torch.
 """
 
 from __future__ import annotations
@@ -14,19 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.monitoring.evidence import detect, log10_detection, log10_evidence, quiet
+from serving.monitoring.thresholds import PROOF, SUSPICION
 
 RATES = (0.02, 0.03, 0.05, 0.10, 0.30, 1.0)
 RUNS = 1000
 LONGEST = 30_000
 QUIET = 10_000
-PROOF = 3.0
-SUSPICION = 5.0
 
 
 def until_proof(rate: float, target: float, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Matches until the evidence is proof, (RUNS,); inf where LONGEST were not enough."""
+    """Matches until the evidence reaches PROOF, (RUNS,); inf if LONGEST were not enough."""
     leaks = int(LONGEST * rate + 5 * np.sqrt(LONGEST * rate)) + 5
-    # The evidence rises only at a leak, so only those moments are looked at.
+    # The evidence rises only at a leak, so it is computed only there.
     at = np.cumsum(rng.geometric(rate, size=(RUNS, leaks)), axis=1)  # (RUNS, leaks)
     hits = np.broadcast_to(np.arange(1, leaks + 1), at.shape)
     proven = (log10_evidence(at, hits, target=target) >= PROOF) & (at <= LONGEST)
@@ -35,7 +35,10 @@ def until_proof(rate: float, target: float, rng: np.random.Generator) -> NDArray
 
 
 def until_suspicion(rate: float, target: float, rng: np.random.Generator) -> NDArray[np.float64]:
-    """The same for the detector, counted from the change; matches come one at a time."""
+    """Matches until the detector reaches SUSPICION, (RUNS,), counted from the change.
+
+    Matches come one at a time.
+    """
     state = np.tile(quiet(target), (RUNS, 1))
     one = np.ones(RUNS, dtype=np.int64)
     for _ in range(QUIET // 10):  # the quiet time, in tens
@@ -51,7 +54,7 @@ def until_suspicion(rate: float, target: float, rng: np.random.Generator) -> NDA
 
 
 def shown(matches: NDArray[np.float64]) -> str:
-    """Median / 95th percentile; a dash where too few runs ended to say."""
+    """Median / 95th percentile; a dash if too few runs ended."""
     both = np.quantile(matches, (0.5, 0.95), method="higher")
     return " / ".join(f"{value:,.0f}" if np.isfinite(value) else "—" for value in both)
 

@@ -1,4 +1,4 @@
-"""The load of the HTTP benchmarks: wrk, told what to send and what to count."""
+"""The load of the HTTP benchmarks: runs wrk with a script that says what to send and count."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ANSWER_S = 30
-"""How long an answer is waited for."""
+"""Seconds that a client waits for an answer."""
 
-# wrk runs `setup` and `done` in one Lua state, `init` and `response` in that of its one thread.
+# wrk runs `setup` and `done` in one Lua state, `init` and `response` in that of its only thread.
 COUNT_AFTER = """
 local ffi = require("ffi")
 ffi.cdef("typedef struct { long s; long us; } clock_tv; int gettimeofday(clock_tv *, void *);")
@@ -34,28 +34,32 @@ end
 
 @dataclass(frozen=True)
 class Arm:
-    """One server, and how it wants to be asked."""
+    """One server of a comparison, and the request that it takes."""
 
     url: str
     body: bytes
     kind: str
     process: int | None = None
-    """What it runs under; None for our Ray."""
+    """Id of its root process; None for the servers on this benchmark's own Ray."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What one turn of wrk found."""
+    """The result of one run of wrk."""
 
     a_second: float
+    """Answers a second."""
     failed: int
     client_cpu: float
     """wrk's own CPU seconds a second."""
 
 
 def press(wrk: str, arm: Arm, *, connections: int, seconds: float, run_up: float = 0.0) -> Load:
-    """Closed loop of `connections` that are kept alive. With `run_up`, only what is answered after
-    so many seconds is counted: then as much is under way at the beginning as at the end."""
+    """Load `arm` for `seconds`: each of `connections` sends its next request after an answer.
+
+    With `run_up`, the load starts that many seconds earlier and only later answers are counted. So
+    as many requests are in flight at the start of the count as at its end.
+    """
     with tempfile.TemporaryDirectory() as folder:
         body, script = Path(folder) / "body", Path(folder) / "post.lua"
         body.write_bytes(arm.body)
@@ -65,7 +69,7 @@ def press(wrk: str, arm: Arm, *, connections: int, seconds: float, run_up: float
             + (COUNT_AFTER.replace("RUN_UP", str(run_up)) if run_up else "")
         )
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        # Patience, or on a slow machine wrk counts answers that only waited as failures.
+        # With a short timeout wrk would count slow answers as failures on a slow machine.
         command = [wrk, "-t1", f"-c{connections}", f"-d{run_up + seconds:g}s"]
         command += [f"--timeout={ANSWER_S}s", "-s", str(script), arm.url]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout

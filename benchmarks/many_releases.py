@@ -1,13 +1,14 @@
-"""How much longer a replica takes to start when its registry holds 1,000 releases instead of one.
+"""Measures how much longer a replica starts with 1,000 releases in its registry than with one.
 
     python benchmarks/many_releases.py [--releases 1000] [--turns 15] [--serve 1] [--json]
 
-Both registries are written by the registry's own acts and end in the same release: one adapter for
-one class. The long one came there by forgetting and restoring classes, each time with an adapter of
-its own: real files of real low-rank pairs, which nobody trained. What a replica does at its start,
-but for the imports and the process, is done by turns in one process: load the backbone, make the
-engine, read the ledger, build the active release; from the checkpoint that an earlier start left,
-and without it. `--serve N` times N whole starts of `lethe serve` on each, with two replicas.
+Both registries are written with the functions of `registry.publish` and end in the same release:
+one adapter for one class. In the long one, classes were forgotten and restored before, each time
+with an adapter of its own: real files with low-rank pairs that nobody trained. One process does, by
+turns, what a replica does at its start: load the backbone, make the engine, read the ledger (with
+and without the checkpoint of an earlier start) and build the active release. Imports and the start
+of the process are not measured. `--serve N` times N whole starts of `lethe serve` on each registry,
+with two replicas.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ START_S = 180.0
 
 
 class Past:
-    """A registry's history, written as control and the coordinator write it."""
+    """Writes a registry's history with the records that control and the coordinator write."""
 
     def __init__(self, home: Home, backbone: Backbone) -> None:
         prepare_home(home)
@@ -69,7 +70,7 @@ class Past:
         return self._ledger.state
 
     def forget(self, name: str) -> None:
-        """Two releases: masked, then out of the weights."""
+        """Add two releases: one that masks the class, one whose weights have forgotten it."""
         job = request_forget(
             self._ledger,
             self._operator,
@@ -93,7 +94,7 @@ class Past:
         self._serve()
 
     def restore(self, name: str) -> None:
-        """One release, with the adapters of one that knows the class."""
+        """Add one release, with the adapters of an older one whose weights know the class."""
         subjects = [self._subjects.assign(name)]
         restore_subjects(self._ledger, self._operator, subjects=subjects, **self._origin())
         to = self.state.release_without(frozenset(subjects))
@@ -117,7 +118,7 @@ class Past:
         return {"actor": "ops", "reason": "Art. 17", "request_id": f"r-{self._acts:06d}"}
 
     def _adapter(self, subjects: tuple[str, ...], stack: tuple[str, ...]) -> Adapter:
-        """Low-rank pairs of every linear of the last block's FFN, new ones each time."""
+        """An adapter with random low-rank pairs for the last block's FFN, new ones each time."""
         generator = torch.Generator().manual_seed(self._acts)
         paths = [name for name, _ in self._backbone.model.named_modules() if ".mlp.fc" in name]
         pairs = {}
@@ -143,7 +144,7 @@ class Past:
 
 
 def written(home: Home, backbone: Backbone, *, releases: int) -> float:
-    """Write a registry that ends in one adapter of one class; the seconds that took."""
+    """Write a registry that ends in one adapter for one class; return how many seconds it took."""
     began = time.perf_counter()
     past = Past(home, backbone)
     names = backbone.spec.classes
@@ -157,7 +158,7 @@ def written(home: Home, backbone: Backbone, *, releases: int) -> float:
 
 
 def replica_start(folder: Path) -> dict[str, float]:
-    """Seconds of what `Recognizer` does until a release is in service, whole and in part."""
+    """Do what `Recognizer` does until it serves a release; return the seconds of each part."""
     began, cpu = time.perf_counter(), time.process_time()
     settings = load_settings(home=folder, engine={"name": "onnxruntime"})
     home, backbone = home_of(settings), open_backbone(settings)
@@ -180,7 +181,7 @@ def replica_start(folder: Path) -> dict[str, float]:
 
 
 def server_start(home: Path, *, port: int) -> float:
-    """Seconds from `lethe serve` to both replicas being there."""
+    """Seconds from the start of `lethe serve` until both replicas serve."""
     began = time.perf_counter()
     command = [sys.executable, "-m", "serving.cli", "serve", "--port", str(port)]
     process = subprocess.Popen(
@@ -228,7 +229,7 @@ def measure(top: Path, *, releases: int, turns: int, serves: int) -> dict[str, f
                 if not kept:
                     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
                 found = replica_start(folder)
-                if turn:  # the first one wrote the engine's graph
+                if turn:  # the first turn also wrote the engine's graph
                     samples.setdefault(f"{name}{'_checkpointed' * kept}", []).append(found)
     for name, found in samples.items():
         for key in ("s", "cpu", "read", "build"):
@@ -261,7 +262,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--releases", type=int, default=1000)
     parser.add_argument("--turns", type=int, default=15)
-    parser.add_argument("--serve", type=int, default=1, help="whole starts of each, 0 for none")
+    parser.add_argument(
+        "--serve", type=int, default=1, help="whole starts on each registry; 0: none"
+    )
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as top:

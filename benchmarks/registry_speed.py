@@ -1,11 +1,12 @@
-"""How fast the registry is, beside the file operations that it can't do without.
+"""Measures the registry's speed as a ratio to the file operations that it needs.
 
     python benchmarks/registry_speed.py [--records 10000] [--directory DIR] [--json]
 
-The log is that of a deployment: 20 classes erased one after another, each with a guard and an
-adapter release, then rollbacks to and fro. Times are of one process, of its CPU where nothing waits
-for a disk; ratios travel better between machines than times do. Reading is measured once more at a
-quarter of the records: what is linear takes four times as long.
+The log is like that of a deployment: 20 classes are erased one after another, each with a guard
+and an adapter release; rollbacks back and forth follow. All times are of one process; where nothing
+waits for a disk, they are CPU times. Ratios are easier to compare between machines than times.
+Reading is also measured at a quarter of the records: what is linear then takes a quarter of the
+time.
 """
 
 import argparse
@@ -39,7 +40,7 @@ MEGABYTE = 1_000_000
 
 
 class Deployment:
-    """A registry that is written to, and the time that each append took in ms."""
+    """Writes a registry, and notes how many milliseconds each append took."""
 
     def __init__(self, top: Path) -> None:
         init_keys(top / "keys")
@@ -102,7 +103,7 @@ class Deployment:
         self.serve()
 
     def fill(self, records: int) -> None:
-        """Go on until there are `records`."""
+        """Append records until there are `records`."""
         for number in range(len(self.ledger.state.jobs), ERASURES):
             self.erase(number, adapter=f"adapter {number}".encode() * 100)
         while self.ledger.state.seq < records:
@@ -125,7 +126,7 @@ def cpu_seconds(act: Callable[[], object]) -> float:
 
 @contextmanager
 def counting_fsyncs() -> Iterator[list[int]]:
-    """A list that grows by one with each fsync of this process."""
+    """Yields a list that gets an entry for each fsync of this process."""
     calls: list[int] = []
     real = os.fsync
 
@@ -163,9 +164,9 @@ def bare_write_ms(directory: Path, *, size: int, times: int) -> float:
 
 
 def publish_1mb(deployment: Deployment, top: Path, *, times: int) -> dict[str, float]:
-    """Median times in ms to publish a 1 MB adapter, and to write and fsync the same new files.
+    """Median times in ms to publish a 1 MB adapter, and to write and fsync the same files.
 
-    Taken in turns, so that a busy machine slows both down.
+    Both take turns, so that other work on the machine slows both down.
     """
     ledger = deployment.ledger
     subject = hashlib.sha256(b"the one to publish for").hexdigest()[:32]
@@ -216,7 +217,7 @@ def publish_1mb(deployment: Deployment, top: Path, *, times: int) -> dict[str, f
 
 
 def verify_only_s(deployment: Deployment, *, records: int) -> float:
-    """What the signature checks of `records` records of the usual length cost by themselves."""
+    """CPU seconds of the signature checks alone for `records` records of the usual length."""
     payload = b"x" * 1500
     signature = deployment.operator.sign(payload)
     check = deployment.trust.signer_of
@@ -227,7 +228,7 @@ def verify_only_s(deployment: Deployment, *, records: int) -> float:
 
 
 def reading(deployment: Deployment, top: Path) -> dict[str, float]:
-    """CPU seconds of what reads every record: a new reader, an examination, a collection."""
+    """CPU seconds of what reads every record: a new reader, `verify` and `collect`."""
     ledger, store = deployment.ledger, deployment.store
     figures = min((cold_read(top) for _ in range(3)), key=lambda read: read["cold_read_cpu_s"])
     figures["verify_cpu_s"] = min(
@@ -240,13 +241,13 @@ def reading(deployment: Deployment, top: Path) -> dict[str, float]:
 
 
 def cold_read(top: Path) -> dict[str, float]:
-    """In a process of its own: seconds of CPU, and memory above what the imports take."""
+    """Read the whole log in a new process: CPU seconds and peak memory in MiB."""
     cpu_s, _, peak_mib = _read_apart(top, "Ledger(store, trust).refresh()")
     return {"cold_read_cpu_s": cpu_s, "cold_read_peak_mib": peak_mib}
 
 
 def checkpointed_read(top: Path) -> dict[str, float]:
-    """The same from a checkpoint of the whole log; `_ms` by the clock on the wall."""
+    """Read the log from a checkpoint in a new process: CPU and wall time, peak memory."""
     cpu_s, wall_s, peak_mib = _read_apart(top, "open_ledger(store, trust, directory=checkpoints)")
     return {
         "checkpointed_read_cpu_ms": cpu_s * 1e3,
@@ -256,7 +257,7 @@ def checkpointed_read(top: Path) -> dict[str, float]:
 
 
 def _read_apart(top: Path, statement: str) -> tuple[float, float, float]:
-    """Seconds of CPU and of wall time, and MiB at the peak, of `statement` in a new process."""
+    """(CPU seconds, wall seconds, peak MiB of the process) for `statement` in a new process."""
     program = (
         "import resource, sys, time\n"
         "from pathlib import Path\n"
@@ -319,7 +320,7 @@ def measure(top: Path, *, records: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--records", type=int, default=10_000)
-    parser.add_argument("--directory", type=Path, help="on the disk to measure (default: /tmp)")
+    parser.add_argument("--directory", type=Path, help="folder on the disk to measure [/tmp]")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.directory) as top:

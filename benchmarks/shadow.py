@@ -1,14 +1,16 @@
-"""What the shadow costs a response: `python benchmarks/shadow.py [turns]`.
+"""Measures what the shadow costs a response: `python benchmarks/shadow.py [turns]`.
 
-One replica under Ray Serve with its real actors; it sends itself the requests, without HTTP in
-front, which would be the same with and without. Phases of a second go in turn with the shadow off,
-off again and with it at its default share, in random order, so that whatever else the machine does
-hits all alike. A phase ends with traffic that is not sampled, in which the samples of its first
-part are scored; its share is raised for that. Steady traffic gives latencies, as many requests at
-once as fit gives throughput. Prints the median of each turn's ratio with a bootstrap interval of
-95 %; off again / off says how far the ratio of equals is from 1. The bar: a response is delayed by
-at most 1 %. Beside the times, which a busy machine blurs, stands the CPU time of the whole replica
-for an answer (`cpu`), and of the shadow's thread for a sample.
+One replica runs under Ray Serve with its real actors. It sends requests to itself, without HTTP,
+whose cost doesn't depend on the shadow. In each turn there is a phase of one second with the shadow
+off, one with it off again, and one with it at its default share. Their order is random, so that
+other work on the machine affects all alike. A phase ends with traffic that is not sampled, so that
+the samples of its first part are scored within it; their share is raised to make up for that.
+Steady traffic gives latencies, and `AT_ONCE` requests at once give throughput.
+
+Prints the median of the turns' ratios with a bootstrap interval of 95 %. The ratio of off again to
+off shows how far the ratio of equals is from 1. The bar: the shadow delays a response by at most
+1 %. It also prints the CPU time of the whole replica for an answer (`cpu`) and of the shadow's
+thread for a sample: other work on the machine affects CPU times less.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -29,24 +32,18 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from forgetting.data.sources import open_image_set
-from serving.app import _actor, prepare
-from serving.config.home import home_of
+from serving.app import prepare, start_actors
 from serving.config.settings import MonitorSettings, Settings
 from serving.config.sources import load_settings
-from serving.control import control
-from serving.control.control import Control
-from serving.coordination import coordinator
-from serving.coordination.coordinator import Coordinator
-from serving.coordination.messages import Terms
+from serving.control.client import ControlClient
+from serving.control.messages import ForgetRequest, Rejection
+from serving.coordination.messages import Author
 from serving.loadgen.traffic import held_out
-from serving.monitoring import monitor
-from serving.monitoring.monitor import Monitor
+from serving.monitoring.client import MonitorClient
 from serving.monitoring.posture import Stance
 from serving.replica.admission import Call
 from serving.replica.recognizer import Recognizer
 from serving.replica.slot import Ticket
-from serving.training import trainer
-from serving.training.trainer import Trainer
 
 ARMS = ("off", "off again", "shadow")
 SAMPLED_S = 0.7
@@ -56,7 +53,7 @@ ANSWER_S = 60.0
 AT_ONCE = 16
 OFF = Stance(Settings.model_construct(monitor=MonitorSettings(posture="off")))
 RECIPE = {"select_steps": 10, "refit_steps": 20}
-"""Short: how well the class is forgotten doesn't matter here, that there is an adapter does."""
+"""A short training: there must be an adapter, but how well it forgets doesn't matter here."""
 LAX = {
     name: 1.0
     for name in (
@@ -75,7 +72,7 @@ LAX = {
 
 
 class Measuring(Recognizer):
-    """A replica that sends itself requests, so that the two arms differ in nothing else."""
+    """A replica that sends itself requests, so that the arms differ only in the shadow."""
 
     async def measure(self, turns: int) -> list[str]:
         return await measure(self, turns)
@@ -84,28 +81,25 @@ class Measuring(Recognizer):
 def start(settings: Settings) -> DeploymentHandle:
     """One replica, with one class forgotten."""
     backbone = prepare(settings)
-    terms = Terms(settings.lease.seconds, settings.lease.margin, settings.lease.heartbeat)
-    leading = _actor(Coordinator, coordinator.ACTOR, 1000).remote(
-        settings.home_path, settings.registry_location, terms
-    )
-    watching = _actor(Monitor, monitor.ACTOR, 8).remote(home_of(settings).evidence)
-    training = _actor(Trainer, trainer.ACTOR, 2).remote(settings)
-    commanding = _actor(Control, control.ACTOR, 32).remote(
-        settings,
-        coordinator=leading,
-        trainer=training,
-        monitor=watching,
-        backbone=backbone.fingerprint,
-        classes=backbone.spec.classes,
-    )
+    actors = start_actors(settings, backbone)
     deployment = serve.deployment(Measuring, max_ongoing_requests=128)
-    handle = serve.run(deployment.bind(settings, leading, watching, commanding), name="shadow")
-    job = ray.get(commanding.forget.remote(["3"], "benchmark", "", "benchmark"))
-    while job["state"] not in ("done", "refused"):
-        time.sleep(0.5)
-        job = ray.get(commanding.job.remote(job["job"]))
+    replica = deployment.bind(settings, actors.coordinator, MonitorClient(actors.monitor))
+    handle = serve.run(replica, name="shadow")
+    job = asyncio.run(forgotten(ControlClient(actors.control), "3"))
     print(f"{job['job']} is {job['state']}, release {job['release']}", job["refused"] or "")
     return handle
+
+
+async def forgotten(control: ControlClient, name: str) -> dict[str, Any]:
+    """Forget the class `name`; return the view of the job when it has ended."""
+    author = Author("benchmark", "", "benchmark")
+    job = await control.forget(ForgetRequest((name,)), author)
+    while isinstance(job, dict) and job["state"] not in ("done", "refused"):
+        await asyncio.sleep(0.5)
+        job = await control.job(job["job"])
+    if isinstance(job, Rejection):
+        raise SystemExit(f"the class was not forgotten: {job.detail}")
+    return job
 
 
 async def one(replica: Recognizer, png: bytes) -> float:
@@ -122,7 +116,7 @@ async def one(replica: Recognizer, png: bytes) -> float:
 async def steady(
     replica: Recognizer, stance: Stance, pictures: Sequence[bytes], rng: random.Random
 ) -> list[float]:
-    """Latencies of one phase of open-loop traffic, seconds."""
+    """Latencies in seconds of one phase of open-loop traffic."""
     tasks = []
     due = began = time.perf_counter()
     while due < began + PHASE_S:
@@ -136,7 +130,7 @@ async def steady(
 async def flood(
     replica: Recognizer, stance: Stance, pictures: Sequence[bytes], rng: random.Random
 ) -> float:
-    """Answers per second of one phase with `AT_ONCE` requests at once."""
+    """Answers a second in one phase with `AT_ONCE` requests at once."""
     began = time.perf_counter()
     done = 0
 
@@ -152,14 +146,14 @@ async def flood(
 
 
 def cpu_of(thread: str) -> float:
-    """CPU seconds that this process's threads of that name have used so far."""
+    """CPU seconds that this process's threads whose names start with `thread` have used so far."""
     ids = [t.native_id for t in threading.enumerate() if t.name.startswith(thread)]
     used = [Path(f"/proc/self/task/{i}/schedstat").read_text().split()[0] for i in ids]
     return sum(map(int, used)) / 1e9
 
 
 def ratio(over: Sequence[float], under: Sequence[float], rng: np.random.Generator) -> str:
-    """Median of the turns' ratios, with its bootstrap interval."""
+    """The median of the turns' ratios with its bootstrap interval."""
     ratios = np.asarray(over) / np.asarray(under)
     draws = np.median(rng.choice(ratios, (4000, len(ratios))), 1)
     low, high = np.quantile(draws, (0.025, 0.975))

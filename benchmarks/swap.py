@@ -1,14 +1,14 @@
-"""What a swap costs, under load: `python benchmarks/swap.py [swaps] [guards]`.
+"""Measures what a swap costs under load: `python benchmarks/swap.py [swaps] [guards]`.
 
 Starts `serving` with two replicas on the digits default and sends steady traffic from another
-process. First many guards: classes are forgotten one after another and restored in turn, with each
-job cancelled, so that nothing trains meanwhile. Then it goes back and forth between two resident
-releases. Prints, for both, the time from the durable activation to the acknowledgement, how many
-requests failed or were answered by an older release than acknowledged, and the p99 latency of
-requests near a swap as a ratio to those of the same run that are far from one, with that of a
-control: moments at which nothing happened, drawn from the same run. The machine's load stands
-beside them: where others compute, the latencies are theirs. No pass or fail: correctness is
-tested, speed is measured.
+process. First it measures guards: it forgets a class, cancels the job so that nothing trains, and
+restores the class, many times. Then it measures swaps back and forth between two resident releases.
+
+For both it prints the time from the durable activation to the acknowledgement, and how many
+requests failed or were answered by a release older than the acknowledged one. For swaps it also
+prints the p99 latency of requests near a swap, as a ratio to requests far from one, and the same
+ratio for moments at which nothing happened, as a control. It prints the machine's load too, since
+other work on the machine changes latencies. There is no pass or fail.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ PAUSE_S = 1.0
 GUARDED = ("0", "1", "2", "4", "5", "6")
 """Classes that are masked and restored in turn."""
 QUICK = {"select_steps": 30, "refit_steps": 30}
-"""What is trained once is not judged here: any adapter that changes weights will do."""
+"""A short training and gates that always pass: any adapter that changes weights will do."""
 LENIENT = {"acc_f": 1.0, "worst_class": 1.0, "probe": 1.0, "prototypes": 1.0, "dump_share": 1.0}
 LENIENT |= {"acc_r_drop": 1.0, "acc_r_total_drop": 1.0, "near_drop": 1.0, "ece_rise": 1.0}
 
 
 @dataclass
 class Swaps:
-    """What was measured of one kind of swap."""
+    """The measurements of one kind of swap."""
 
     acks: list[tuple[float, int]] = field(default_factory=list)
     swap_ms: list[float] = field(default_factory=list)
@@ -123,7 +123,7 @@ def compare(swaps: Swaps, answers: list[Answer], *, since: float) -> None:
     window = [a for a in answers if since < a.sent < max(moments, default=since)]
     near = latencies(window, moments)
     far = latencies(window, moments, near=False)
-    # Halfway between two swaps nothing happens; what is "near" that says what chance does.
+    # Nothing happens halfway between two swaps, so this ratio shows the effect of chance.
     calm = latencies(window, [at + PAUSE_S / 2 for at in moments])
     if near and far and calm:
         p99 = percentile(far, 0.99)

@@ -42,7 +42,7 @@ def decode_json(data: bytes, *, where: str) -> dict[str, Any]:
 
 
 def decode_written(data: bytes, *, where: str) -> dict[str, Any]:
-    """As `decode_json`, for what only `encode_json` writes: no byte of it can change unnoticed."""
+    """As `decode_json`, but only for the bytes that `encode_json` writes: any other is refused."""
     value = decode_json(data, where=where)
     if encode_json(value) != data:
         raise FormatError(
@@ -161,7 +161,7 @@ class Fields:
         return False
 
     def mark(self, name: str) -> bool:
-        """Whether the object has the field, which then holds true: it is left out otherwise."""
+        """Whether the object has the field. It holds true, or is left out."""
         if name not in self._left:
             return False
         value = self._take(name)
@@ -170,7 +170,7 @@ class Fields:
         return True
 
     def holds(self, name: str) -> bool:
-        """Whether the object has the field: for those that later versions added."""
+        """Whether the object has the field. For fields that later versions added."""
         return name in self._left
 
     def finish(self) -> None:

@@ -1,1 +1,1 @@
-"""Ray Serve application: serves the frozen backbone, runs forget commands, swaps releases."""
+"""The Ray Serve application: serves the frozen backbone, runs forget commands, swaps releases."""

@@ -1,14 +1,15 @@
-"""Builds the Serve application: the actors behind it, the HTTP face, the deployment.
+"""Builds the Serve application: starts its actors and makes the deployment of replicas.
 
-`build` is what `serve deploy` and `lethe serve` both take; the actors are detached and named, so
-that a second deploy finds them.
+`serve deploy` calls `build`, `lethe serve` calls `running`; both use `application`. The actors are
+detached and named, so that a second deploy finds them.
 """
 
-# Annotations are not postponed here: Ray reads that of `build` to check the arguments.
+# No `from __future__ import annotations` here: Ray reads the annotation of `build`.
 
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +55,16 @@ from serving.training.trainer import Trainer
 
 LISTEN_S = 10.0
 SCALE_LOOK_S = 1.0
-"""Between two looks at how much the replicas have to do."""
+"""Seconds between two measurements of the replicas' load."""
 SERVICERS = ("serving.api.inference_protocol.rpc.add_to_server",)
-"""What Serve's gRPC proxy calls to learn the methods of the Open Inference Protocol."""
+"""Functions that Serve's gRPC proxy calls to register methods: those of the Open Inference
+Protocol."""
 
 log = logging.getLogger(__name__)
 
 
 class BuildArgs(BaseModel):
-    """What `serve deploy` may pass: a settings file, on every node at the same path."""
+    """Arguments from `serve deploy`: a settings file, at the same path on every node."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -75,7 +77,7 @@ def build(args: BuildArgs) -> serve.Application:
 
 
 def prepare(settings: Settings, progress: Any = lambda _: None) -> Backbone:
-    """Everything that a first start makes, and the checks of every start.
+    """Make what a first start needs, and do the checks of every start. Returns the backbone.
 
     Raises `HomeError`, `BackboneError`, `DataError`, or `RegistryError` when the ledger is damaged
     or was written for another backbone.
@@ -109,7 +111,7 @@ def prepare(settings: Settings, progress: Any = lambda _: None) -> Backbone:
 
 
 def _check_probes(settings: Settings, backbone: Backbone) -> None:
-    """Raises `SettingsError` where canary classes can't be probed."""
+    """Raises `SettingsError` if canary classes can't be probed."""
     unknown = [name for name in settings.probes.classes if name not in backbone.spec.classes]
     if unknown:
         raise SettingsError(f"probes.classes: the backbone has no class {unknown[0]!r}")
@@ -122,8 +124,8 @@ def _check_probes(settings: Settings, backbone: Backbone) -> None:
 def application(settings: Settings, note: Callable[[str], None] = log.info) -> serve.Application:
     """The application, with its actors started. Ray must be connected.
 
-    `note` is told which engine serves, and why. Raises as `prepare`, and `EngineError` when the
-    engine that the settings name can't run the backbone.
+    `note` is called with a line that says which engine serves, and why. Raises as `prepare`, and
+    `EngineError` when the engine that the settings name can't run the backbone.
     """
     backbone = prepare(settings)
     choice = choose(
@@ -137,6 +139,47 @@ def application(settings: Settings, note: Callable[[str], None] = log.info) -> s
     engine = settings.engine.model_copy(update={"name": choice.name})
     batch = settings.batch.model_copy(update={"size": choice.batch})
     settings = settings.model_copy(update={"engine": engine, "batch": batch})
+    actors = start_actors(settings, backbone)
+    control, pages = ControlClient(actors.control), AsyncMonitorClient(actors.monitor)
+    _renew_operator_api(settings, backbone.spec.classes, control, pages)
+    if wanted(settings):
+        _start_watch(settings, actors)
+    served = Recognizer if settings.grpc.port is None else GrpcRecognizer
+    deployment = serve.deployment(
+        name=DEPLOYMENT,
+        num_replicas=settings.replicas if settings.autoscale.most is None else None,
+        autoscaling_config=_scaling_of(settings),
+        max_ongoing_requests=settings.limits.in_flight,
+        max_queued_requests=settings.limits.in_flight * 4,
+        backpressure_config={"status_code": 429, "retry_after_s": 1},
+        ray_actor_options={
+            "num_cpus": settings.replica_cpus,
+            "num_gpus": settings.engine.gpus if settings.engine.device == "cuda" else 0,
+        },
+        health_check_period_s=5,
+        health_check_timeout_s=30,
+        graceful_shutdown_wait_loop_s=0.5,
+        graceful_shutdown_timeout_s=settings.limits.drain_s,
+        # Metrics count requests. A log line for each would take longer than a small model does.
+        logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
+    )(serve.ingress(_api_of(settings, control, pages))(served))
+    return deployment.bind(settings, actors.coordinator, MonitorClient(actors.monitor))
+
+
+@dataclass(frozen=True)
+class Actors:
+    """The actors behind every replica. `control` and `monitor` are handles."""
+
+    coordinator: CoordinatorClient
+    control: Any
+    monitor: Any
+
+
+def start_actors(settings: Settings, backbone: Backbone) -> Actors:
+    """Start the coordinator, the monitor, the trainer and control, or find those that run.
+
+    Raises `SettingsError` when they were started with other settings.
+    """
     terms = Terms(settings.lease.seconds, settings.lease.margin, settings.lease.heartbeat)
     coordinator = CoordinatorClient(
         start_actor(
@@ -155,49 +198,8 @@ def application(settings: Settings, note: Callable[[str], None] = log.info) -> s
         ray_metrics=settings.monitor.ray_metrics,
         concurrency=8,
     )
-    control = _start_control(settings, backbone, coordinator, MonitorClient(monitor))
-    commands = ControlClient(control)
-    pages = AsyncMonitorClient(monitor)
-    _renew_operator_api(settings, backbone.spec.classes, commands, pages)
-    if wanted(settings):
-        operator = BlockingControlClient(control)
-        looking = start_actor(
-            Watch,
-            WATCH,
-            settings,
-            monitor=MonitorClient(monitor),
-            operator=operator,
-            concurrency=2,
-        )
-        WatchClient(looking).ping()
-    served = Recognizer if settings.grpc.port is None else GrpcRecognizer
-    deployment = serve.deployment(
-        name=DEPLOYMENT,
-        num_replicas=settings.replicas if settings.autoscale.most is None else None,
-        autoscaling_config=_scaling_of(settings),
-        max_ongoing_requests=settings.limits.in_flight,
-        max_queued_requests=settings.limits.in_flight * 4,
-        backpressure_config={"status_code": 429, "retry_after_s": 1},
-        ray_actor_options={
-            "num_cpus": settings.replica_cpus,
-            "num_gpus": settings.engine.gpus if settings.engine.device == "cuda" else 0,
-        },
-        health_check_period_s=5,
-        health_check_timeout_s=30,
-        graceful_shutdown_wait_loop_s=0.5,
-        graceful_shutdown_timeout_s=settings.limits.drain_s,
-        # Requests are counted in metrics; a line for each would cost more than small models do.
-        logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
-    )(serve.ingress(_api_of(settings, commands, pages))(served))
-    return deployment.bind(settings, coordinator, MonitorClient(monitor))
-
-
-def _start_control(
-    settings: Settings, backbone: Backbone, coordinator: CoordinatorClient, monitor: MonitorClient
-) -> Any:
-    """Control's handle, with the trainer behind it. Raises `SettingsError` when it runs already
-    with other settings."""
-    # One trains; one may wait for it after a restart of control, which others mustn't.
+    # One call trains; after a restart of control a second one waits for it to end. The other
+    # threads answer `progress` and `cancel` meanwhile.
     trainer = start_actor(Trainer, TRAINER, settings, concurrency=4)
     control = start_actor(
         Control,
@@ -205,7 +207,7 @@ def _start_control(
         settings,
         coordinator=coordinator,
         trainer=TrainerClient(trainer),
-        monitor=monitor,
+        monitor=MonitorClient(monitor),
         backbone=backbone.fingerprint,
         classes=backbone.spec.classes,
         concurrency=32,
@@ -216,7 +218,20 @@ def _start_control(
             "images, backbone, lease, forget, canary, threads, probes, reactions or "
             "monitor.ray_metrics; those need a new start of the cluster"
         )
-    return control
+    return Actors(coordinator, control, monitor)
+
+
+def _start_watch(settings: Settings, actors: Actors) -> None:
+    """Start the watch, or find the one that runs. Raises what its constructor raised."""
+    watch = start_actor(
+        Watch,
+        WATCH,
+        settings,
+        monitor=MonitorClient(actors.monitor),
+        operator=BlockingControlClient(actors.control),
+        concurrency=2,
+    )
+    WatchClient(watch).ping()
 
 
 def _scaling_of(settings: Settings) -> AutoscalingConfig | None:
@@ -235,7 +250,7 @@ def _scaling_of(settings: Settings) -> AutoscalingConfig | None:
 
 
 def _shared(settings: Settings) -> dict[str, Any]:
-    """The settings on which replicas and the detached actors must agree."""
+    """The settings that must be the same for replicas and the detached actors."""
     whole = ("home", "registry", "images", "backbone", "lease", "forget", "canary", "threads")
     include: Any = {**dict.fromkeys((*whole, "probes", "reactions"), True)}
     return settings.model_dump(include={**include, "monitor": {"ray_metrics"}})
@@ -244,7 +259,7 @@ def _shared(settings: Settings) -> dict[str, Any]:
 def _api_of(
     settings: Settings, control: ControlClient, monitor: AsyncMonitorClient
 ) -> Callable[[], FastAPI]:
-    """What Serve calls, without arguments, in each replica."""
+    """A function that builds the inference API; Serve calls it in each replica."""
 
     def build_in_replica() -> FastAPI:
         return build_inference_api(
@@ -262,8 +277,8 @@ def _renew_operator_api(
     control: ControlClient,
     monitor: AsyncMonitorClient,
 ) -> None:
-    """Have the operator API listen, with these settings: it holds nothing, so one that runs already
-    is replaced. Raises `SettingsError` when it can't."""
+    """Start the operator API with these settings. One that runs already is replaced, since it keeps
+    no state. Raises `SettingsError` if it can't listen."""
     listening = replace_actor(
         OperatorApi,
         OPERATOR_API,
@@ -283,9 +298,10 @@ def _renew_operator_api(
 
 @contextlib.contextmanager
 def running(settings: Settings, note: Callable[[str], None] = log.info) -> Iterator[None]:
-    """The application, on a Ray of its own on this machine, serves inside the block.
+    """Serve the application on a Ray of its own on this machine, while the block lasts.
 
-    `note` is told which engine serves. Raises as `application` and `serving.cluster.local.running`.
+    `note` is called with a line that says which engine serves. Raises as `application` and
+    `serving.cluster.local.running`.
     """
     with local.running(settings, lambda: application(settings, note), servicers=SERVICERS):
         yield

@@ -1,5 +1,5 @@
-"""The typed clients: one for inference, one for operators; one method a route. The CLI is written
-with them."""
+"""HTTP clients, with one method for each route: `InferenceClient` for predictions, `Client` for
+operators' commands. The CLI uses them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,21 @@ import mimetypes
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
+from httpx_sse import EventSource, SSEError
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    retry_if_not_exception_type,
+    retry_if_result,
+    stop_after_attempt,
+    wait_fixed,
+)
 
 from serving.coordination.jobs import ENDED
 from serving.errors import ServingError
@@ -22,17 +32,21 @@ POLL_S = 0.3
 TRIES = 8
 RETRY_S = 1.0
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_BROKE_OFF = retry_if_exception_type(httpx.HTTPError) & retry_if_not_exception_type(
+    httpx.ConnectError
+)
+_BUSY = retry_if_result(lambda response: response.status_code == 503)
 
 
 class ClientError(ServingError):
-    """The server refused, or can't be reached; the message is for a person."""
+    """The server answered with an error or can't be reached; the message is for a person."""
 
 
 class _Connection:
-    """One listener of a server, and how it is asked."""
+    """A connection to one listener of a server."""
 
     def __init__(self, url: str, token: str | None = None, *, timeout: float = 60.0) -> None:
-        """Raises `ClientError` for what is no URL."""
+        """`timeout`: seconds for each request. Raises `ClientError` if `url` is not a URL."""
         if not url.startswith(("http://", "https://")):
             raise ClientError(f"{url!r} is no URL of a server; expected http://HOST:PORT")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -62,47 +76,53 @@ class _Connection:
         try:
             answer: dict[str, Any] = response.json()
         except ValueError:
-            raise ClientError(f"{self._http.base_url} is not a Lethe server") from None
+            raise self._another() from None
         return answer
 
     def _answer(self, method: str, path: str, **request: Any) -> httpx.Response:
-        # What is asked may be asked again, and so may a command that carries its key.
+        # Only questions and commands with an idempotency key may be sent again.
         again = method == "GET" or "Idempotency-Key" in request.get("headers", {})
-        for left in reversed(range(TRIES if again else 1)):
-            try:
-                response = self._http.request(method, path, **request)
-            except httpx.ConnectError:
-                raise self._absent() from None
-            except httpx.HTTPError as error:
-                if not left:
-                    raise ClientError(f"{method} {path} got no answer: {error!r}") from None
-            else:
-                if response.status_code != 503 or not left:
-                    break
-            time.sleep(RETRY_S)
+        asking = Retrying(
+            retry=_BROKE_OFF | _BUSY,
+            wait=wait_fixed(RETRY_S),
+            stop=stop_after_attempt(TRIES if again else 1),
+            retry_error_callback=lambda state: state.outcome and state.outcome.result(),
+        )
+        try:
+            response: httpx.Response = asking(self._http.request, method, path, **request)
+        except httpx.ConnectError:
+            raise self._absent() from None
+        except httpx.HTTPError as error:
+            raise ClientError(f"{method} {path} got no answer: {error!r}") from None
         if response.is_error:
             raise ClientError(_sentence(response))
         return response
 
-    def _lines(self, method: str, path: str, **request: Any) -> Iterator[str]:
-        """The answer's lines, as they come."""
+    @contextmanager
+    def _stream(self, method: str, path: str, **request: Any) -> Iterator[httpx.Response]:
+        """The answer, whose body the caller reads as it arrives."""
         try:
             with self._http.stream(method, path, **request) as response:
                 if response.is_error:
                     response.read()
                     raise ClientError(_sentence(response))
-                yield from response.iter_lines()
+                yield response
         except httpx.ConnectError:
             raise self._absent() from None
+        except SSEError:
+            raise self._another() from None
         except httpx.HTTPError as error:
             raise ClientError(f"the answer to {method} {path} broke off: {error!r}") from None
 
     def _absent(self) -> ClientError:
         return ClientError(f"nothing answers at {self._http.base_url}: is `lethe serve` running?")
 
+    def _another(self) -> ClientError:
+        return ClientError(f"{self._http.base_url} is not a Lethe server")
+
 
 class InferenceClient(_Connection):
-    """Asks what images show. `token`: the auditor's, to be told what the weights say."""
+    """Asks for predictions. With the auditor's `token`, answers also have `before_mask`."""
 
     def predict(self, image: bytes, *, content_type: str, top_k: int = 5) -> dict[str, Any]:
         return self._ask(
@@ -123,11 +143,13 @@ class InferenceClient(_Connection):
         return self.predict(data, content_type=kind, top_k=top_k)
 
     def predict_batch(self, images: Sequence[bytes], *, top_k: int = 5) -> Iterator[dict[str, Any]]:
-        """What /v1/predict answers for each image, in order, as it comes; for an image that could
-        not be answered, `problem`."""
+        """The answer of /v1/predict for each image, in order, as it arrives. An image that could
+        not be answered has `problem` instead."""
         files = [("images", (str(index), image)) for index, image in enumerate(images)]
-        for line in self._lines("POST", "/v1/predict/batch", files=files, params={"top_k": top_k}):
-            yield json.loads(line)
+        request = {"files": files, "params": {"top_k": top_k}}
+        with self._stream("POST", "/v1/predict/batch", **request) as response:
+            for line in response.iter_lines():
+                yield json.loads(line)
 
     def ready(self) -> bool:
         try:
@@ -137,7 +159,7 @@ class InferenceClient(_Connection):
 
 
 class Client(_Connection):
-    """Commands and asks a server, at its operator API. `token`: the operator's."""
+    """Sends commands and questions to a server's operator API. `token`: the operator's."""
 
     def forget(
         self,
@@ -149,12 +171,15 @@ class Client(_Connection):
         canary: int | None = None,
         batch: bool = False,
     ) -> dict[str, Any]:
-        """Accepted, and masked on every replica, when this returns. Sent again with the same
-        idempotency key, made here unless given, should the connection break.
+        """Forget classes. When this returns, every replica masks them. Returns the job's view.
 
-        `images`: image files by class, to learn from beside those of the server's data set.
-        `canary`: the percentage of requests that the adapter is tried on first. `batch`: train it
-        as one task with others that wait and say so.
+        If the connection breaks, the command is sent again with the same idempotency key.
+
+        Args:
+            key: The idempotency key; made here unless given.
+            images: Class -> image files to train on, in addition to the server's data set.
+            canary: Percentage of requests that the adapter is tried on first.
+            batch: The job may be trained as one task with others that allow it and wait.
         """
         body: dict[str, Any] = {"classes": list(classes), "reason": reason}
         if canary is not None:
@@ -176,12 +201,12 @@ class Client(_Connection):
         reason: str,
         key: str | None = None,
     ) -> dict[str, Any]:
-        """End the erasure of a class, or of a subject by its id; it is served again."""
+        """End the erasure of a class, or of a subject by its id, and serve it again."""
         whom = {"class": class_name} if class_name is not None else {"subject": subject}
         return self._command("/v1/restore", {**whom, "reason": reason}, key)
 
     def cancel(self, job: str, *, reason: str, key: str | None = None) -> dict[str, Any]:
-        """Train a job no further; its classes stay masked and under erasure."""
+        """Stop training a job; its classes stay masked and under erasure."""
         return self._command(f"/v1/jobs/{job}/cancel", {"reason": reason}, key)
 
     def retry(
@@ -192,14 +217,14 @@ class Client(_Connection):
         key: str | None = None,
         images: Mapping[str, Sequence[bytes]] | None = None,
     ) -> dict[str, Any]:
-        """Train a refused or cancelled job again; `images`: more of them, by class."""
+        """Train a refused or cancelled job again. `images`: class -> more image files."""
         body: dict[str, Any] = {"reason": reason}
         if images:
             body["images"] = _encoded(images)
         return self._command(f"/v1/jobs/{job}/retry", body, key)
 
     def suspend(self, *, reason: str, key: str | None = None) -> dict[str, Any]:
-        """Nothing is answered any more when this returns."""
+        """Stop all predictions. When this returns, no replica answers any."""
         return self._command("/v1/suspend", {"reason": reason}, key)
 
     def resume(self, *, reason: str, key: str | None = None) -> dict[str, Any]:
@@ -219,7 +244,7 @@ class Client(_Connection):
         return rows
 
     def watch(self, job: str) -> Iterator[dict[str, Any]]:
-        """The job as it goes on, until it has ended."""
+        """The job's view, asked for again and again until the job has ended."""
         while True:
             view = self.job(job)
             yield view
@@ -228,15 +253,15 @@ class Client(_Connection):
             time.sleep(POLL_S)
 
     def events(self, job: str) -> Iterator[dict[str, Any]]:
-        """The job as it goes on, until it has ended, as the server pushes it."""
-        for line in self._lines("GET", f"/v1/jobs/{job}/events", timeout=None):
-            if line.startswith("data: "):
-                yield json.loads(line.removeprefix("data: "))
+        """The job's view at each change until the job has ended, as the server pushes it."""
+        with self._stream("GET", f"/v1/jobs/{job}/events", timeout=None) as response:
+            for event in EventSource(response).iter_sse():
+                yield event.json()
 
     def wait(
         self, job: str, note: Callable[[dict[str, Any]], None] = lambda _: None
     ) -> dict[str, Any]:
-        """The job at its end."""
+        """Wait until the job has ended; return its view. `note` is called with each view."""
         view: dict[str, Any] = {}
         for view in self.watch(job):
             note(view)
@@ -254,7 +279,7 @@ def _encoded(images: Mapping[str, Sequence[bytes]]) -> dict[str, list[str]]:
 
 
 def read_images(folder: Path) -> list[bytes]:
-    """The image files of a folder. Raises `ClientError` when there are none."""
+    """The contents of a folder's image files, by name. Raises `ClientError` if there are none."""
     try:
         files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
         found = [path.read_bytes() for path in files]

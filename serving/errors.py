@@ -1,10 +1,10 @@
-"""The root of every error that `serving` raises.
+"""The base class of every error that `serving` defines.
 
-Each room defines its own errors beside the code that raises them; all of them are a `ServingError`.
+Each folder defines its own errors beside the code that raises them.
 """
 
 from __future__ import annotations
 
 
 class ServingError(Exception):
-    """Something that `serving` can't do; the message says what was wrong and what to do."""
+    """Something failed; the message says what was wrong and what to do."""

@@ -1,19 +1,23 @@
-"""Folders are markers; real data sets come from LETHE_DATA and are skipped where absent."""
+"""Marks tests by their folder, and has the fixtures for homes, data sets and keys."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 
 import pytest
 
 from registry.signing.keys import ROLES, TRUST_FILE, Role, Signer, Trust, init_keys
+from tests.disturbance import disturb
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("unit", "integration", "e2e")
-# Taken before any test may hide it from the settings.
+# Read before `no_home_of_the_callers` removes it.
 CALLERS_HOME = os.environ.get("LETHE_HOME")
+
+
+def pytest_configure() -> None:
+    disturb()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,24 +29,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def no_home_of_the_callers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """LETHE_HOME goes before a settings file's `home`: the caller's would mislead a test. Only the
-    servers of e2e keep their backbone there."""
+    """Remove LETHE_HOME, which overrides the `home` of a settings file. Only e2e tests keep it:
+    they take their backbone from there."""
     if request.node.get_closest_marker("e2e") is None:
         monkeypatch.delenv("LETHE_HOME", raising=False)
 
 
 @pytest.fixture(scope="session")
 def digits_backbones() -> Path:
-    """The folder of the embedded default's backbone: the demo's under LETHE_HOME, trained there if
-    absent, by one test process while others wait."""
+    """The folder of the embedded default's backbone, under LETHE_HOME. If it isn't there, one test
+    process trains it while others wait."""
     from serving.config.backbones import prepare_backbone
     from serving.config.sources import load_settings
 
     settings = load_settings(home=CALLERS_HOME)
-    settings.home_path.mkdir(parents=True, exist_ok=True)
-    with (settings.home_path / ".training").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        prepare_backbone(settings, lambda _: None)
+    prepare_backbone(settings, lambda _: None)
     return settings.home_path / "backbones"
 
 
@@ -53,7 +54,7 @@ def project_root() -> Path:
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """The folder of real data sets."""
+    """The folder of real data sets. Skips the test if there is none."""
     folder = Path(os.environ.get("LETHE_DATA", ROOT.parent / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"no data sets at {folder}; set LETHE_DATA")

@@ -6,19 +6,18 @@ import itertools
 import os
 import socket
 
-# Between the ports of Ray's workers (10002 to 19999) and those of Serve's replicas (30000 and up),
-# and below what Linux gives to whoever asks for any port (32768 and up): nobody takes one between
-# this look and the server's start.
+# These ports are not those of Ray's workers (10002 to 19999), of Serve's replicas (30000 and up) or
+# of Linux's automatic choice (32768 and up). So nobody takes one before the server starts.
 FIRST, WORKERS, EACH = 20_000, 5, 2_000
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % WORKERS
-# Two runs of the tests at once begin at different places.
+# Two test runs at the same time begin at different ports.
 _NEXT = itertools.count(os.getpid() * 7)
 
 
 def free_port() -> int:
-    """A port on which nobody listens, and which no other worker of this run is given.
+    """A port on which nobody listens, and that no other test worker of this run gets.
 
-    Raises OSError when none is left.
+    Raises OSError if there is none.
     """
     for _ in range(EACH):
         port = FIRST + EACH * _WORKER + next(_NEXT) % EACH

@@ -1,10 +1,10 @@
-"""The rooms of the house and the arrows between them: `make structure`.
+"""Shows which folders of a package import from which others: `make structure`.
 
-A room is a folder of a package; a module at the top of a package is a room of its own. An arrow
-goes from a room to a room of the same package that it imports from, at the top of a module or
-inside a function. Nothing of the project is run: the source is read.
+A *room* is a folder of a package, or a module at the top of a package. An *arrow* goes from a room
+to a room of the same package that it imports from, at the top of a module or inside a function.
+This reads the source and runs nothing of the project.
 
-`python -m tests.structure FOLDER` draws another checkout.
+`python -m tests.structure FOLDER` shows another checkout.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Arrows = Mapping[str, frozenset[str]]
 
 @dataclass(frozen=True)
 class Import:
-    """One imported module. Names are dotted, e.g. `serving.replica.slot`."""
+    """One import. Both names are dotted, e.g. `serving.replica.slot`."""
 
     importer: str
     imported: str
@@ -40,7 +40,7 @@ def modules_of(package: str, root: Path = ROOT) -> dict[str, Path]:
 
 
 def imports_of(path: Path, root: Path = ROOT) -> Iterator[Import]:
-    """Everything that the module at `path` imports: modules, and names as if they were modules."""
+    """Everything that the module at `path` imports. An imported name counts as a module."""
     importer = module_name(path, root)
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -50,7 +50,7 @@ def imports_of(path: Path, root: Path = ROOT) -> Iterator[Import]:
 
 
 def room_of(module: str, modules: Mapping[str, Path], *, nested: bool) -> str:
-    """The room of `module` in its package; with `nested`, folders in a folder are rooms too."""
+    """The room of `module`, named within its package. With `nested`, folders in folders count."""
     inside = module.split(".")[1:]
     if modules[module].name != "__init__.py":
         inside = inside[:-1] or inside
@@ -58,7 +58,7 @@ def room_of(module: str, modules: Mapping[str, Path], *, nested: bool) -> str:
 
 
 def arrows_of(package: str, root: Path = ROOT, *, nested: bool = False) -> Arrows:
-    """The rooms of `package`, each with those that it imports from."""
+    """Each room of `package` with the rooms that it imports from."""
     modules = modules_of(package, root)
     arrows: dict[str, set[str]] = {}
     for module, path in modules.items():
@@ -75,7 +75,7 @@ def arrows_of(package: str, root: Path = ROOT, *, nested: bool = False) -> Arrow
 
 
 def pairs_of(arrows: Arrows) -> list[tuple[str, str]]:
-    """Rooms that import each other."""
+    """Pairs of rooms that import from each other."""
     return [
         (room, other)
         for room, reached in arrows.items()
@@ -85,7 +85,7 @@ def pairs_of(arrows: Arrows) -> list[tuple[str, str]]:
 
 
 def circle_of(arrows: Arrows) -> list[str]:
-    """The rooms that can be reached from themselves."""
+    """The rooms that import from themselves through other rooms."""
 
     def reached(room: str) -> set[str]:
         seen: set[str] = set()

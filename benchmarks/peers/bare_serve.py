@@ -1,4 +1,4 @@
-"""A bare Ray Serve deployment: nothing on top, all in the event loop, without thread hops."""
+"""A plain Ray Serve deployment that does all its work in the event loop, without threads."""
 
 from __future__ import annotations
 

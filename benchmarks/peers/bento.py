@@ -1,4 +1,4 @@
-"""BentoML: `bentoml serve benchmarks.peers.bento:Classifier`; raw JPEG bodies, a process a core."""
+"""BentoML: `bentoml serve benchmarks.peers.bento:Classifier`. Raw JPEG bodies, a process a core."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LitServe: `python lit.py PORT WORKERS SIZE WAIT_S`. It takes no raw bodies: JSON with base64."""
+"""LitServe: `python lit.py PORT WORKERS SIZE WAIT_S`. It takes JSON with base64, not raw bodies."""
 
 from __future__ import annotations
 

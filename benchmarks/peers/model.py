@@ -1,5 +1,5 @@
-"""What every server of the comparison does to an image: Pillow's decoding, timm's pre-processing,
-the engine's forward pass, and nothing that is ours around it."""
+"""The model of every server in the comparison: Pillow's decoding, timm's pre-processing and the
+engine's forward pass."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Model:
 
     @classmethod
     def of_environment(cls) -> Model:
-        """What the benchmark tells servers that it starts as commands."""
+        """The model that the benchmark names in the environment of servers that it starts."""
         return cls(os.environ["BENCH_BACKBONE"], os.environ["BENCH_ENGINE"])
 
     def read(self, data: bytes) -> Tensor:
@@ -48,7 +48,7 @@ class Model:
         return pixels
 
     def answer(self, logits: Tensor) -> dict[str, object]:
-        """Of one image (K,)."""
+        """The answer for one image, from its logits (K,)."""
         shares, indices = logits.softmax(-1).topk(TOP)
         pairs = zip(shares.tolist(), indices.tolist(), strict=True)
         return {"predictions": [{"label": self.classes[i], "probability": p} for p, i in pairs]}

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from pathlib import Path
 
 from forgetting.bench.claim import claim
 from forgetting.bench.recipes import Recipe
+from forgetting.data.durable_file import new_folder, replace_file
 from forgetting.data.image_set import ImageSet
 from forgetting.data.subset import without_classes
 from forgetting.errors import BackboneError, ForgettingError
@@ -108,13 +107,9 @@ def _load(folder: Path) -> tuple[Backbone, TrainedFacts]:
 
 def _save(folder: Path, backbone: Backbone, facts: TrainedFacts) -> None:
     """Renamed into place, so that a run that is cut off leaves nothing half-made behind."""
-    aside = Path(tempfile.mkdtemp(prefix=".training-", dir=folder.parent))
-    try:
-        save_backbone(aside, backbone)
-        (aside / _FACTS_FILE).write_text(json.dumps(facts.__dict__))
-        os.rename(aside, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with new_folder(folder) as beside:
+        save_backbone(beside, backbone)
+        replace_file(beside / _FACTS_FILE, json.dumps(facts.__dict__).encode())
 
 
 def given_backbone(directory: Path, images: ImageSet) -> Backbone:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from forgetting.data.durable_file import replace_file
 from forgetting.measure.accuracy import Share, drop, h_mean
 
 FORMAT = 1
@@ -184,17 +184,6 @@ def read_cell(path: Path) -> Cell:
     if not samples_file(path).is_file():
         raise CellError(f"{path.name}: its samples are missing")
     return cell
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write beside, sync, then rename: a reader sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
 
 
 def _read(kind: type[Any], raw: object) -> Any:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from forgetting.bench.bars import judge
-from forgetting.bench.cell import replace_file, samples_file
+from forgetting.bench.cell import samples_file
 from forgetting.bench.paper import PaperRow
 from forgetting.bench.plots import PlotError, write_plots
 from forgetting.bench.run import Results
 from forgetting.bench.summary import Summary
 from forgetting.bench.table import markdown
+from forgetting.data.durable_file import replace_file
 
 TABLE, SUMMARY = "table.md", "summary.json"
 

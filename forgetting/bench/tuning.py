@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from forgetting.bench.cell import replace_file
 from forgetting.bench.claim import claim
 from forgetting.bench.material import Material, forget_data
+from forgetting.data.durable_file import replace_file
 from forgetting.data.samples import ForgetData
 from forgetting.errors import ForgettingError
 from forgetting.measure.accuracy import h_mean, predict, right

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from forgetting.data.durable_file import replace_file
 from forgetting.data.preprocess import Preprocess, preprocess_of
 from forgetting.errors import BackboneError
 from forgetting.models import face_transformer as _face_transformer  # noqa: F401 (timm learns its name)
@@ -124,13 +124,18 @@ def features_and_logits(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def save_backbone(directory: str | Path, backbone: Backbone) -> None:
-    """Write a backbone. `backbone.json` comes last: without it the directory is no backbone."""
+    """Write a backbone durably: when this returns, a power cut takes nothing of it back.
+
+    `backbone.json` comes last: without it the directory is no backbone.
+
+    Raises:
+        OSError: It can't be written.
+    """
     folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.contiguous() for name, t in backbone.model.state_dict().items()}
-    _replace(folder / WEIGHTS_FILE, safetensors.torch.save(tensors, {"format": "pt"}))
+    replace_file(folder / WEIGHTS_FILE, safetensors.torch.save(tensors, {"format": "pt"}))
     facts = {"format": _FORMAT, "fingerprint": backbone.fingerprint, **asdict(backbone.spec)}
-    _replace(folder / SPEC_FILE, json.dumps(facts, indent=2, sort_keys=True).encode() + b"\n")
+    replace_file(folder / SPEC_FILE, json.dumps(facts, indent=2, sort_keys=True).encode() + b"\n")
 
 
 def load_backbone(directory: str | Path) -> Backbone:
@@ -298,10 +303,3 @@ def _load_weights(model: nn.Module, path: Path) -> None:
         more = f" and {len(complaints) - 5} more" if len(complaints) > 5 else ""
         raise BackboneError(f"{path} doesn't fit the model: {shown}{more}")
     model.load_state_dict(tensors)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write beside, then rename: a reader sees the old file or the whole new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_bytes(content)
-    os.replace(beside, path)

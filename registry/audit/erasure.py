@@ -1,9 +1,9 @@
-"""The whole life of one erasure, from the ledger and the blobs that it names, and nothing else.
+"""The whole life of one erasure, from the ledger and its blobs alone.
 
-A record belongs to the life of a subject when it names the subject, its job, or a release that
-was made for its job or that masks or erases it where the one before didn't, or the other way
-round, or that is a compaction and erases it as the one before did. Classes don't appear: the
-ledger doesn't know them.
+A record belongs to the life of a subject if it names the subject, one of its jobs, or a release
+that is about it. A release is about a subject if it was made for its job, if it masks or erases
+the subject and its parent doesn't (or the other way round), or if it is a compaction that erases
+it. Classes don't appear, because the ledger doesn't know them.
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ Standing = Literal["requested", "masked", "forgotten", "restored", "sealed"]
 
 @dataclass(frozen=True, slots=True)
 class Milestone:
-    """Something reached, by which record, and by which release if it is about one."""
+    """A step that was reached, the record that made it, and its release if there is one."""
 
     name: str
     entry: Entry
@@ -39,7 +39,7 @@ class Milestone:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """An adapter that erases the subject, and the figures of the report that it was judged by."""
+    """An adapter that erases the subject, and the figures of its report."""
 
     adapter: AdapterEntry
     figures: dict[str, Json]
@@ -182,7 +182,7 @@ def _standing(state: State, subject: str) -> Standing:
         return "restored"
     if state.seal is not None:
         return "sealed"
-    # Until a newer release is confirmed, a replica may serve either.
+    # Until the active release is confirmed, a replica may serve either of the two.
     effects = [_effect(state, number, subject) for number in (state.confirmed, state.active)]
     if all(erased for _, erased in effects):
         return "forgotten"
@@ -190,7 +190,7 @@ def _standing(state: State, subject: str) -> Standing:
 
 
 def _milestones(entries: tuple[Entry, ...], state: State, subject: str) -> Iterator[Milestone]:
-    """The first of each kind since the last request, and again after what undid it."""
+    """The first of each kind since the last request. What was undone can be reached again."""
     reached: set[str] = set()
     for entry in entries:
         names: list[str] = []

@@ -1,4 +1,4 @@
-"""What the log says about releases: what is in one, who made it so, and how two differ."""
+"""What the log says about releases: what is in one, which records made it, how two differ."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class ReleaseHistory:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What release `after` has and lacks against release `before`."""
+    """What release `after` has and lacks compared with release `before`."""
 
     before: int
     after: int

@@ -1,6 +1,6 @@
 """One line and one JSON object for each record: what the log says, for people and for programs.
 
-Subjects stay ids here; who may know the classes has the subject map.
+Subjects are shown as ids. Their classes are in the subject map, which fewer people may read.
 """
 
 from registry.records.bodies import Body, Compacted, Note, Refused, Requested, Trained

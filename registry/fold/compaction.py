@@ -1,8 +1,8 @@
 """The fold of a compaction: one adapter that stands for a stack, and the release that serves it.
 
-As `rules`: pure, and a record that breaks a rule is a `ConflictError`. That the outputs are the
-same is for those who know what an adapter is; here it is made sure that nothing else changes: the
-subjects are those of the stack, the stack is the active one, and no mask falls.
+As in `rules`: pure, and a record that breaks a rule raises `ConflictError`. This package doesn't
+know what an adapter computes, so whoever makes the compaction checks that its outputs are the same.
+Checked here: the subjects are those of the stack, the stack is the active one, no mask is removed.
 """
 
 from dataclasses import replace

@@ -1,6 +1,6 @@
 """The fold of what people declare: restored, tombstone, legal_hold, suspended, sealed.
 
-As `rules`: pure, and a record that breaks a rule is a `ConflictError`.
+As in `rules`: pure, and a record that breaks a rule raises `ConflictError`.
 """
 
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ from registry.records.record import Record
 
 
 def check_not_sealed(state: State, body: Body) -> None:
-    """After sealing only what concerns the registry's own keeping may follow."""
+    """After the seal only tombstones, legal holds and notes may follow. Raises: ConflictError."""
     if state.seal is not None and not isinstance(body, Tombstone | LegalHold | Note):
         raise ConflictError(
             f"this registry was sealed into the backbone {state.seal.backbone} by record "
@@ -30,7 +30,7 @@ def check_not_sealed(state: State, body: Body) -> None:
 
 
 def restored(state: State, record: Record, body: Restored) -> State:
-    """The subjects leave erasure, and the jobs that were about them shrink or end."""
+    """The subjects leave erasure. Their jobs go on for the subjects that are left, or end."""
     unknown = [subject for subject in body.subjects if subject not in state.erasing]
     if unknown:
         raise ConflictError(f"not under erasure: {', '.join(unknown)}")
@@ -63,7 +63,8 @@ def tombstone(state: State, body: Tombstone) -> State:
 
 
 def check_tombstone(state: State, body: Tombstone) -> None:
-    """Refuse what must be kept. The map's entry goes last: replicas need it to mask.
+    """Refuse to delete what must be kept. The entry in the subject map goes last, because replicas
+    need it to mask.
 
     Raises: ConflictError.
     """

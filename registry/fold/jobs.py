@@ -1,6 +1,6 @@
 """The fold of jobs: requested, trained (one alone, or several as one task), refused, retried.
 
-As `rules`: pure, and a record that breaks a rule is a `ConflictError`.
+As in `rules`: pure, and a record that breaks a rule raises `ConflictError`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -48,7 +48,7 @@ def requested(state: State, record: Record, body: Requested) -> State:
         backbone=body.backbone,
         erasing=state.erasing.union(body.subjects),
         subjects=state.subjects.union(body.subjects),
-        # Images may come with this request, and have to be deletable again.
+        # Images may come with this request, so a tombstone must be possible again.
         deleted=state.deleted.with_entries(
             {subject: frozenset() for subject in body.subjects if subject in state.deleted}
         ),
@@ -103,7 +103,7 @@ def trained(state: State, record: Record, body: Trained) -> State:
 
 
 def refused(state: State, body: Refused) -> State:
-    """A job's training gave nothing to serve. Of several as one task: each goes on alone."""
+    """A job's training gave nothing to serve. Jobs trained as one task each go on alone."""
     jobs = _jobs_to_train(state, (body.job, *body.others))
     refusal = Refusal(body.stage, body.detail, body.report)
     changed = {
@@ -127,7 +127,7 @@ def retried(state: State, record: Record, body: Retried) -> State:
         job,
         state="requested",
         refusal=None,
-        # One that is served until there is a better one stays; any other is made anew.
+        # An adapter that is served meanwhile stays; any other is trained again.
         adapter=adapter if served else None,
         retries=(*job.retries, record.request_id),
         tried_from=record.seq,
@@ -136,7 +136,7 @@ def retried(state: State, record: Record, body: Retried) -> State:
 
 
 def adapter_to_publish(state: State, job: Job) -> AdapterEntry:
-    """The job's adapter, if it still is what its jobs ask for. Raises: ConflictError."""
+    """The job's adapter, if it is still what its jobs need. Raises: ConflictError."""
     if job.adapter is None or job.state not in ("trained", "published"):
         raise ConflictError(f"{job.id} is {job.state} and has no adapter to publish")
     entry = state.adapters[job.adapter]
@@ -178,8 +178,8 @@ def job_named(state: State, name: str) -> Job:
 
 
 def _job_to_train(state: State, name: str) -> Job:
-    """A job may be trained until its adapter is served, after a refusal or a rollback too, and
-    beyond that if this one is provisional."""
+    """The job, unless its adapter is served and not just provisional. A job may be trained again
+    after a refusal or a rollback."""
     job = job_named(state, name)
     if job.state == "restored":
         raise ConflictError(f"all subjects of {name} were restored; there is nothing to train")

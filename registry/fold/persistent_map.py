@@ -1,9 +1,9 @@
-"""A mapping that never changes, and of which a changed version is cheap.
+"""An immutable mapping with cheap changed copies.
 
-The fold makes a new state for each record, and a state of 10,000 records has thousands of
-releases: copying a dict for each would make reading a log quadratic, and slow long before that,
-since each copy washes the caches. Versions share one large dict here, and each has a small one of
-its own over it, which is merged when it has grown to the root of the large one's size.
+The fold makes a new state for each record, and after 10,000 records a state has thousands of
+releases. Copying a dict for each record would make reading a log quadratic. Here the versions
+share one large dict, and each has a small one on top of it. The two are merged when the small one
+has grown to the square root of the large one's size.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,13 +13,13 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 _LEAST = 32
-"""Entries that are never worth merging."""
+"""A small dict of at most this many entries is not merged."""
 
 
 class PersistentMap(Mapping[K, V]):
-    """Ordered as a dict is: by first insertion. A change takes O(sqrt n), a look-up O(1).
+    """Ordered by first insertion, as a dict. A change takes O(sqrt n), a look-up O(1).
 
-    Invariant: neither dict is written to after the object was made, so that versions share them.
+    Invariant: neither dict is written to after the object was made, so versions can share them.
     """
 
     __slots__ = ("_added", "_base", "_late")

@@ -1,8 +1,8 @@
 """The fold of releases: defined, rolled back, activated, confirmed, tried on a share of requests.
 
-As `rules`: pure, and a record that breaks a rule is a `ConflictError`. A canary was defined on the
-active release, for a job, and masks and erases all that this one does: nobody is exposed by it.
-Whatever is activated ends it.
+As in `rules`: pure, and a record that breaks a rule raises `ConflictError`. A trial (canary)
+exposes nobody: its release was defined for a job on the active release, and masks and erases
+everything that the active one does. Activating any release ends the trial.
 """
 
 from collections.abc import Iterable
@@ -131,7 +131,7 @@ def confirmed(state: State, record: Record, body: Confirmed) -> State:
 
 
 def canary(state: State, record: Record, body: Canary) -> State:
-    """A trial begins, or ends without the release having been activated."""
+    """A trial begins, or ends without an activation."""
     if body.percent == 0:
         return _returned(state, body)
     release = state.releases.get(body.release)
@@ -217,8 +217,8 @@ def _release(state: State, number: int) -> Release:
 
 
 def _shared_guard(state: State, subjects: Iterable[str]) -> frozenset[str]:
-    """The guard as an object that the state holds already, if equal: guards are long and rarely
-    change, and thousands of releases would each hold their own."""
+    """The guard, as an object that the state already holds if there is an equal one. Guards are
+    long and rarely change; without this each of thousands of releases would hold a copy."""
     guard = frozenset(subjects)
     for same in (state.erasing, state.active_release.guard):
         if guard == same:

@@ -1,9 +1,8 @@
-"""The fold: how each record changes the state, and which records can't be.
+"""The fold: how each record changes the state, and which records are not allowed.
 
-Pure. A record that breaks a rule is a `ConflictError`, whoever signed it: the ledger refuses to
-append it and, on reading, refuses the log that holds it. The rules that everything else hangs on:
-release numbers are dense and only grow, and no release that leaves a subject under erasure
-unmasked can be defined or made active.
+Pure functions. A record that breaks a rule raises `ConflictError`, whoever signed it: the ledger
+doesn't append it, and doesn't read a log that contains it. The two main rules: release numbers
+grow without gaps, and a release must mask every subject under erasure to be defined or activated.
 """
 
 from dataclasses import replace
@@ -30,7 +29,7 @@ from registry.records.releases import Activated, Canary, Confirmed, Published, R
 def apply(state: State, record: Record, *, digest: str) -> State:
     """The state after `record`, whose stored bytes have the digest `digest`.
 
-    Raises: ConflictError when the record can't follow; the message says which rule it breaks.
+    Raises: ConflictError when the record can't follow. The message says which rule it breaks.
     """
     if record.seq != state.seq + 1 or record.prev != state.head:
         raise ConflictError(

@@ -1,4 +1,4 @@
-"""What the log adds up to: frozen values that `fold.apply` makes and everyone else reads."""
+"""What the log adds up to: frozen values that `rules.apply` makes and everyone else reads."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,8 +18,8 @@ JobState = Literal["requested", "trained", "refused", "published", "done", "rest
 class Release:
     """What replicas serve: a stack of adapters (lowest first) and the masked subjects.
 
-    Release 0 is the bare backbone; it is in no record. `to` is set on a rollback alone, `job` on
-    guard and adapter releases.
+    Release 0 is the bare backbone; no record defines it. Only a rollback has `to`; guard and
+    adapter releases have a `job`.
     """
 
     number: int
@@ -37,7 +37,7 @@ class Release:
     confirmed_at: datetime | None = None
     confirmed_ms: float | None = None
     returned: str | None = None
-    """Why it was taken off after a trial, if it was."""
+    """Why its trial was ended, if it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +53,12 @@ class Refusal:
 class Job:
     """One request for erasure and how far it has come.
 
-    `guarded`: a confirmed release masks all its subjects. "done": a confirmed release serves its
-    adapter. A later rollback doesn't undo either fact: what the weights of a release erase is
-    `State.subjects_erased_by_weights`. "restored": the erasure of all its subjects was ended;
-    `restored` are those for which it was. `apart`: why it is trained alone although it asked for
-    company (`batch`). `retries` are the request ids of its retries, `tried_from` is the number of
-    the record with which its present try began.
+    `guarded`: a confirmed release masks all its subjects. State "done": a confirmed release serves
+    its adapter. A later rollback changes neither; `State.subjects_erased_by_weights` says what the
+    weights of a release erase. State "restored": the erasure of all its subjects has ended.
+    `restored`: the subjects whose erasure has ended. `apart`: why it is trained alone although it
+    has `batch`. `retries`: the request ids of its retries. `tried_from`: the number of the record
+    with which its present try began.
     """
 
     id: str
@@ -77,7 +77,7 @@ class Job:
     restored: frozenset[str] = frozenset()
     restored_at: datetime | None = None
     canary: int | None = None
-    """Percentage of the requests on which its adapter is to be tried first."""
+    """Percentage of requests on which its adapter is tried first."""
     batch: bool = False
     apart: Refusal | None = None
     retries: tuple[str, ...] = ()
@@ -85,7 +85,7 @@ class Job:
 
     @property
     def erasing(self) -> tuple[str, ...]:
-        """Its subjects whose erasure was not ended: what its adapter has to erase."""
+        """Its subjects that are still under erasure: what its adapter must erase."""
         return tuple(subject for subject in self.subjects if subject not in self.restored)
 
 
@@ -93,7 +93,7 @@ class Job:
 class AdapterEntry:
     """An adapter: its files, what it erases, and the stack that it belongs on top of.
 
-    It was trained for a `job`, and `others` as one task with it, or it stands for the adapters
+    It was trained for a `job`, and for `others` as one task with it, or it replaces the adapters
     that it `folds` (lowest first).
     """
 
@@ -112,7 +112,7 @@ class AdapterEntry:
 
     @property
     def jobs(self) -> tuple[str, ...]:
-        """All that it was trained for."""
+        """All jobs that it was trained for."""
         return () if self.job is None else (self.job, *self.others)
 
 
@@ -128,7 +128,7 @@ class Seal:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """`percent` of the requests are answered by `release`, which is not active."""
+    """`release`, which is not active, answers `percent` of the requests."""
 
     release: int
     percent: int
@@ -147,10 +147,10 @@ def _only_bare() -> PersistentMap[int, Release]:
 class State:
     """Everything that the records up to `seq` say. `State()` is that of an empty log.
 
-    `erasing` are the subjects under erasure, `requests` the job of each request id, `unguarded`
-    the jobs whose subjects no confirmed release masks yet, in order of arrival. `subjects` are
-    all that were ever named, `held` those under a legal hold, `deleted` what tombstones say is
-    gone. When `suspended`, no release may be served.
+    `erasing`: the subjects under erasure. `requests`: the job of each request id. `unguarded`: the
+    jobs whose subjects no confirmed release masks yet, in order of arrival. `subjects`: all that
+    were ever named. `held`: those under a legal hold. `deleted`: what tombstones say is gone.
+    `suspended`: no release may be served.
     """
 
     seq: int = 0
@@ -181,19 +181,19 @@ class State:
         return len(self.releases) - 1
 
     def subjects_erased_by_weights(self, release: int) -> frozenset[str]:
-        """The subjects that the adapters of `release` were trained to erase, mask aside."""
+        """The subjects that the adapters of `release` were trained to erase, masked or not."""
         adapters = self.releases[release].adapters
         return frozenset(subject for id in adapters for subject in self.adapters[id].subjects)
 
     def stack_for(self, job: str) -> tuple[str, ...]:
-        """The adapters that one of `job` goes on top of: the active ones, less its provisional."""
+        """The stack for an adapter of `job`: the active one, without the job's provisional one."""
         adapters = self.active_release.adapters
         if adapters and (top := self.adapters[adapters[-1]]).provisional and top.job == job:
             return adapters[:-1]
         return adapters
 
     def adapters_in_force(self, release: int) -> dict[str, AdapterEntry]:
-        """The adapters of `release`, and those that these stand for, by id."""
+        """The adapters of `release`, and those that they fold, by id."""
         found: dict[str, AdapterEntry] = {}
         left = self.releases[release].adapters
         while left:
@@ -212,13 +212,13 @@ class State:
 
     @property
     def subjects_to_unmask(self) -> frozenset[str]:
-        """The restored subjects that the active release masks all the same: one more release has
-        to be defined, by a rollback to `release_without` them or, for the mask alone, as a guard.
+        """The restored subjects that the active release still masks. Another release ends that: a
+        rollback to `release_without` them or, if they were only masked, a guard release.
         """
         return self.active_release.guard - self.erasing
 
     def release_without(self, subjects: frozenset[str]) -> int:
-        """The newest release that was active once and whose weights erase none of `subjects`."""
+        """The newest release that was ever active and whose weights erase none of `subjects`."""
         return max(
             number
             for number, release in self.releases.items()

@@ -1,7 +1,7 @@
 """A state as JSON and back, exactly: what a checkpoint holds.
 
 Guards and stacks are written once and named by their place, because thousands of releases share
-a few. Reading is for bytes that this package wrote and whose digest was checked; it is fast
+a few. Reading expects bytes that this package wrote and whose digest was checked. It is fast
 rather than strict, and raises KeyError, TypeError, ValueError or IndexError for anything else.
 """
 

@@ -1,4 +1,4 @@
-"""The files of an adapter: as its record names them, and fetched by that."""
+"""The files of an adapter: how a record names them, and how to fetch them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class NewFiles:
 
 
 def new_files(files: Mapping[str, bytes], report: bytes) -> NewFiles:
-    """Hash each once."""
+    """Compute every digest, each once."""
     refs = {name: FileRef(digest_of(data), len(data)) for name, data in files.items()}
     blobs = {refs[name].digest: data for name, data in files.items()}
     digest = digest_of(report)

@@ -1,10 +1,11 @@
 """Checkpoints: the fold of a long log, kept by a reader so that it needn't verify it all again.
 
-A checkpoint is a cache outside the registry, good for one trust file and one version of this
-code. Its reader still holds the record that it ends with against the log, so that a log that was
-cut back or replaced is noticed as before; damage to an earlier record is not, until `verify`
-looks. Who can write here can lie to the reader, as with the trust file: the files are 0600, and
-not used when others can write them.
+A checkpoint is a cache outside the registry. It is valid for one trust file and one version of
+this code. The reader compares its last record with the log, and so notices a log that was cut
+back or replaced. It doesn't notice damage to an earlier record; `verify` does.
+
+Whoever can write a checkpoint can deceive its reader, as with the trust file. So the files have
+mode 0600, and a file that others can write is not used.
 
     <directory>/<trust, 16 hex>-<first record, 16 hex>.json     header line, then the state
 """
@@ -26,10 +27,10 @@ from registry.records.record import digest_of
 from registry.schema import encode_json
 from registry.signing.keys import Trust
 from registry.store.contract import Store
-from registry.store.durable_file import replace_file
+from registry.store.durable_file import write_durably
 
 WORTH_SAVING = 100
-"""Records read since the last checkpoint from which another is made."""
+"""A new checkpoint is made after this many records."""
 _DECIDING = ("schema.py", "signing/*.py", "records/*.py", "fold/*.py")
 """The code that decides what a log adds up to."""
 
@@ -41,10 +42,10 @@ def open_ledger(
     directory: Path,
     clock: Callable[[], datetime] = utc_now,
 ) -> Ledger:
-    """A refreshed ledger that starts from the checkpoint in `directory`, if there is a good one,
-    and leaves a newer one there when it had to read much.
+    """A refreshed ledger. It starts from the checkpoint in `directory`, if there is a valid one,
+    and saves a newer one if it had to read many records.
 
-    Raises: as `Ledger.refresh`; check "replay" too when the log is older than the checkpoint.
+    Raises: as `Ledger.refresh`; also check "replay" when the log is older than the checkpoint.
     """
     known = load(directory, store, trust)
     ledger = Ledger(store, trust, clock=clock, known=known)
@@ -60,7 +61,7 @@ def save(directory: Path, store: Store, state: State, trust: Trust) -> None:
     body = encode_json(state_to_json(state))
     header = encode_json({"code": _code(), "sha256": hashlib.sha256(body).hexdigest()})
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    replace_file(directory / _name(store, trust), header + b"\n" + body, mode=0o600)
+    write_durably(directory / _name(store, trust), header + b"\n" + body, mode=0o600)
 
 
 def load(directory: Path, store: Store, trust: Trust) -> State | None:
@@ -88,7 +89,7 @@ def _name(store: Store, trust: Trust) -> str:
 
 @cache
 def _code() -> str:
-    """A digest of the code that decides what a log adds up to: another version starts anew."""
+    """A digest of the code that decides what a log adds up to: a checkpoint is for one version."""
     digest = hashlib.sha256()
     package = Path(__file__).parents[1]
     for pattern in _DECIDING:

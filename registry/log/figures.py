@@ -1,7 +1,7 @@
 """The figures of a report, read without knowing what measured them.
 
-To this package a report is a blob. When it is a JSON object, its plain values and its shares
-({"value", "n", "low", "high", ...}) are worth showing; anything else in it is left to the blob.
+To this package a report is just a blob. If it is a JSON object, its plain values and its shares
+({"value", "n", "low", "high", ...}) are shown, and the rest is left out.
 """
 
 import json

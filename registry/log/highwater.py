@@ -1,15 +1,14 @@
 """The high-water mark: a signed note, kept outside the registry, of the newest record ever seen.
 
-An older copy of a whole registry is sound in itself. Held against the mark it is not: its log
-ends before the record that was seen, or has another one in that place. The mark is signed by an
-operator's key, under a payload type of its own, so that it can't be forged lower by whoever can
-write the file alone; who deletes it is told apart by nothing but its absence.
+An older copy of a whole registry passes every check of its own. Compared with the mark it fails:
+its log ends before the record that was seen, or has another record in that place.
+
+An operator's key signs the mark, under its own payload type, so nobody can forge a lower mark by
+writing the file. Nothing prevents deleting the file; then there is no mark.
 """
 
 import base64
 import binascii
-import fcntl
-import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +21,8 @@ from registry.log.ledger import Ledger, log_key, utc_now
 from registry.schema import DIGEST, Fields, decode_json, encode_json, encode_time
 from registry.signing.envelope import Signature
 from registry.signing.keys import Signer, Trust
-from registry.store.durable_file import replace_file
+from registry.store.durable_file import sync_folder, write_durably
+from registry.store.file_lock import only_writer
 
 HIGHWATER_FILE = "highwater.json"
 HIGHWATER_TYPE = "application/vnd.lethe.highwater.v1+json"
@@ -76,22 +76,30 @@ def raise_mark(
     trust: Trust,
     clock: Callable[[], datetime] = utc_now,
 ) -> Mark | None:
-    """Note that record `seq` with the digest `head` was seen, unless a newer one was; returns the
-    mark that stands then.
+    """Note that record `seq`, with the digest `head`, was seen, unless a newer one was. Returns the
+    mark that is valid afterwards.
 
     `signer` is an operator's key. An empty log leaves no mark.
 
-    Raises: as `read_mark`; TrustError too when `signer` may not, or no longer, sign this.
+    Raises: as `read_mark`; also TrustError when `signer` may not sign this (any more).
     """
-    with _only_writer(path):
+    mark = read_mark(path, trust)
+    if seq == 0:
+        return mark
+    if mark is not None and mark.seq >= seq:
+        with _os_errors(path):
+            sync_folder(path.parent)  # its writer may have been killed before this
+        return mark
+    # Read again under the lock, which is held until the mark is replaced: it only ever rises.
+    with _os_errors(path), only_writer(path):
         mark = read_mark(path, trust)
-        if seq == 0 or (mark is not None and mark.seq >= seq):
+        if mark is not None and mark.seq >= seq:
             return mark
         mark = Mark(seq=seq, head=head, at=clock())
         signature = signer.sign(_payload(mark), kind=HIGHWATER_TYPE)
-        # A mark that no reader accepts, of a key that was retired meanwhile, would lock all out.
+        # If the key was retired meanwhile, no reader would accept the mark, and none could start.
         _check_signed(mark, signature, trust, where=str(path))
-        replace_file(
+        write_durably(
             path,
             encode_json(
                 {
@@ -102,13 +110,12 @@ def raise_mark(
                     "sig": base64.b64encode(signature.signature).decode(),
                 }
             ),
-            mode=0o644,
         )
         return mark
 
 
 def check_mark(ledger: Ledger, mark: Mark | None, *, path: Path) -> None:
-    """Hold a refreshed ledger against what was seen before.
+    """Compare a refreshed ledger with what was seen before.
 
     Raises: IntegrityError (check "replay": an older copy, or another log).
     """
@@ -149,16 +156,8 @@ def _payload(mark: Mark) -> bytes:
 
 
 @contextmanager
-def _only_writer(path: Path) -> Iterator[None]:
-    """One at a time from reading the mark to replacing it, so that it only ever rises."""
+def _os_errors(path: Path) -> Iterator[None]:
     try:
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise StoreError(f"{path}: can't be written: {error.strerror}") from error
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
         yield
     except OSError as error:
         raise StoreError(f"{path}: can't be written: {error.strerror}") from error
-    finally:
-        os.close(folder)

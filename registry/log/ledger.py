@@ -2,7 +2,7 @@
 
 A commit is a create-if-absent of the next number, as in Delta Lake's transaction log: of two
 writers one wins, and the other reads what was added, makes its record anew and tries again.
-There is no mutable head; what is true is what the records add up to.
+There is no mutable head: the state is what the records add up to.
 """
 
 import random
@@ -76,8 +76,8 @@ class Ledger:
         patience_s: float = 60.0,
         known: State | None = None,
     ) -> None:
-        """`patience_s`: for how long `append` goes on trying against other writers. `known`: a
-        state of this log that was verified before with the same trust, to go on from.
+        """`patience_s`: how long `append` keeps trying while other writers are faster. `known`: an
+        earlier state of this log, verified with the same trust, to start from.
         """
         self._store = store
         self._trust = trust
@@ -96,11 +96,11 @@ class Ledger:
         return self._state
 
     def refresh(self, *, each: Callable[[Entry], None] | None = None) -> State:
-        """Read and verify what was added, hand `each` record on, and return the new state.
+        """Read and verify the new records, call `each` with every one, and return the new state.
 
-        A trust file that was changed is read again first. The checks of each record, in order:
-        size, envelope, signature and role, prev, seq, schema, fold. The first failure is raised
-        and the state stays at the last good record.
+        A changed trust file is read again first. The checks of each record, in order: size,
+        envelope, signature and role, prev, seq, schema, fold. The first failure is raised, and
+        the state stays at the last good record.
 
         Raises: IntegrityError (also check "replay": the log is an older or another copy, and
         "gap": a record is missing), TrustError, FormatError, StoreError.
@@ -109,7 +109,7 @@ class Ledger:
             self._trust = self._trust.current()
             self._check_format()
             self._check_not_replaced()
-            # Listing once shows a gap that reading on to the first missing number would not.
+            # Reading ends at the first missing number. Listing once shows if records follow it.
             listed = 0 if self._listed else self._highest_listed()
             while (data := self._read_log(self._state.seq + 1)) is not None:
                 entry = self._advance(data)
@@ -133,10 +133,10 @@ class Ledger:
     ) -> State:
         """Add the record that `make` drafts from the current state, and return the state after it.
 
-        `make` is called again with a newer state each time another writer comes first, and may
-        raise, or return None when nothing is left to add. When this returns the record is
-        durable, and so are the `blobs` that it names, given by their digests: they are stored
-        before it, and not at all when there is nothing to add or the draft is refused.
+        `make` is called again with the newer state whenever another writer was first. It may raise,
+        or return None when there is nothing to add. When this returns, the record is durable, and
+        so are the `blobs` (by digest) that it names. They are stored before the record, and not
+        at all when there is nothing to add or the draft is refused.
 
         Raises: ConflictError (the record can't follow the state, or other writers were faster for
         `patience_s`), TrustError (the signer may not sign this type), FormatError (the draft),
@@ -145,6 +145,7 @@ class Ledger:
         deadline = time.monotonic() + self._patience_s
         attempt = 0
         unstored = dict(blobs or {})
+        # By hand, not with tenacity: each try goes on with the blobs that the last one left over.
         while True:
             with self._appending:
                 state = self.refresh()
@@ -158,7 +159,7 @@ class Ledger:
                 unstored, taken = self._create(unstored, then=(key, data))
                 if not taken:
                     with self._lock:
-                        # Else another thread has read the new record by now, or more.
+                        # Otherwise another thread has read this record already, or more.
                         if self._state is state:
                             self._state = after
                     return after
@@ -197,7 +198,7 @@ class Ledger:
         return self.put_blobs([data])[0]
 
     def put_blobs(self, blobs: Sequence[bytes]) -> list[str]:
-        """`put_blob` for several at once; takes about as long as the largest by itself."""
+        """`put_blob` for several at once. Takes about as long as the largest alone."""
         digests = [digest_of(data) for data in blobs]
         unstored = dict(zip(digests, blobs, strict=True))
         while unstored:
@@ -207,18 +208,18 @@ class Ledger:
     def _create(
         self, blobs: Mapping[str, bytes], *, then: tuple[str, bytes] | None
     ) -> tuple[dict[str, bytes], tuple[str, ...]]:
-        """Store blobs by digest, `then` one object more, unless a name was taken just now.
+        """Store blobs by digest, and then the object `then`, unless a name is taken by then.
 
-        Returns the blobs that were, to be tried again, and the keys that were, `then`'s included.
+        Returns the blobs whose names were taken, to be tried again, and all keys that were taken.
         """
-        # Made young first, then looked at: `upkeep.collect` takes old blobs that no record names,
-        # as these may be until the record is there.
+        # An existing blob is touched first and then read: `upkeep.collect` deletes old blobs that
+        # no record names, and the record that will name this one isn't there yet.
         new = {d: data for d, data in blobs.items() if not self._renewed(d, len(data))}
         taken = self._store.create_all({blob_key(d): b for d, b in new.items()}, then=then)
         return {d: data for d, data in new.items() if blob_key(d) in taken}, taken
 
     def _renewed(self, digest: str, size: int) -> bool:
-        """Make a blob young, if it is there, and check it. Raises: as `put_blob`."""
+        """Touch and check a blob; False if there is none. Raises: as `put_blob`."""
         try:
             self._store.touch(blob_key(digest))
             self.get_blob(digest, size=size)
@@ -262,7 +263,7 @@ class Ledger:
         return entry
 
     def _sealed(self, draft: Draft, state: State, signer: Signer) -> tuple[bytes, Entry]:
-        """The bytes to store, already read back through every check that a reader will make."""
+        """The record and its bytes, checked as every reader will check them."""
         record = Record(
             seq=state.seq + 1,
             prev=state.head,
@@ -272,7 +273,7 @@ class Ledger:
             request_id=draft.request_id,
             body=draft.body,
         )
-        # What contradicts the state is the more useful thing to hear, so it is asked first.
+        # First, because a conflict with the state is the more useful error.
         apply(state, record, digest=GENESIS)
         data = seal_record(record, signer)
         entry = open_record(
@@ -293,7 +294,7 @@ class Ledger:
         return data
 
     def _highest_listed(self) -> int:
-        keys = reversed(self._store.list(LOG_PREFIX))  # sorted as their numbers are
+        keys = reversed(self._store.list(LOG_PREFIX))  # sorted by number
         return next((int(match[1]) for key in keys if (match := LOG_KEY.fullmatch(key))), 0)
 
     def _check_not_replaced(self) -> None:
@@ -314,7 +315,7 @@ class Ledger:
         except NotFoundError:
             if self._read_log(1) is None:
                 return
-            try:  # a first writer stores it before its record, both perhaps since that look
+            try:  # the first writer may have stored both since then, this one first
                 data = self._store.read(FORMAT_KEY, at_most=1024)
             except NotFoundError:
                 raise IntegrityError(

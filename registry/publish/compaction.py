@@ -23,10 +23,10 @@ def record_compacted(
     reason: str,
     request_id: str,
 ) -> AdapterEntry:
-    """Store an adapter that does what the stack `folds` (ids, lowest first) does, and record it.
+    """Store and record an adapter that does the same as the stack `folds` (ids, lowest first).
 
-    Needs the role publisher. `report` says how that was checked. The same files again are
-    recorded once.
+    Needs the role publisher. `report` says how that was checked. The same files again add no
+    second record.
     """
     new = new_files(files, report)
 
@@ -50,9 +50,9 @@ def record_compacted(
 def publish_compaction(
     ledger: Ledger, signer: Signer, *, adapter: str, actor: str, reason: str, request_id: str
 ) -> Release:
-    """Define the next release: the active one, served by the adapter that stands for its stack.
+    """Define the next release: the active one, with one adapter in place of its stack.
 
-    Needs the role publisher. ConflictError when another stack is active by now: compact that.
+    Needs the role publisher. Raises ConflictError when another stack is active: compact that one.
     """
 
     def make(state: State) -> Draft:

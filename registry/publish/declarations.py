@@ -33,9 +33,9 @@ def restore_subjects(
     """End the erasure of subjects, and say why (FormatError without a reason). Needs the role
     operator.
 
-    Nothing that is served changes by this. To serve them again, roll back to
-    `State.release_without` them; to take off no more than the mask, publish a guard release for
-    their job. Until one of these is active, `State.subjects_to_unmask` has them.
+    This changes nothing that is served. To serve the subjects again, roll back to
+    `State.release_without` them; if they were only masked, a guard release for their job is
+    enough. Until such a release is active, they are in `State.subjects_to_unmask`.
     """
     if not reason.strip():
         raise FormatError(
@@ -58,11 +58,11 @@ def record_deletion(
     reason: str,
     request_id: str,
 ) -> State:
-    """Have `delete` delete the subjects' objects, then write their tombstone. Needs the role
-    eraser.
+    """Call `delete`, which deletes the subjects' objects, then write their tombstone. Needs the
+    role eraser.
 
     The rules (no legal hold, not in use) are checked before anything is deleted. `delete` must
-    do nothing about what is gone already: after a crash the whole call is made again.
+    accept that objects are gone already: after a crash the whole call is repeated.
     """
     body = Tombstone(tuple(subjects), tuple(objects))
     check_tombstone(ledger.refresh(), body)
@@ -80,7 +80,7 @@ def record_hold(
     reason: str,
     request_id: str,
 ) -> State:
-    """Place or lift a legal hold: no tombstone while it is on. Needs the role operator."""
+    """Place or lift a legal hold, which forbids tombstones. Needs the role operator."""
     body = LegalHold(tuple(subjects), act)
     return ledger.append(lambda _: Draft(body, actor, reason, request_id), signer)
 
@@ -94,7 +94,7 @@ def record_suspension(
     reason: str,
     request_id: str,
 ) -> State:
-    """Say that nothing may be served, or again may be. Needs the role operator."""
+    """Record that nothing may be served, or that serving resumes. Needs the role operator."""
     return ledger.append(lambda _: Draft(Suspended(state), actor, reason, request_id), signer)
 
 
@@ -108,8 +108,8 @@ def record_seal(
     reason: str,
     request_id: str,
 ) -> State:
-    """Record that the active release was folded into a new backbone, by fingerprint. Needs the
-    role operator. No release follows; the new backbone has a registry of its own."""
+    """Record that the active release was folded into the new `backbone` (a fingerprint). Needs the
+    role operator. No release can follow; the new backbone has a registry of its own."""
     body = Sealed(release, backbone)
     return ledger.append(lambda _: Draft(body, actor, reason, request_id), signer)
 

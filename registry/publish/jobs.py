@@ -27,8 +27,8 @@ def request_forget(
     """Put subjects under erasure. The same `request_id` again returns the job of the first time.
 
     Needs the role operator. `backbone` is its fingerprint ("sha256:<hex>"), `canary` the percentage
-    of requests that the adapter is to be tried on first. `batch`: the job may be trained together
-    with others that say so.
+    of requests on which the adapter is tried first. `batch`: the job may be trained together with
+    other jobs that have `batch`.
     """
 
     def make(state: State) -> Draft | None:
@@ -69,8 +69,8 @@ def record_trained(
     """Store a job's adapter and its report, then record them. Needs the role publisher.
 
     `files` are the adapter's files by name, `stack` the ids of the adapters that it was trained
-    on top of, lowest first. `provisional`: until the job has another. `others`: jobs that were
-    trained with it as one task.
+    on top of, lowest first. `provisional`: it is served only until the job has another. `others`:
+    jobs that were trained with it as one task.
     """
     new = new_files(files, report)
 
@@ -104,11 +104,12 @@ def refuse_job(
     others: Sequence[str] = (),
     still: Callable[[State], bool] = lambda _: True,
 ) -> Job:
-    """Record that a job's adapter wasn't accepted; its subjects stay under erasure and masked.
+    """Record that a job's adapter wasn't accepted. Its subjects stay under erasure and masked.
 
-    Needs the role publisher. The job may be trained again. With `others`, trained with it as one
-    task, nothing is refused but that: each is trained alone then. ConflictError too where `still`
-    says no of the state that the record would follow, which may be newer than the caller's.
+    Needs the role publisher. The job may be trained again. `others` were trained with it as one
+    task; then only that is refused, and each job is trained alone. `still` is asked about the
+    state that the record would follow, which may be newer than the caller's. If it says no, this
+    raises ConflictError.
     """
     blobs = {} if report is None else {digest_of(report): report}
     report_digest = next(iter(blobs), None)

@@ -32,9 +32,8 @@ def publish_release(
 ) -> Release:
     """Define the next release for a job, on top of the active one. Needs the role publisher.
 
-    "guard": the active adapters. "adapter": those and the job's own, which takes the place of a
-    provisional one. Either way every subject
-    under erasure is masked.
+    "guard": the active adapters. "adapter": those and the job's own, which replaces a provisional
+    one. Either way every subject under erasure is masked.
     """
 
     def make(state: State) -> Draft:
@@ -67,8 +66,8 @@ def roll_back(
 ) -> Release:
     """Define the next release with the adapters of release `to`. Needs the role operator.
 
-    It masks every subject under erasure, so that going back for quality re-exposes nobody; only
-    what was restored is masked no longer. 0 is the bare backbone.
+    It masks every subject under erasure, so going back exposes nobody. Only restored subjects are
+    no longer masked. 0 is the bare backbone.
     """
 
     def make(state: State) -> Draft:
@@ -97,8 +96,8 @@ def activate_release(
 ) -> Release:
     """Make a defined release the one that replicas serve. Needs the role operator.
 
-    Raises ConflictError too when subjects came under erasure, or another release became active,
-    since it was defined: publish it again.
+    Also raises ConflictError when subjects came under erasure, or another release became active,
+    after it was defined: publish it again.
     """
     return _on_release(ledger, signer, Activated(release), release, actor, reason, request_id)
 
@@ -114,8 +113,8 @@ def confirm_release(
     reason: str,
     request_id: str,
 ) -> Release:
-    """Record that every member serves an active release, or has lost its lease, after `ms`
-    milliseconds. Needs the role operator."""
+    """Record that every member serves an active release or has lost its lease, `ms` milliseconds
+    after the command. Needs the role operator."""
     body = Confirmed(release, dict(members), ms)
     return _on_release(ledger, signer, body, release, actor, reason, request_id)
 
@@ -130,8 +129,8 @@ def begin_canary(
     reason: str,
     request_id: str,
 ) -> State:
-    """Have `percent` (1 to 99) of the requests answered by a defined release. Needs the role
-    operator. To promote it, activate it."""
+    """Let a defined release answer `percent` (1 to 99) of the requests. Needs the role operator.
+    To promote it, activate it."""
     body = Canary(release, percent, "")
     return ledger.append(lambda _: Draft(body, actor, reason, request_id), signer)
 
@@ -146,9 +145,9 @@ def end_canary(
     reason: str,
     request_id: str,
 ) -> State:
-    """Have all requests answered by the active release again; `detail` says why. Needs the role
-    operator. The release can't be tried again or activated. Nothing is recorded when the trial has
-    ended already."""
+    """Let the active release answer all requests again; `detail` says why. Needs the role operator.
+    The release on trial can't be tried again or activated. If the trial has ended already, nothing
+    is recorded."""
 
     def make(state: State) -> Draft | None:
         if state.canary is None or state.canary.release != release:

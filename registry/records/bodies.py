@@ -27,8 +27,8 @@ from registry.signing.keys import Role
 class Requested:
     """An erasure is asked for: from here on the subjects are under erasure.
 
-    `canary`: the percentage of the requests that its adapter is to be tried on first. `batch`: it
-    may be trained together with others that say so.
+    `canary`: the percentage of requests on which its adapter is tried first. `batch`: it may be
+    trained together with other jobs that have `batch`.
     """
 
     job: str
@@ -62,8 +62,8 @@ class Requested:
 class Trained:
     """A job's adapter exists, trained on top of the adapters in `stack` (lowest first).
 
-    A `provisional` one (a closed form) is served until the job has another, which takes its place.
-    `others`: jobs that it is for as well, trained as one task with this one.
+    A `provisional` adapter (a closed form) is served until the job has another one. `others`: more
+    jobs that this adapter is for; they were trained as one task.
     """
 
     job: str
@@ -105,7 +105,7 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class Compacted:
-    """One adapter was made that does what the stack `folds` (lowest first) does, for `subjects`."""
+    """One adapter was made that does the same as the stack `folds` (lowest first)."""
 
     adapter: str
     files: Mapping[str, FileRef]
@@ -139,8 +139,8 @@ class Compacted:
 class Refused:
     """A job's adapter was not accepted, at `stage` (a gate, the training, a self-check).
 
-    `others`: jobs that it was for as well. It is their being one task that is refused then: each
-    of them, and `job`, goes on alone.
+    `others`: more jobs that it was for. Then only training them together is refused: each job goes
+    on alone.
     """
 
     job: str
@@ -244,7 +244,7 @@ SIGNED_BY: Mapping[str, Role] = {
 
 
 def blobs_of(body: Body) -> dict[str, int | None]:
-    """The digests of the blobs that a record names, with their sizes where it says them."""
+    """The digests of the blobs that a record names, and their sizes if the record has them."""
     match body:
         case Trained() | Compacted():
             return {body.report: None} | {file.digest: file.size for file in body.files.values()}

@@ -1,6 +1,6 @@
 """The record types by which people declare something about subjects or the whole registry.
 
-They move no weights: how an erasure ends (restored, tombstone, sealed), that a training is wanted
+They change no weights: how an erasure ends (restored, tombstone, sealed), that a training is wanted
 again (retried), what must be kept (legal_hold), and that nothing may be served (suspended).
 """
 
@@ -65,7 +65,7 @@ class Tombstone:
 
 @dataclass(frozen=True, slots=True)
 class LegalHold:
-    """The subjects' deletable objects must be kept ("placed"), or need be no longer ("lifted")."""
+    """The subjects' deletable objects must be kept ("placed"), or no longer ("lifted")."""
 
     subjects: tuple[str, ...]
     act: HoldAct
@@ -83,7 +83,7 @@ class LegalHold:
 
 @dataclass(frozen=True, slots=True)
 class Suspended:
-    """No release may be served from here on ("suspended"), or again may be ("resumed")."""
+    """From here on no release may be served ("suspended"), or one may be again ("resumed")."""
 
     state: ServingState
 

@@ -1,7 +1,7 @@
 """Records: the entries of the ledger, and every check between stored bytes and a believed record.
 
-The order of the checks is part of the design: nothing is parsed before its size is known, and
-nothing is believed before its signature is. The fold's own rules come after these.
+The order of the checks is part of the design: the size is checked before anything is parsed, and
+the signature before anything is believed. The rules of the fold come after these checks.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ MAX_REQUEST_ID = 128
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What a writer wants to say; the ledger adds number, chain and time."""
+    """What a writer wants to record. The ledger adds number, chain and time."""
 
     body: Body
     actor: str

@@ -17,9 +17,9 @@ MOST_PERCENT = 99
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A release is defined, for replicas to prepare; it is not served yet.
+    """A release is defined, so that replicas can prepare it. It is not served yet.
 
-    It is for a `job`, unless it is a compaction, which changes nothing for anybody.
+    It belongs to a `job`, except for a compaction, which changes no answer.
     """
 
     release: int
@@ -94,7 +94,7 @@ class RolledBack:
 
 @dataclass(frozen=True, slots=True)
 class Activated:
-    """The release that replicas serve from here on."""
+    """Replicas serve the release from here on."""
 
     release: int
 
@@ -108,7 +108,7 @@ class Activated:
 
 @dataclass(frozen=True, slots=True)
 class Confirmed:
-    """Every member serves the release or can serve nothing; `ms` from command to here."""
+    """Every member serves the release or can serve nothing, `ms` milliseconds after the command."""
 
     release: int
     members: Mapping[str, MemberOutcome]
@@ -134,7 +134,7 @@ class Confirmed:
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """`percent` of the requests are answered by a release, on trial; 0 ends that, for `detail`."""
+    """A trial: the release answers `percent` of the requests. 0 ends it; `detail` says why."""
 
     release: int
     percent: int
@@ -153,7 +153,7 @@ class Canary:
 
 
 def percentage(fields: Fields, name: str, *, at_least: int = 1) -> int:
-    """A share of the requests that leaves some for the active release. Raises: FormatError."""
+    """A percentage that leaves some requests for the active release. Raises: FormatError."""
     percent = fields.integer(name, at_least=at_least)
     if percent > MOST_PERCENT:
         fields.refuse(name, f"expected at most {MOST_PERCENT}, found {percent}")

@@ -4,8 +4,8 @@ The private keys and `trust.json` live in a directory of their own, never in the
 they protect. There is no certificate chain and no threshold: one small file lists who may sign
 what, and whoever can write that file decides.
 
-Signatures are made by `cryptography`, which also reads and writes PEM, and checked by libsodium
-(PyNaCl): reading a log is mostly this, and libsodium takes half the time of OpenSSL.
+`cryptography` makes the signatures and reads and writes PEM. libsodium (PyNaCl) checks them:
+reading a log is mostly checking signatures, and it takes half the time of OpenSSL.
 """
 
 import base64
@@ -13,7 +13,6 @@ import binascii
 import hashlib
 import os
 import re
-import secrets
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from nacl.signing import VerifyKey
 from registry.errors import TrustError
 from registry.schema import Fields, Json, decode_json, encode_json, encode_time
 from registry.signing.envelope import PAYLOAD_TYPE, Signature, signed_bytes
+from registry.store.durable_file import make_folder, write_durably
 
 Role = Literal["publisher", "operator", "eraser"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -39,7 +39,7 @@ _ROLE = re.compile("|".join(ROLES))
 
 
 class Signer:
-    """A private key, ready to sign. Its role is what the trust file says, not a property of it."""
+    """A private key, ready to sign. The trust file says which role it has."""
 
     def __init__(self, private_key: Ed25519PrivateKey) -> None:
         self._private_key = private_key
@@ -94,7 +94,7 @@ class TrustedKey:
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """The trusted keys by key id. One that was loaded knows its file, to notice a newer one."""
+    """The trusted keys by key id. A loaded trust knows its file, so that it can notice a change."""
 
     keys: Mapping[str, TrustedKey]
     where: str = "trust"
@@ -118,8 +118,8 @@ class Trust:
         return cls(MappingProxyType(keys), where, Path(path).absolute(), stamp)
 
     def current(self) -> "Trust":
-        """This trust, or what its file says by now: a key that was rotated in is known to running
-        processes, and one that was retired is refused, without a restart.
+        """This trust, read again if its file has changed. So running processes know a new key, and
+        refuse a retired one, without a restart.
 
         Raises: as `load`.
         """
@@ -129,7 +129,7 @@ class Trust:
             if _stamp(os.stat(self.file)) == self.stamp:
                 return self
         except OSError:
-            pass  # `load` says it better
+            pass  # `load` raises the better error
         return Trust.load(self.file)
 
     @property
@@ -213,36 +213,37 @@ def key_id(public_key: bytes) -> str:
 def init_keys(directory: Path | str) -> None:
     """Make one key per role and the trust file, where there is no trust file yet.
 
-    Several processes may do it at once, and a crash leaves something that the next call
-    completes: each file appears whole or not at all, the first to name it wins, and the trust
-    file, made last, is computed from the keys that won. An existing trust file is left as it is.
+    Several processes may call this at once, and the next call completes what a crash left. Each
+    file appears whole or not at all. Of two keys for one role the first is kept. The trust file
+    comes last and lists the keys that were kept. An existing trust file stays as it is.
 
     Raises: TrustError when the directory can't be used.
     """
     directory = Path(directory)
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(directory, mode=0o700)
         if (directory / TRUST_FILE).exists():
             return
         for role in ROLES:
             create_private_key(directory / f"{role}.pem")
+        entries: dict[str, Json] = {}
+        for role in ROLES:
+            signer = Signer.load(directory / f"{role}.pem")
+            entries[signer.key_id] = {
+                "public_key": base64.b64encode(signer.public_key).decode(),
+                "roles": [role],
+                "not_after": None,
+            }
+        with suppress(FileExistsError):
+            write_durably(directory / TRUST_FILE, encode_json(entries), replace=False)
     except OSError as error:
         raise TrustError(
             f"keys can't be made: {error.strerror}", check="key file", where=str(directory)
         ) from error
-    entries: dict[str, Json] = {}
-    for role in ROLES:
-        signer = Signer.load(directory / f"{role}.pem")
-        entries[signer.key_id] = {
-            "public_key": base64.b64encode(signer.public_key).decode(),
-            "roles": [role],
-            "not_after": None,
-        }
-    _create_file(directory / TRUST_FILE, encode_json(entries), mode=0o644)
 
 
 def create_private_key(path: Path) -> None:
-    """A new private key in a file of its own, durable, mode 0600; an existing file is left alone.
+    """A new private key in a file of its own, durable, mode 0600. An existing file stays as it is.
 
     Raises: OSError.
     """
@@ -251,29 +252,8 @@ def create_private_key(path: Path) -> None:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    _create_file(path, pem, mode=0o600)
-
-
-def _create_file(path: Path, data: bytes, *, mode: int) -> None:
-    """Create `path` whole and durable; leave it alone when it exists."""
-    if path.exists():
-        return
-    temporary = path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(8)}")
-    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        with suppress(FileExistsError):
-            os.link(temporary, path)
-    finally:
-        os.unlink(temporary)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with suppress(FileExistsError):
+        write_durably(path, pem, mode=0o600, replace=False)
 
 
 def _trusted_key(name: str, value: Any, where: str) -> TrustedKey:

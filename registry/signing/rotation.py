@@ -1,12 +1,11 @@
-"""Rotation of a role's key: the new one signs from now on, the old one is good for an overlap.
+"""Rotation of a role's key: the new key signs from now on, the old one stays valid for a while.
 
-The order is what makes a crash harmless: the new private key is there before the trust file
-names it, and the trust file names it before anything signs with it. A call after a crash goes on
-where the last one stopped. Old keys stay in the trust file, for their records have to verify.
+The order makes a crash harmless: the new private key is on disk before the trust file names it,
+and the trust file names it before anything signs with it. After a crash the next call goes on
+where the last one stopped. Old keys stay in the trust file, because their records must verify.
 """
 
 import base64
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,14 +16,15 @@ from pathlib import Path
 from registry.errors import TrustError
 from registry.schema import Json, encode_json, encode_time
 from registry.signing.keys import TRUST_FILE, Role, Signer, Trust, create_private_key
-from registry.store.durable_file import replace_file
+from registry.store.durable_file import sync_folder, write_durably
+from registry.store.file_lock import only_writer
 
 OVERLAP = timedelta(hours=24)
 
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """Key ids, and from when on the old key's signatures are refused."""
+    """The key ids, and the time from which the old key's signatures are refused."""
 
     role: Role
     old: str
@@ -37,25 +37,25 @@ def rotate_key(
 ) -> Rotation:
     """Give `role` a new key in a directory made by `init_keys`, and retire the old one.
 
-    Whoever holds the old key in memory has to load the new one before `not_after`; the old private
-    key is no longer on disk. Copies of the trust file elsewhere have to be renewed by hand.
+    A process that holds the old key in memory must load the new one before `not_after`. The old
+    private key is deleted from the disk. Copies of the trust file must be updated by hand.
 
     Raises: TrustError (no key for the role here, or one with several roles; no permission).
     """
     directory = Path(directory)
     path, coming = directory / f"{role}.pem", directory / f"{role}.next.pem"
-    with _only_writer(directory):
+    with _os_errors(directory), only_writer(directory / TRUST_FILE):
         trust = Trust.load(directory / TRUST_FILE)
         old = Signer.load(path)
         _check_sole_role(trust, old.key_id, role, where=str(path))
-        create_private_key(coming)  # or the one that a crash left
+        create_private_key(coming)  # keeps one that a crash left
         new = Signer.load(coming)
         if new.key_id not in trust.keys:
             entries = _with_rotation(trust, old=old, new=new, role=role, not_after=now + overlap)
-            replace_file(directory / TRUST_FILE, encode_json(entries), mode=0o644)
+            write_durably(directory / TRUST_FILE, encode_json(entries))
             trust = Trust.load(directory / TRUST_FILE)
         os.replace(coming, path)
-        _sync(directory)
+        sync_folder(directory)
     not_after = trust.keys[old.key_id].not_after
     return Rotation(role, old.key_id, new.key_id, not_after or now + overlap)
 
@@ -94,24 +94,10 @@ def _check_sole_role(trust: Trust, key_id: str, role: Role, *, where: str) -> No
 
 
 @contextmanager
-def _only_writer(directory: Path) -> Iterator[None]:
-    """One rotation at a time; turns what the file system refuses into a TrustError."""
+def _os_errors(directory: Path) -> Iterator[None]:
     try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+        yield
     except OSError as error:
         raise TrustError(
             f"keys can't be rotated: {error.strerror}", check="key file", where=str(directory)
         ) from error
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,21 +3,22 @@
 Credentials, region and endpoint come from the provider's usual environment variables, which
 obstore reads; nothing secret passes through here.
 
-What is created or deleted is asked for once, without obstore's own retries: a request that is
-repeated after a lost answer would find its own object, or delete a newer one.
+Creations and deletions are sent without obstore's own retries: a request that is repeated after a
+lost answer would find its own object, or delete a newer one.
 
-Deleting what may be wanted again. No object store has "delete unless it was touched", so a touch
-and a deletion announce themselves first and look second (Dekker's algorithm), on a store that is
-strongly consistent, as all three are:
+Touching against deleting: no object store has "delete unless it was touched". So a touch and a
+deletion first announce themselves and then look (Dekker's algorithm). This needs a strongly
+consistent store, and all three are.
 
     touch(k):         write .touched/k     then wait until no .condemned/k/*, then look for k
     delete_older(k):  write .condemned/k/x then look at the ages of .touched/k and k, then delete k
 
-Whichever announces itself second sees the other. If the deletion is second it keeps k; if the
-touch is second it waits, and then finds k gone and says so, or finds it kept. A deletion whose
-outcome is unknown (killed, or no answer) leaves its `.condemned` behind: touching k is refused
-until `leftovers` removes it after the grace, which is fail-closed and names k. Ages are the
-store's, `before` is the caller's clock: the grace must be far longer than these can differ.
+Whichever announces itself second sees the other. If the deletion is second, it keeps k. If the
+touch is second, it waits, and then finds k kept or gone.
+
+A deletion with unknown outcome (killed, or no answer) leaves its `.condemned` behind. Then touching
+k fails, with an error that names it, until `leftovers` removes the notice after the grace. Ages are
+by the store's clock, `before` by the caller's: the grace must be far longer than their difference.
 """
 
 import os
@@ -34,6 +35,7 @@ from obstore.exceptions import AlreadyExistsError as TakenError
 from obstore.exceptions import BaseError
 from obstore.store import ObjectStore as Client
 from obstore.store import from_url
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_incrementing
 
 from registry.errors import AlreadyExistsError, NotFoundError, StoreError
 from registry.store.contract import check_key, check_prefix, is_key
@@ -51,9 +53,9 @@ _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "bucket does not exist")
 
 
 class ObjectStore:
-    """A `Store` in a bucket. Not to be used in a process forked from the one that opened it.
+    """A `Store` in a bucket. Don't use it in a process forked from the one that opened it.
 
-    Invariant: the server was seen to refuse to create an object twice, or nothing is written.
+    Invariant: nothing is written unless the server was seen to refuse a second creation.
     """
 
     def __init__(
@@ -64,8 +66,8 @@ class ObjectStore:
         read_only: bool = False,
         timeout_s: float = 30.0,
     ) -> None:
-        """`url`: s3://bucket/folder, gs://..., az://.... `config`: obstore's, beside what the
-        environment says. `read_only`: leave out the probe, and refuse to write.
+        """`url`: s3://bucket/folder, gs://..., az://.... `config`: for obstore, in addition to the
+        environment. `read_only`: leave out the probe, and refuse to write.
 
         Raises: StoreError (no such bucket, no permission, no answer, or a server that lets an
         object be created twice).
@@ -86,22 +88,21 @@ class ObjectStore:
     def create(self, key: str, data: bytes) -> None:
         check_key(key)
         self._check_writable(key)
-        unsure = False
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                with self._errors(key, verb="stored"):
-                    obstore.put(self._writes, key, data, mode="create", use_multipart=False)
-                    return
-            except AlreadyExistsError:
-                # After a lost answer the object that is there may be ours.
-                if unsure and self.read(key, at_most=len(data) + 1) == data:
-                    return
-                raise
-            except StoreError:
-                unsure = True
-                if attempt == _ATTEMPTS:
-                    raise
-                time.sleep(0.1 * attempt)
+        tries = Retrying(
+            retry=retry_if_exception_type(StoreError),
+            stop=stop_after_attempt(_ATTEMPTS),
+            wait=wait_incrementing(start=0.1, increment=0.1),
+            reraise=True,
+        )
+        for attempt in tries:
+            with attempt:
+                try:
+                    self._put_new(key, data)
+                except AlreadyExistsError:
+                    # After a lost answer the object that is there may be ours.
+                    first = attempt.retry_state.attempt_number == 1
+                    if first or self.read(key, at_most=len(data) + 1) != data:
+                        raise
 
     def create_all(
         self, objects: Mapping[str, bytes], *, then: tuple[str, bytes] | None = None
@@ -135,7 +136,7 @@ class ObjectStore:
         check_key(key)
         self._check_writable(key)
         with self._errors(key, verb="deleted"):
-            # Deleting what is not there succeeds on S3, so it is looked for first.
+            # S3 reports success for an object that isn't there, so look first.
             obstore.head(self._reads, key)
             obstore.delete(self._writes, key)
 
@@ -194,6 +195,10 @@ class ObjectStore:
                     obstore.delete(self._writes, name)
         return tuple(sorted(found))
 
+    def _put_new(self, key: str, data: bytes) -> None:
+        with self._errors(key, verb="stored"):
+            obstore.put(self._writes, key, data, mode="create", use_multipart=False)
+
     def _is_created(self, key: str, data: bytes) -> bool:
         try:
             self.create(key, data)
@@ -202,7 +207,7 @@ class ObjectStore:
         return True
 
     def _probe(self) -> None:
-        """See the server refuse to create an object twice; leaves nothing behind."""
+        """Check that the server refuses to create an object twice. Leaves nothing behind."""
         name = f"{_PROBE}{secrets.token_hex(8)}"
         with self._errors("", verb="opened for writing"):
             obstore.put(self._writes, name, b"1", mode="create", use_multipart=False)
@@ -289,7 +294,7 @@ def _client(
         "max_retries": retries,
         "retry_timeout": timedelta(seconds=timeout_s),
     }
-    # obstore tells the kind of store by the URL, its stubs by the type of the configuration.
+    # obstore takes the kind of store from the URL, its type stubs from the type of `config`.
     return from_url(
         url,
         config=cast("S3Config", dict(config or {})),

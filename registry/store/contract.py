@@ -1,4 +1,8 @@
-"""What every store does, and the form of its keys: the same in a directory and in a bucket."""
+"""What every store does, and the form of its keys: the same in a directory and in a bucket.
+
+Create-if-absent is the one conditional operation that a POSIX directory, S3, GCS and Azure all
+have, so the ledger is built on it alone. A store overwrites nothing, on purpose.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +20,20 @@ class Store(Protocol):
     """Objects by key. Keys are "/"-separated segments of letters, digits, ".", "_" and "-"."""
 
     def create(self, key: str, data: bytes) -> None:
-        """Store `data` durably under a new key; when this returns it outlives a power cut.
+        """Store `data` under a new key. When this returns, it outlives a power cut.
 
-        Raises: AlreadyExistsError (and then the object already there is durable), StoreError.
+        Raises: AlreadyExistsError (then the existing object is durable), StoreError.
         """
         ...
 
     def create_all(
         self, objects: Mapping[str, bytes], *, then: tuple[str, bytes] | None = None
     ) -> tuple[str, ...]:
-        """`create` for several, in little more time than the largest takes by itself, and `then`
-        one more, which is never there, not after a power cut either, without all the others.
+        """Create several objects, and after them `then`, which never exists without all the others,
+        not even after a power cut. Takes little longer than creating the largest alone.
 
-        Returns the keys that existed already. If there are any among `objects`, `then` is not
-        created. After an error any of the new ones may be there.
+        Returns the keys that existed already. If one of `objects` did, `then` is not created.
+        After an error, some of the objects may have been created.
 
         Raises: StoreError.
         """
@@ -51,7 +55,7 @@ class Store(Protocol):
         ...
 
     def touch(self, key: str) -> None:
-        """Make an object as young, and as durable, as if it were created now.
+        """Make an object as new, and as durable, as if it were created now.
 
         Raises: NotFoundError, StoreError.
         """
@@ -71,7 +75,7 @@ class Store(Protocol):
         ...
 
     def leftovers(self, *, before: datetime, delete: bool) -> tuple[str, ...]:
-        """What killed writers left before `before`, by name, and removed with `delete`."""
+        """The names of what killed writers left before `before`; `delete` removes it."""
         ...
 
 

@@ -1,11 +1,6 @@
-"""Where objects are kept: create-if-absent, read, list, delete, and nothing else.
-
-Create-if-absent is the one conditional operation that a POSIX directory, S3, GCS and Azure all
-have, so the ledger is built on it alone. There is no overwrite on purpose.
-"""
+"""A registry's objects in a directory, and which store a path or URL means."""
 
 import os
-import secrets
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -16,9 +11,12 @@ from typing import TypeVar
 
 from registry.errors import AlreadyExistsError, NotFoundError, StoreError
 from registry.store.contract import Store, check_key, check_prefix, is_key
-
-# A segment never starts with a dot: that excludes "..", and leaves ".tmp-*" to the store itself.
-TEMPORARY_PREFIX = ".tmp-"
+from registry.store.durable_file import (
+    TEMPORARY_PREFIX,
+    sync_folder,
+    temporary_beside,
+    write_new,
+)
 
 T = TypeVar("T")
 
@@ -28,8 +26,8 @@ _pool: ThreadPoolExecutor
 class DirectoryStore:
     """A `Store` in a local directory (or NFSv4/EFS: it needs hard links).
 
-    An object is written to a temporary file, synced, and linked to its name, so that a name
-    always stands for complete bytes; then the directory is synced, so that the name lasts.
+    An object is written to a temporary file, synced, and linked to its name: a name always stands
+    for complete bytes. Then the directory is synced, so that the name lasts.
     """
 
     def __init__(
@@ -49,16 +47,18 @@ class DirectoryStore:
     def create_all(
         self, objects: Mapping[str, bytes], *, then: tuple[str, bytes] | None = None
     ) -> tuple[str, ...]:
-        # In rounds, each ended by syncs side by side: a file system commits what is synced
-        # together in one go, and the number of these commits is what a publish waits for. The
-        # files are one round, the names of `objects` the next, that of `then` the last.
+        # Three rounds: the files, the names of `objects`, the name of `then`. The syncs of a round
+        # run side by side, because a file system commits them in one go, and the number of these
+        # commits decides how long a publish takes.
         files = {**objects, **dict([then] if then is not None else [])}
         paths = {key: Path(self._path(key)) for key in files}
         with _os_errors(", ".join(files), verb="stored"):
             made = self._make({path.parent for path in paths.values()})
-            temporaries = {key: path.parent / _temporary_name() for key, path in paths.items()}
+            temporaries = {key: temporary_beside(path) for key, path in paths.items()}
             try:
-                _each(lambda key: self._write(temporaries[key], files[key]), files)
+                _each(
+                    lambda key: write_new(temporaries[key], files[key], mode=self._file_mode), files
+                )
                 taken = self._name({key: temporaries[key] for key in objects}, paths, made=made)
                 if then is not None and not taken:
                     taken = self._name({then[0]: temporaries[then[0]]}, paths, made=made)
@@ -94,7 +94,7 @@ class DirectoryStore:
                 os.unlink(path)
             except FileNotFoundError:
                 raise NotFoundError(f"{key}: not found in {self.root}") from None
-            _sync_directory(Path(path).parent)
+            sync_folder(Path(path).parent)
 
     def touch(self, key: str) -> None:
         path = Path(self._path(key))
@@ -110,9 +110,9 @@ class DirectoryStore:
 
     def delete_older(self, key: str, *, before: datetime) -> bool:
         path = self._path(key)
-        # Out of sight first, and only then its age: whoever touched it in time and looked again
-        # either finds it, or was seen to have touched it, and then it is put back.
-        aside = os.path.join(os.path.dirname(path), _temporary_name())
+        # First move it away, then look at its age. A touch before the move shows in the age, and
+        # the object is put back. A touch after the move finds no object.
+        aside = temporary_beside(Path(path))
         with _os_errors(key, verb="deleted"):
             if not _is_older(path, before=before):
                 return False
@@ -125,7 +125,7 @@ class DirectoryStore:
                 with suppress(FileExistsError):
                     os.link(aside, path)
             os.unlink(aside)
-            _sync_directory(Path(path).parent)
+            sync_folder(Path(path).parent)
         return old
 
     def leftovers(self, *, before: datetime, delete: bool) -> tuple[str, ...]:
@@ -144,17 +144,6 @@ class DirectoryStore:
         check_key(key)
         return f"{self._prefix}{key}"
 
-    def _write(self, path: Path, data: bytes) -> None:
-        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
-        descriptor = os.open(path, flags, self._file_mode)
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(descriptor, view) :]
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
     def _name(
         self, temporaries: Mapping[str, Path], paths: Mapping[str, Path], *, made: set[Path]
     ) -> tuple[str, ...]:
@@ -166,16 +155,16 @@ class DirectoryStore:
             except FileExistsError:
                 taken.append(key)
             os.unlink(temporary)
-        # Where a name was taken too: the caller will rely on the other writer's object, which may
-        # not have got as far as its own sync.
+        # Also if a name was taken: the caller relies on the other writer's object, and that writer
+        # may not have synced the name yet.
         self._sync({paths[key].parent for key in temporaries}, made=made)
         return tuple(taken)
 
     def _make(self, directories: Iterable[Path]) -> set[Path]:
-        """Make directories and those above them, and return whose names may not last yet.
+        """Make directories and those above them. Returns those whose names may not be durable.
 
-        That is all that this process hasn't synced itself: another that made them may have been
-        killed before it did.
+        These are all that this process hasn't synced itself: another process may have made them
+        and been killed before its sync.
         """
         made: set[Path] = set()
         with self._lock:
@@ -194,10 +183,10 @@ class DirectoryStore:
         return made
 
     def _sync(self, directories: Iterable[Path], *, made: set[Path]) -> None:
-        """Have the names in `directories`, and those of the `made` ones, outlive a power cut."""
+        """Make the names in `directories`, and those of the `made` ones, outlive a power cut."""
         with self._lock:
             new = made - self._durable_directories
-        _each(_sync_directory, {*directories, *(path.parent for path in new)})
+        _each(sync_folder, {*directories, *(path.parent for path in new)})
         with self._lock:
             self._durable_directories.update(new)
 
@@ -205,8 +194,8 @@ class DirectoryStore:
 def open_store(where: Path | str, *, read_only: bool = False, file_mode: int = 0o644) -> Store:
     """The store at a path, or in a bucket at s3://, gs:// or az:// (the extra `s3`).
 
-    `read_only` lets a bucket be read with credentials that may not write; `file_mode` is for a
-    directory alone.
+    `read_only`: a bucket can be read with credentials that may not write. `file_mode`: for the
+    files of a directory.
 
     Raises: StoreError (the bucket can't be used, or obstore is not installed).
     """
@@ -225,7 +214,7 @@ def open_store(where: Path | str, *, read_only: bool = False, file_mode: int = 0
 
 
 def _new_pool() -> None:
-    """Threads for syncs, kept: starting them took longer than the syncs of a fast disk."""
+    """Threads for syncs. They are kept: starting them took longer than syncing on a fast disk."""
     global _pool
     _pool = ThreadPoolExecutor(max_workers=8, thread_name_prefix="store")
 
@@ -235,7 +224,7 @@ os.register_at_fork(after_in_child=_new_pool)  # threads don't live on in a fork
 
 
 def _each(act: Callable[[T], None], items: Collection[T]) -> None:
-    """`act` on each item, side by side: the time goes by in fsync. Ends when all have."""
+    """Call `act` on all items side by side, because fsync only waits. Returns when all are done."""
     if not items:
         return
     first, *others = items
@@ -248,11 +237,7 @@ def _each(act: Callable[[T], None], items: Collection[T]) -> None:
         done.result()
 
 
-def _temporary_name() -> str:
-    return f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
-
-
-def _is_older(path: str, *, before: datetime) -> bool:
+def _is_older(path: str | Path, *, before: datetime) -> bool:
     """Whether there is a file, last written or touched before `before`."""
     try:
         return os.stat(path).st_mtime < before.timestamp()
@@ -262,8 +247,7 @@ def _is_older(path: str, *, before: datetime) -> bool:
 
 def _files_below(directory: str) -> Iterator[str]:
     def refuse(error: OSError) -> None:
-        # os.walk skips what it can't list unless told otherwise, and an unreadable log would look
-        # like an empty one.
+        # By default os.walk skips what it can't list: an unreadable log would look empty.
         if not isinstance(error, FileNotFoundError):
             raise error
 
@@ -275,21 +259,13 @@ def _files_below(directory: str) -> Iterator[str]:
 
 def _content(descriptor: int, at_most: int | None) -> bytes:
     chunks = []
-    # The size keeps the buffer small: a reader of the log allows each record a megabyte.
+    # Not more than the file's size: a reader of the log allows a megabyte for each record.
     size = os.fstat(descriptor).st_size
     left = size if at_most is None else min(at_most, size)
     while left > 0 and (chunk := os.read(descriptor, min(left, 1 << 20))):
         chunks.append(chunk)
         left -= len(chunk)
     return b"".join(chunks)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

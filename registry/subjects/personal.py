@@ -4,7 +4,7 @@
     subjects/<id>/images/<sha256>       images that were given with the request to forget it
     subjects/<id>/prototypes/...        templates that were computed from such images
 
-Nothing here is part of the log, so all of it can go while the chain still verifies.
+Nothing here is part of the log, so all of it can be deleted and the chain still verifies.
 """
 
 import hashlib
@@ -26,9 +26,10 @@ FILES: tuple[Deletable, ...] = ("images", "prototypes")
 
 @dataclass(frozen=True, slots=True)
 class Deletion:
-    """A tombstone was written: `objects` of the subject are gone, `files` of them by key.
+    """What was deleted under a tombstone: the kinds `objects`, and the keys of the `files`.
 
-    `map_entry_kept`: replicas still need its class, so the entry stays until another tombstone.
+    `map_entry_kept`: replicas still need the class, so the entry in the subject map stays until
+    another tombstone.
     """
 
     objects: tuple[Deletable, ...]
@@ -37,7 +38,7 @@ class Deletion:
 
 
 def keep_image(store: Store, subject: str, data: bytes) -> str:
-    """Store an image for a subject, durably, and return its key; the same one twice is one.
+    """Store an image for a subject, durably, and return its key. The same image is stored once.
 
     Raises: StoreError.
     """
@@ -46,7 +47,7 @@ def keep_image(store: Store, subject: str, data: bytes) -> str:
         try:
             store.create(key, data)
         except AlreadyExistsError:
-            # Made young, then looked at: `upkeep.collect` takes old ones whose request never came.
+            # Touched, then read: `upkeep.collect` deletes old images that no request names.
             with suppress(NotFoundError):
                 store.touch(key)
                 store.read(key)
@@ -56,10 +57,10 @@ def keep_image(store: Store, subject: str, data: bytes) -> str:
 
 
 def images_of(store: Store, subject: str) -> list[bytes]:
-    """The images that are kept for a subject, in a fixed order. Raises: StoreError."""
+    """The images of a subject, in a fixed order. Raises: StoreError."""
     found = []
     for key in files_of(store, subject)["images"]:
-        with suppress(NotFoundError):  # deleted since
+        with suppress(NotFoundError):  # deleted meanwhile
             found.append(store.read(key))
     return found
 
@@ -81,16 +82,15 @@ def bury(
 ) -> Deletion:
     """Delete all that may be deleted of a subject, and write its tombstone. Needs the role eraser.
 
-    While replicas need its class only its files can go. A call that was cut off is made again.
+    While replicas need the class, only the files are deleted. After a crash, call this again.
 
-    Raises: as `record_deletion`; ConflictError too when nothing can be
-    deleted.
+    Raises: as `record_deletion`; also ConflictError when nothing can be deleted.
     """
     state = ledger.refresh()
     files = files_of(store, subject)
     in_use = subject in state.subjects_in_use
     kept = in_use and any(files.values())
-    # All kinds, also those of which nothing is left: a call that was cut off deleted them.
+    # All kinds, also empty ones: a call that was cut off may have deleted their files.
     objects = FILES if kept else get_args(Deletable)
 
     def delete() -> None:

@@ -1,14 +1,14 @@
 """The subject map: which class an opaque subject id stands for, kept outside the log.
 
-id = first 32 hex digits of HMAC-SHA256(key, class name) under a random key of its own. Deleting
-the entry deletes the key, and with it every way from the id in the immutable log back to the
-class. The map belongs in a directory (or bucket) that fewer people can read than the log.
+id = first 32 hex digits of HMAC-SHA256(key, class name), with a random key for each id. Deleting
+the entry deletes the key, and then nothing leads from the id in the log back to the class. Fewer
+people should be able to read the map than the log.
 
     subjects/<id>.json                    {"class": ..., "key": ...}
     subjects/by-class/<sha256>.json       {"subject": <id>}   one per class name: the claim
 
-The claim comes second and is what counts, so that two processes that assign an id to one class
-agree; an entry without a claim is the loser's, or a crash's, and stands for nothing.
+The claim is written second and decides, so two processes that assign an id to the same class
+agree. An entry without a claim is left from the slower process or from a crash, and means nothing.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ class SubjectMap:
         self._store = store
 
     def assign(self, class_name: str) -> str:
-        """The class's subject id, made if it has none; durable when this returns.
+        """The class's subject id, made if it has none. It is durable when this returns.
 
         Raises: ValueError (empty or over-long name).
         """
@@ -94,7 +94,7 @@ class SubjectMap:
         }
 
     def verify(self) -> list[CheckError]:
-        """What is wrong with the map; changes nothing."""
+        """What is wrong with the map. Changes nothing."""
         problems: list[CheckError] = []
         for key in self._store.list(PREFIX):
             try:
@@ -107,9 +107,9 @@ class SubjectMap:
         return problems
 
     def delete(self, subject: str) -> None:
-        """Forget what the id stood for; the id stays in the log and leads nowhere.
+        """Delete what the id stands for. The id stays in the log, but leads to no class any more.
 
-        A crash half-way is completed by calling it again.
+        After a crash half-way, call this again.
 
         Raises: NotFoundError (nothing is left of it).
         """

@@ -1,7 +1,7 @@
 """A registry as one file: a tar (POSIX ustar) of its records and the blobs that they name.
 
-Its bytes depend on the registry's content alone: equal registries have equal archives. What is
-read back is verified member by member before it is stored. The subject map is not part of it.
+Its bytes depend only on the registry's content: equal registries have equal archives. An import
+verifies each member before it stores it. The subject map is not part of an archive.
 
     archive.json      {"blobs": n, "head": digest, "seq": n}: what is to follow
     blobs/sha256/...  in the order of their names
@@ -31,7 +31,7 @@ MAX_BLOB_BYTES = 8 * 1024**3
 
 
 def export_archive(store: Store, ledger: Ledger, *, target: BinaryIO) -> State:
-    """Write the registry, verified, up to its newest record to `target`; returns its state.
+    """Verify the registry and write it, up to its newest record, to `target`. Returns its state.
 
     Raises: whatever `Ledger.refresh` does, NotFoundError or IntegrityError for a blob.
     """
@@ -56,9 +56,9 @@ def export_archive(store: Store, ledger: Ledger, *, target: BinaryIO) -> State:
 
 
 def import_archive(source: BinaryIO, store: Store, *, trust: Trust) -> State:
-    """Verify an archive and store what it holds; returns the state that its records add up to.
+    """Verify an archive and store what it holds. Returns the state that its records add up to.
 
-    The store may be empty, or have the first records of the same log; a failed import can so be
+    The store may be empty, or have the first records of the same log, so a failed import can be
     repeated. Nothing unverified is ever stored.
 
     Raises: IntegrityError, TrustError, FormatError (the archive; `where` is the member),
@@ -93,7 +93,7 @@ def import_archive(source: BinaryIO, store: Store, *, trust: Trust) -> State:
 
 
 class _Manifest:
-    """What the archive says at its start that it will hold."""
+    """The first member: what the archive says that it holds."""
 
     def __init__(self, name: str, data: bytes) -> None:
         if name != MANIFEST_KEY:

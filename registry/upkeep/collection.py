@@ -1,4 +1,4 @@
-"""Upkeep: taking away what crashes left. Nothing that a record names is ever touched."""
+"""Deleting what crashes left. Nothing that a record names is ever deleted."""
 
 import re
 from collections.abc import Iterable
@@ -17,8 +17,8 @@ _KEPT = re.compile(rf"{PREFIX}({SUBJECT.pattern})/.+")
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """What was taken away (or would be): keys of blobs, names of temporary files, and keys of
-    `uploads`, files of a subject that no record names."""
+    """What was deleted (or would be): keys of blobs, names of temporary files, and keys of
+    `uploads`, which are files of a subject that no record names."""
 
     blobs: tuple[str, ...]
     leftovers: tuple[str, ...]
@@ -33,17 +33,17 @@ def collect(
     grace: timedelta = GRACE,
     dry_run: bool = False,
 ) -> Collection:
-    """Delete what is older than `grace` and that no record names: blobs, images that came with a
-    request which was cut off before it was recorded, and temporary files.
+    """Delete what is older than `grace` and named by no record: blobs, temporary files, and images
+    whose request was cut off before it was recorded.
 
-    The grace is what protects a publisher between its blobs and its record: it must be far longer
-    than any publish takes. With `dry_run` nothing is deleted. The subject map keeps its entries:
-    they are what the next request for the same class finds.
+    The grace protects a publisher that has stored its blobs but not its record yet, so it must be
+    far longer than any publish takes. With `dry_run` nothing is deleted. The subject map keeps its
+    entries, because the next request for the same class uses them.
 
-    Raises: whatever `Ledger.refresh` does; nothing is deleted unless every record could be read.
+    Raises: whatever `Ledger.refresh` does. Nothing is deleted unless every record could be read.
     """
     before = now - grace
-    # Listed before the log is read: whatever is named by then is found to be.
+    # Listed before the log is read, so that the log shows every record that names one of these.
     old = [key for key in store.older(BLOB_PREFIX, before=before) if BLOB_KEY.fullmatch(key)]
     uploads = [key for key in store.older(PREFIX, before=before) if _KEPT.fullmatch(key)]
     state = ledger.refresh()

@@ -1,7 +1,7 @@
-"""The examination of a whole registry: every record, every blob, offline, from any copy.
+"""Verification of a whole registry: every record and every blob, offline, on any copy.
 
-A reader stops at the first thing that is wrong; this goes on, so that one run says everything that
-can still be found out. It changes nothing.
+A reader stops at the first problem. This goes on, so that one run reports every problem that it
+can find. It changes nothing.
 """
 
 import re
@@ -28,8 +28,8 @@ class Verification:
     """What was found. The registry is good when there are no `problems`.
 
     `seq` and `head` are those of the last good record. `orphans` are the keys of blobs that no
-    record names (a crash's, or a writer's at work), `strays` the keys of objects that are no part
-    of a registry; neither does harm.
+    record names (left by a crash, or of a publish under way), `strays` the keys of objects that
+    don't belong to a registry. Both are harmless.
     """
 
     seq: int
@@ -51,11 +51,11 @@ def verify(
 ) -> Verification:
     """Check the chain of records, every blob, and the subject map if it is in the same store.
 
-    `at_least`: the sequence number that someone is known to have seen; a log that ends before it
-    is an older copy; `mark` says the same and which record it was. `progress` is called
-    with the objects done and their total.
+    `at_least`: the number of a record that somebody has seen. A log that ends before it is an older
+    copy. `mark` names such a record and its digest. `progress` is called with the number of blobs
+    done and their total.
 
-    Raises: StoreError alone; what is wrong with the data is in the result.
+    Raises: only StoreError. What is wrong with the data is in the result.
     """
     keys = store.list("")
     problems: list[CheckError] = []
@@ -89,7 +89,7 @@ def verify(
         blobs=len(digests),
         blob_bytes=blob_bytes,
         problems=tuple(problems),
-        # What the records after a broken one name can't be known.
+        # What the records after a broken one name is unknown.
         orphans=tuple(map(blob_key, sorted(stored.difference(named)))) if whole else (),
         strays=tuple(key for key in keys if not _belongs(key)),
     )

@@ -1,1 +1,1 @@
-"""The HTTP and gRPC faces: one that every replica shows, and one for operators."""
+"""The HTTP and gRPC interfaces: inference in every replica, and commands in the operator API."""

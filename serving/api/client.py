@@ -1,4 +1,4 @@
-"""The operator API's actor, typed."""
+"""Typed client of the operator API's actor; `serving.app` uses it at a start."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ import ray
 
 
 class OperatorApiClient:
+    """Every method blocks."""
+
     def __init__(self, actor: Any) -> None:
         """`actor` is the handle of `serving.api.operator_api.OperatorApi`."""
         self._actor = actor
 
     def problem(self, patience: float) -> str | None:
-        """Why it doesn't listen; None once it does. Waits `patience` seconds for that."""
+        """Why the actor doesn't listen; None as soon as it does. Waits `patience` seconds at most.
+
+        Raises `ray.exceptions.RayError` when the actor is away.
+        """
         problem: str | None = self._ask("problem", patience)
         return problem
 

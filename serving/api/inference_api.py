@@ -1,4 +1,4 @@
-"""The HTTP face that every replica shows: inference, health and the metrics page."""
+"""The HTTP application of every replica: inference, health and the metrics page."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from serving.control.client import ControlClient
 from serving.monitoring.client import AsyncMonitorClient
 
 FORM_BYTES = 64 * 1024
-"""What a form or JSON may weigh beside its image."""
+"""Bytes that a form or JSON may have in addition to its image."""
 
 
 def build_inference_api(
     *, max_body_bytes: int, control: ControlClient, monitor: AsyncMonitorClient
 ) -> FastAPI:
-    """Bodies may have `max_body_bytes`; `control` and `monitor` fill the metrics page."""
+    """The application. Bodies have at most `max_body_bytes`; the metrics page needs `control` and
+    `monitor`."""
     api = FastAPI(
         title="Lethe",
         summary="A vision model that can forget.",
@@ -33,7 +34,7 @@ def build_inference_api(
     inference_protocol.install(api)
     for router in (inference.router, batch.router, inference_protocol.router, health.router):
         api.include_router(router)
-    api.add_middleware(Direct, handlers=api.exception_handlers)  # the innermost comes first
+    api.add_middleware(Direct, handlers=api.exception_handlers)  # the first added is the innermost
     api.add_middleware(BodyLimit, limit=max_body_bytes)
     api.add_middleware(Measured, metrics=lambda: recognizer().metrics)
     return api

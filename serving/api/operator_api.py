@@ -1,8 +1,8 @@
-"""The operator API and the console: an HTTP listener of its own, in a process of its own.
+"""The operator API's actor: an HTTP listener for operators' commands and the console.
 
-It talks to control and the monitor and to no replica, so neither a frozen replica nor a flood of
-predictions holds up a command. It holds nothing: Ray restarts it for ever, and a start with other
-settings replaces it.
+It has a process of its own and talks to control and the monitor, never to a replica. So neither a
+frozen replica nor a flood of predictions delays a command. It keeps no state: Ray restarts it
+without limit, and a start with other settings replaces it.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ RETRY_S = 0.5
 
 
 def build_operator_api(desk: Desk) -> FastAPI:
-    """Every route of operators, and the console."""
+    """The application: every route for operators, and the console."""
     api = FastAPI(
         title="Lethe, for operators",
-        summary="Commands and questions of whoever runs the server.",
+        summary="Commands and status for those who run the server.",
         version="0.1.0",
         responses={"4XX": {"description": "A problem (RFC 9457): what was wrong, what to do."}},
     )
@@ -47,7 +47,7 @@ def build_operator_api(desk: Desk) -> FastAPI:
 
 
 class OperatorApi:
-    """Runs as a threaded Ray actor."""
+    """Runs as a threaded Ray actor. A thread of its own listens."""
 
     def __init__(
         self,
@@ -65,11 +65,13 @@ class OperatorApi:
         threading.Thread(target=self._run, name="listen", daemon=True).start()
 
     def problem(self, patience: float) -> str | None:
-        """Why it doesn't listen; None once it does. Waits `patience` seconds for that."""
+        """Why it doesn't listen; None as soon as it does. Waits `patience` seconds at most."""
         return None if self._listening.wait(patience) else self._problem
 
     def _run(self) -> None:
-        """Listen, for ever: the port may still be held by the process that this one replaces."""
+        """Listen; after a failure, try again. The process that this one replaces may still hold the
+        port."""
+        # By hand, not with tenacity: `problem` reports each failure in the meantime.
         while True:
             try:
                 listener = socket.create_server(self._address, backlog=128)

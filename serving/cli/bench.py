@@ -1,6 +1,6 @@
-"""`lethe bench forgetting`: methods side by side on any image set, as tables, JSON and plots.
+"""`lethe bench forgetting`: compares methods on any image set, in tables, JSON and plots.
 
-A mistake of the user's is one sentence and exit code 2; what was computed before it is kept.
+A user's mistake gives one sentence and exit code 2; what was computed before is kept.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ SettingText = Annotated[
 ]
 Methods = Annotated[str, typer.Option("--methods", help="names with commas, or 'all'")]
 Seeds = Annotated[str, typer.Option("--seeds", help="with commas; each draws classes and weights")]
-Classes = Annotated[int | None, typer.Option("--classes", help="take part, drawn by the seed")]
+Classes = Annotated[int | None, typer.Option("--classes", help="how many classes, drawn by seed")]
 Shots = Annotated[int | None, typer.Option("--shots", help="images of each class [all]")]
 Missing = Annotated[int, typer.Option("--missing", help="retained classes without images")]
 Steps = Annotated[int, typer.Option("--steps", min=1, help="optimizer steps of a task")]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="retain images of a step")]
-Recipe = Annotated[str | None, typer.Option("--recipe", help="of the backbones [by data]")]
+Recipe = Annotated[str | None, typer.Option("--recipe", help="recipe of the backbones [by data]")]
 PretrainSteps = Annotated[
-    int | None, typer.Option("--pretrain-steps", help="of the backbones [the recipe's]")
+    int | None, typer.Option("--pretrain-steps", help="steps of the backbones [the recipe's]")
 ]
 BackboneDir = Annotated[
     Path | None, typer.Option("--backbone", help="folder of a backbone, instead of training one")
@@ -51,13 +51,16 @@ Attacks = Annotated[When, typer.Option("--attacks", help="attack the models, aft
 Tune = Annotated[
     bool, typer.Option("--tune", help="choose each method's setting on validation images")
 ]
-TuneSeed = Annotated[int, typer.Option("--tune-seed", help="not among --seeds")]
+TuneSeed = Annotated[int, typer.Option("--tune-seed", help="seed for --tune, not one of --seeds")]
 Paper = Annotated[
-    Path | None, typer.Option("--paper", help="benchmarks/papers/*.toml: options and their numbers")
+    Path | None,
+    typer.Option("--paper", help="benchmarks/papers/*.toml: options and a paper's numbers"),
 ]
-Name = Annotated[str | None, typer.Option("--name", help="of the results' folder")]
+Name = Annotated[str | None, typer.Option("--name", help="name of the results' folder")]
 Out = Annotated[Path, typer.Option("--out", help="folder of all results")]
-Work = Annotated[Path | None, typer.Option("--work", help="what is kept [LETHE_HOME/bench]")]
+Work = Annotated[
+    Path | None, typer.Option("--work", help="folder for finished work [LETHE_HOME/bench]")
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -66,7 +69,7 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(bench, name="bench")
 
 
-# A group of one command would otherwise be that command.
+# Without a callback, typer makes a group with one command into that command.
 @bench.callback()
 def _group() -> None: ...
 
@@ -95,7 +98,7 @@ def forgetting(
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Every method through the same tasks. What is finished is kept: run it again to go on."""
+    """Run every method on the same tasks. Finished work is kept: run the command again to go on."""
     with _usage_errors():
         from forgetting.bench.paper import PaperConfig, read_paper
         from serving.config.sources import load_settings
@@ -129,7 +132,7 @@ def forgetting(
 
 @dataclass(frozen=True)
 class _Options:
-    """What was asked for; None where it was left to the default."""
+    """The command's options; None: the default."""
 
     data: str | None
     setting: str | None
@@ -150,7 +153,7 @@ class _Options:
 
 
 def _run(options: _Options, asked: PaperConfig, *, name: str | None, to: Path) -> tuple[str, Path]:
-    """The page, and the folder that everything was written to."""
+    """Run the benchmark. Returns the page of results and the folder with all files."""
     import torch
 
     from forgetting.bench.results import write_results
@@ -158,7 +161,7 @@ def _run(options: _Options, asked: PaperConfig, *, name: str | None, to: Path) -
     from forgetting.data.sources import open_image_set
     from forgetting.errors import DataError
 
-    # Processes are the way to more cores: two OpenMP teams on a small box slow each other down.
+    # More cores are used by more processes: OpenMP threads of two of them slow each other down.
     torch.set_num_threads(1)
     if options.data is None or options.setting is None:
         missing = "--data" if options.data is None else "--setting"
@@ -195,7 +198,7 @@ def _config(options: _Options, images: ImageSet) -> BenchConfig:
         shots=options.shots,
         missing=options.missing,
     )
-    # Nobody knows how a given backbone was trained: a reference only where it is asked for.
+    # How a given backbone was trained is unknown, so it can't be retrained by default.
     references = options.references or ("none" if options.backbone else "all")
     return BenchConfig(
         settings=settings,
@@ -230,7 +233,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _facts(images: ImageSet, config: BenchConfig, results: Results) -> list[str]:
-    """Sentences about the run, for the head of the page."""
+    """Sentences about the run, for the top of the page."""
     facts = [
         f"Data: {images.name}, {len(images.classes)} classes, {len(images)} images, "
         f"{images.manifest_digest[:19]}.",
@@ -253,7 +256,7 @@ def _facts(images: ImageSet, config: BenchConfig, results: Results) -> list[str]
 
 
 def _published(options: _Options) -> dict[str, Any]:
-    """The options for whoever repeats the run: folders by their names, without the way to them."""
+    """The options, for repeating the run. Folders are given by name only, without their path."""
     facts = {**options.__dict__}
     del facts["work"]
     for key in ("data", "backbone"):
@@ -263,7 +266,7 @@ def _published(options: _Options) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _progress() -> Iterator[tuple[Any, Any]]:
-    """A bar of all cells with what is being done, and a way to say a sentence above it."""
+    """A progress bar over all cells. Yields functions that update it and print a line above it."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -292,11 +295,11 @@ def _progress() -> Iterator[tuple[Any, Any]]:
 
 @contextlib.contextmanager
 def _usage_errors() -> Iterator[None]:
-    """One sentence and exit code 2."""
+    """Turn an error of this project into one sentence and exit code 2."""
     try:
         yield
     except KeyboardInterrupt:
-        err.print("stopped; what is finished is kept, the same command goes on")
+        err.print("stopped; finished work is kept, and the same command goes on from there")
         raise typer.Exit(130) from None
     except Exception as error:
         roots = {cls.__module__.split(".")[0] for cls in type(error).__mro__}

@@ -1,7 +1,8 @@
-"""`lethe compact`: a long stack of adapters becomes one, with the same outputs and the same mask.
+"""`lethe compact`: folds the active stack of adapters into one with the same outputs.
 
-The adapter is folded and recorded here, with the publisher's key; the running server's coordinator
-finds the record and serves it as any release: prepared on every replica, activated, confirmed.
+The command folds and records the adapter, with the publisher's key. The coordinator of a running
+server finds the record and serves it like any release: prepared on every replica, activated,
+confirmed.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ PROBES = 16
 
 @dataclass(frozen=True)
 class Folded:
-    """A recorded compaction. `difference`: of a logit, see `forgetting.adapter.compaction`."""
+    """A recorded compaction. `difference`: the largest of a logit, as in
+    `forgetting.adapter.compaction`."""
 
     entry: AdapterEntry
     rank: int
@@ -52,10 +54,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 def compact(
-    reason: Annotated[str, typer.Option("--reason", help="stands in the ledger; name nobody")] = "",
+    reason: Annotated[str, typer.Option("--reason", help="goes into the ledger; name nobody")] = "",
     actor: Annotated[str, typer.Option("--actor", help="who orders it")] = "operator",
     wait: Annotated[
-        float, typer.Option("--wait", min=0, help="seconds for a server to serve it")
+        float, typer.Option("--wait", min=0, help="seconds to wait until a server serves it")
     ] = 60.0,
     config: Config = None,
     as_json: Json = False,
@@ -84,14 +86,14 @@ def compact(
         print_json(view) if as_json else registry_show.compaction(out, view)
         if release is None:
             err.print(
-                f"recorded, and not served in {wait:g} s: a server that starts takes it up; one "
-                "that runs says in its log what keeps it from that",
+                f"recorded, but not served within {wait:g} s: a server serves it after its next "
+                "start; the log of one that runs says what prevents it",
                 highlight=False,
             )
 
 
 def check_foldable(state: State) -> None:
-    """Raises `ConflictError` with what to do instead."""
+    """Raises `ConflictError` if the active stack can't be compacted, with what to do instead."""
     stack = state.active_release.adapters
     if len(stack) < 2:
         raise ConflictError(
@@ -102,8 +104,8 @@ def check_foldable(state: State) -> None:
     top = state.adapters[stack[-1]]
     if top.provisional and any(job.id == top.job for job in pending_jobs(state)):
         raise ConflictError(
-            f"the top adapter is a closed form, until {top.job} is trained and takes it out: wait "
-            "for that, a compaction would keep it"
+            f"the top adapter is a closed form, and a compaction would keep it: wait until "
+            f"{top.job} is trained, which takes it out"
         )
     for entry in state.adapters.values():
         served = [n for n in releases_of(state, entry.id) if state.releases[n].activated_at]
@@ -117,12 +119,12 @@ def check_foldable(state: State) -> None:
 def fold_active_stack(
     ledger: Ledger, publisher: Signer, settings: Settings, *, actor: str, reason: str
 ) -> Folded:
-    """Fold the stack of the active release, check that nothing changes by it, and record it.
+    """Fold the stack of the active release, check that its outputs stay the same, and record it.
 
     Raises `BackboneError`, `RegistryError`, and `AdapterError` as
     `forgetting.adapter.compaction.compact` does.
     """
-    # Imported here: torch takes seconds, and no other command on the registry needs it.
+    # Imported here: torch takes seconds to load, and other commands on the registry don't need it.
     import torch
 
     from forgetting.adapter import compaction
@@ -165,10 +167,11 @@ def fold_active_stack(
 
 
 def carried_figures(reports: Sequence[dict[str, JsonValue]]) -> dict[str, JsonValue]:
-    """What the reports of a stack say of the whole: outputs that don't change keep their figures.
+    """The figures of a stack from its adapters' reports. A compaction keeps the outputs, so the
+    figures hold for it too.
 
-    The retained side is that of the top adapter, which was measured with all below it; of the
-    forgotten side it is the worst.
+    Those of retained classes are the top adapter's, which was measured with all below it. That of
+    forgotten classes is the worst of all adapters.
     """
     worst = max(reports, key=lambda report: _value(report.get("acc_f_after")), default={})
     figures = {name: worst[name] for name in ("acc_f_after",) if name in worst}
@@ -191,9 +194,9 @@ def _await_served(
     seconds: float,
     clock: Callable[[], float] = time.monotonic,
 ) -> State:
-    """The state once the compaction is served everywhere, or `seconds` are over.
+    """Wait until the compaction is served everywhere, for `seconds` at most; return the state.
 
-    Raises `ConflictError` when it will not be, because another stack is active by now.
+    Raises `ConflictError` when it can't be served, because another stack is active by now.
     """
     deadline = clock() + seconds
     while True:

@@ -1,4 +1,4 @@
-"""`lethe config`: what is set, by whom, and what is wrong with it."""
+"""`lethe config`: shows every setting, its source, and every mistake."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from serving.cli import show
 from serving.cli.terminal import Config, Json, err, out, plain_errors, print_json
 
 MISTAKEN = 2
-"""Exit code where there is a mistake."""
+"""Exit code if there is a mistake."""
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    group = typer.Typer(no_args_is_help=True, help="What is set, by whom, and what is wrong.")
+    group = typer.Typer(no_args_is_help=True, help="Show the settings, their sources and mistakes.")
     group.callback()(_group)
     group.command()(check)
     app.add_typer(group, name="config")
 
 
 def _group() -> None:
-    """What is set, by whom, and what is wrong with it."""
+    """Show the settings, their sources and mistakes."""
 
 
 def check(
     config: Config = None,
     port: Annotated[int | None, typer.Option("--port", help="as for `lethe serve`")] = None,
-    replicas: Annotated[int | None, typer.Option("--replicas", help="likewise")] = None,
-    registry: Annotated[str | None, typer.Option("--registry", help="likewise")] = None,
+    replicas: Annotated[int | None, typer.Option("--replicas", help="as for `lethe serve`")] = None,
+    registry: Annotated[str | None, typer.Option("--registry", help="as for `lethe serve`")] = None,
     as_json: Json = False,
 ) -> None:
-    """Explain every setting, its value and where that comes from; name every mistake."""
+    """Show every setting with its value, its source and its meaning; name every mistake."""
     with plain_errors():
         from serving.config.check import explain
 

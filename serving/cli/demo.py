@@ -1,8 +1,8 @@
-"""`lethe demo`: the main job end to end, on real images over real HTTP, with every figure measured.
+"""`lethe demo`: runs the whole system on real images over HTTP and measures every figure.
 
-Forgets one class, then a second, then rolls back one release, while another process keeps sending
-held-out images. Accuracies are taken through the endpoint with the auditor's token: what the
-weights say, before the mask.
+It forgets one class, then a second, then rolls back one release, while another process keeps
+sending held-out images. Accuracies are measured through the endpoint with the auditor's token: they
+are those of the weights, before the mask.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ LINGER_S = 2.0
 
 
 class DemoError(ServingError):
-    """The demo could not show what it is for."""
+    """The demo failed; the message says why."""
 
 
 @dataclass(frozen=True)
 class Forgotten:
-    """One forget command of the demo: what was acknowledged when, and what came of it."""
+    """One forget command of the demo and its outcome."""
 
     name: str
     job: dict[str, Any]
@@ -54,7 +54,7 @@ class Forgotten:
     acknowledged: tuple[tuple[float, int], ...]
     """(CLOCK_MONOTONIC seconds, release) of each acknowledgement."""
     seconds: float
-    """From the command to the acknowledgement of the trained release."""
+    """Seconds from the command to the acknowledgement of the trained release."""
 
 
 def run_demo(settings: Settings, console: Console, *, keep: bool) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class _Demo:
         self._traffic = traffic
         images = open_image_set(settings.images)
         self._pictures = held_out(images)
-        # Two classes that are told apart well, from either end of the list.
+        # Two classes that are easy to tell apart: one from the middle of the list, and the last.
         self._first, self._second = images.classes[len(images.classes) // 2], images.classes[-1]
         self._view: dict[str, Any] = {}
         self._said = "the bare backbone serves"
@@ -140,7 +140,11 @@ class _Demo:
         )
 
     def _roll_back(self, last: Forgotten) -> tuple[float, int]:
-        """Go back to before the last adapter; its class must stay masked."""
+        """Roll back to the release before the last adapter, whose class must stay masked.
+
+        Returns (CLOCK_MONOTONIC seconds, release) of the acknowledgement. Raises `DemoError` if the
+        class was named after that.
+        """
         to = int(last.job["guard"]["release"])
         ack = self._client.rollback(to, reason="demo")
         at = (time.monotonic(), int(ack["release"]))
@@ -279,7 +283,7 @@ class _Demo:
 
 
 def _accuracy(answers: Sequence[Answer], belongs: Callable[[Answer], bool]) -> float:
-    """Share of the chosen images that the weights, before the mask, name rightly."""
+    """Share of the chosen images that the weights, before the mask, classify correctly."""
     own = [a for a in answers if a.ok and belongs(a)]
     return round(sum(a.weights == a.label for a in own) / len(own), 4) if own else 0.0
 
@@ -300,7 +304,7 @@ def _free_ports(settings: Settings) -> dict[str, Any]:
 
 
 def _free_port(host: str, wanted: int) -> int:
-    """The port that is wanted, or any free one when that is taken."""
+    """The port `wanted`, or any free one if that is taken. Raises `DemoError` if there is none."""
     for port in (wanted, 0):
         with socket.socket() as probe:
             try:

@@ -1,5 +1,6 @@
-"""`lethe tombstone` and `lethe seal`: what makes an erasure final. They work on the registry's own
-files, so they need no server, but the eraser's or the operator's key.
+"""`lethe tombstone` and `lethe seal`, which make an erasure final.
+
+They work on the registry's files, so they need no server, but the eraser's or the operator's key.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from serving.config.home import home_of, open_current_ledger, signer
 from serving.config.sources import load_settings
 
 Whom = Annotated[str, typer.Argument(metavar="CLASS|SUBJECT", help="class, or id of a subject")]
-Reason = Annotated[str, typer.Option("--reason", help="stands in the ledger; name nobody")]
+Reason = Annotated[str, typer.Option("--reason", help="goes into the ledger; name nobody")]
 Actor = Annotated[str, typer.Option("--actor", help="who orders it")]
 SUBJECT_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -40,10 +41,10 @@ def tombstone(
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Delete what the registry keeps of a subject: images, prototypes, and whose it is.
+    """Delete what the registry keeps of a subject: images, prototypes, and its class name.
 
-    The records stay and still verify; their id leads nowhere from then on. A class that replicas
-    mask or have forgotten is needed by them: restore it first, or seal.
+    The records stay and still verify, but their id no longer leads to a class. Replicas need the
+    name of a class that they mask or have forgotten: restore the class first, or seal.
     """
     with plain_errors():
         home = home_of(load_settings(config))
@@ -82,10 +83,10 @@ def seal(
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Fold the active release into a new backbone without the forgotten classes, for good.
+    """Make the active release into a new backbone without the forgotten classes, for good.
 
-    This registry ends with it; replicas go on with it until they are started anew with the new
-    backbone and a registry of its own.
+    The registry ends with that. Replicas go on serving its active release until they are started
+    again with the new backbone and a registry of its own.
     """
     with plain_errors():
         from serving.cli.sealed_release import seal_registry
@@ -98,8 +99,8 @@ def seal(
         out.print(
             f"release {found.release} is sealed into {to}: {found.classes} classes, without "
             f"{found.left_out} forgotten ones, {found.backbone}\n"
-            "serve it with these settings and a data set without those classes; then what it was "
-            "made of may be deleted:\n"
+            "serve it with these settings and a data set without those classes; then the old "
+            "backbone and registry may be deleted:\n"
             f'  registry = "a new folder"\n  [backbone]\n  directory = "{to}"',
             highlight=False,
             soft_wrap=True,
@@ -107,7 +108,7 @@ def seal(
 
 
 def subject_named(whom: str, subjects: SubjectMap, state: State) -> str:
-    """The subject that a class or an id names. Raises `NotFoundError`."""
+    """The subject of a class, or the one with this id. Raises `NotFoundError`."""
     if whom in state.subjects:
         return whom
     subject = None if SUBJECT_ID.fullmatch(whom) else subjects.find(whom)

@@ -1,4 +1,4 @@
-"""`lethe keys`: the signing keys of this installation, and who may sign what."""
+"""`lethe keys`: the signing keys of this installation, and what each may sign."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def init(config: Config = None, as_json: Json = False) -> None:
-    """Make one key a role and the trust file, where there is none yet."""
+    """Make a key for each role and the trust file, unless they exist."""
     with plain_errors():
         directory = home_of(load_settings(config)).keys
         init_keys(directory)
@@ -37,7 +37,7 @@ def init(config: Config = None, as_json: Json = False) -> None:
 
 
 def list_(config: Config = None, as_json: Json = False) -> None:
-    """Every trusted key, its roles, whether it is retired, and whether its private half is here."""
+    """List the trusted keys: roles, when each is retired, and where its private half is."""
     with plain_errors():
         _tell(home_of(load_settings(config)).keys, as_json=as_json)
 
@@ -45,7 +45,7 @@ def list_(config: Config = None, as_json: Json = False) -> None:
 def rotate(
     role: Annotated[str, typer.Argument(help=f"one of {', '.join(ROLES)}")],
     overlap: Annotated[
-        float, typer.Option("--overlap", min=0, help="hours that the old key is still good for")
+        float, typer.Option("--overlap", min=0, help="hours that the old key stays valid")
     ] = OVERLAP.total_seconds() / 3600,
     config: Config = None,
     as_json: Json = False,

@@ -1,8 +1,9 @@
-"""The `lethe` command: serve, forget, cancel, retry, status, releases, rollback, restore, suspend,
-resume, predict, pretrain, demo.
+"""The `lethe` command: serve, forget, cancel, retry, status, top, releases, rollback, restore,
+suspend, resume, predict, pretrain, demo.
 
-What works on the registry's own files, server or not, is in `registry_cli` and `erasure_cli`;
-benchmarks are in `bench_cli`, settings in `config_cli`.
+Other modules add their commands to `app`: `serving.cli.registry` and `serving.cli.erasure` those
+that work on the registry's files without a server, `serving.cli.bench` benchmarks, and
+`serving.cli.config` settings.
 """
 
 from __future__ import annotations
@@ -33,17 +34,17 @@ app = typer.Typer(
     help="Serve a vision model that can forget.",
 )
 Url = Annotated[
-    str | None, typer.Option("--url", envvar="LETHE_OPERATOR_URL", help="the operator API")
+    str | None, typer.Option("--url", envvar="LETHE_OPERATOR_URL", help="URL of the operator API")
 ]
 InferenceUrl = Annotated[
-    str | None, typer.Option("--url", envvar="LETHE_URL", help="where predictions are answered")
+    str | None, typer.Option("--url", envvar="LETHE_URL", help="URL of inference")
 ]
-Reason = Annotated[str, typer.Option("--reason", help="stands in the ledger; name nobody")]
+Reason = Annotated[str, typer.Option("--reason", help="goes into the ledger; name nobody")]
 Key = Annotated[
-    str | None, typer.Option("--key", help="idempotency key: the same again does nothing twice")
+    str | None, typer.Option("--key", help="idempotency key: one key is carried out once")
 ]
 Port = Annotated[int | None, typer.Option("--port", help="port to serve on")]
-Replicas = Annotated[int | None, typer.Option("--replicas", help="replicas of the model")]
+Replicas = Annotated[int | None, typer.Option("--replicas", help="number of replicas")]
 
 
 def _client(config: Path | None, url: str | None) -> Client:
@@ -64,10 +65,10 @@ def serve(
         str | None, typer.Option("--engine", help="auto, torch, torch-compiled or onnxruntime")
     ] = None,
     ingress: Annotated[
-        str | None, typer.Option("--ingress", help="python or haproxy: takes the requests")
+        str | None, typer.Option("--ingress", help="python or haproxy: the proxy for requests")
     ] = None,
 ) -> None:
-    """Start Ray and the application here, and serve until interrupted."""
+    """Start Ray and the application on this machine, and serve until interrupted."""
     with plain_errors():
         if registry is not None and not is_url(registry):
             registry = str(Path(registry).absolute())
@@ -96,10 +97,11 @@ def serve(
             sys.stdout.flush()
             ended.wait()
             err.print("stopping")
+        interrupted()  # `running` has put the handlers back, and Ctrl-C comes twice at times
 
 
 def _prepare(settings: Settings) -> None:
-    """A first start's work, with a progress bar for the training of the embedded default."""
+    """Do the work of a first start, with a progress bar for training the embedded default."""
     from serving.app import prepare
 
     with show.pretraining(err) as note:
@@ -109,15 +111,19 @@ def _prepare(settings: Settings) -> None:
 @app.command()
 def forget(
     classes: Annotated[list[str], typer.Argument(help="classes to forget")],
-    wait: Annotated[bool, typer.Option("--wait", help="until the weights have forgotten")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="wait until the weights have forgotten")
+    ] = False,
     images: Annotated[
-        Path | None, typer.Option("--images", help="folder of images of the one class to forget")
+        Path | None,
+        typer.Option("--images", help="folder of images of the class, if it is only one"),
     ] = None,
     canary: Annotated[
-        str | None, typer.Option("--canary", help="try it on this share of requests first: 10%")
+        str | None,
+        typer.Option("--canary", help="try it on this share of requests first: 10%"),
     ] = None,
     batch: Annotated[
-        bool, typer.Option("--batch", help="as one task with other waiting --batch forgets")
+        bool, typer.Option("--batch", help="train as one task with other --batch forgets that wait")
     ] = False,
     key: Key = None,
     reason: Reason = "",
@@ -125,12 +131,12 @@ def forget(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Forget classes: masked at once on every replica, then trained out of the weights."""
+    """Forget classes: mask them on every replica at once, then train them out of the weights."""
     with plain_errors(), _client(config, url) as client:
         if images is not None and len(classes) > 1:
-            fail("--images holds images of one class: name that one alone")
+            fail("--images holds images of one class: name only that class")
         if batch and canary is not None:
-            fail("--canary tries one training by itself: leave --batch out")
+            fail("a release on trial is trained alone: leave out --batch or --canary")
         given = {} if images is None else {classes[0]: read_images(images)}
         share = percentage(canary)
         job = client.forget(
@@ -142,7 +148,7 @@ def forget(
 
 
 def _to_its_end(client: Client, job: dict[str, Any], *, wait: bool, as_json: bool) -> None:
-    """Follow a job, if so asked, and say how it ended."""
+    """Follow a job if `wait`, and print how it ended. Exits with 1 if it failed."""
     if wait:
         guard = job.get("guard")
         with show.training(err, quiet=as_json) as note:
@@ -158,7 +164,8 @@ def _to_its_end(client: Client, job: dict[str, Any], *, wait: bool, as_json: boo
 
 
 def percentage(share: str | None) -> int | None:
-    """`10%` or `10` as 10. Raises `ClientError` for anything but 1 to 99."""
+    """The whole percentage in a share such as `10%` or `10`. Raises `ClientError` unless it is 1 to
+    99."""
     if share is None:
         return None
     text = share.strip().removesuffix("%")
@@ -169,7 +176,7 @@ def percentage(share: str | None) -> int | None:
 
 @app.command()
 def status(config: Config = None, url: Url = None, as_json: Json = False) -> None:
-    """What is served, what is being forgotten, and which replica runs what."""
+    """Show what is served, what is forgotten, and which release each replica runs."""
     with plain_errors(), _client(config, url) as client:
         answer = client.status()
         print_json(answer) if as_json else show.status(out, answer)
@@ -177,12 +184,12 @@ def status(config: Config = None, url: Url = None, as_json: Json = False) -> Non
 
 @app.command()
 def top(
-    every: Annotated[float, typer.Option("--every", min=0.2, help="seconds between looks")] = 1.0,
-    once: Annotated[bool, typer.Option("--once", help="look once and end")] = False,
+    every: Annotated[float, typer.Option("--every", min=0.2, help="seconds between updates")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="show once and end")] = False,
     config: Config = None,
     url: Url = None,
 ) -> None:
-    """Live numbers: traffic, evidence and its bound, replicas, running jobs. Ends with Ctrl-C."""
+    """Show live numbers: traffic, evidence, replicas, running jobs. Ends with Ctrl-C."""
     with plain_errors(), _client(config, url) as client:
         from serving.cli.top import watch
 
@@ -191,7 +198,7 @@ def top(
 
 @app.command()
 def releases(config: Config = None, url: Url = None, as_json: Json = False) -> None:
-    """Every release, oldest first."""
+    """List every release, oldest first."""
     with plain_errors(), _client(config, url) as client:
         rows = client.releases()
         print_json(rows) if as_json else show.releases(out, rows)
@@ -213,13 +220,15 @@ def rollback(
 
 @app.command()
 def restore(
-    whom: Annotated[str, typer.Argument(metavar="CLASS|SUBJECT", help="whose erasure to end")],
+    whom: Annotated[
+        str, typer.Argument(metavar="CLASS|SUBJECT", help="class whose erasure ends, or its id")
+    ],
     reason: Reason,
     config: Config = None,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """End an erasure: the class is recognised again. What was trained on top is trained anew."""
+    """End an erasure: the class is recognised again. Adapters above its own are trained again."""
     with plain_errors(), _client(config, url) as client:
         if erasure_cli.SUBJECT_ID.fullmatch(whom):
             ack = client.restore(subject=whom, reason=reason)
@@ -230,13 +239,13 @@ def restore(
 
 @app.command()
 def cancel(
-    job: Annotated[str, typer.Argument(help="job to train no further, e.g. job-3")],
+    job: Annotated[str, typer.Argument(help="job to cancel, e.g. job-3")],
     reason: Reason,
     config: Config = None,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Give a forget job's training up. Its classes stay masked and under erasure."""
+    """Stop training a forget job. Its classes stay masked and under erasure."""
     with plain_errors(), _client(config, url) as client:
         answer = client.cancel(job, reason=reason)
         print_json(answer) if as_json else show.cancelled(out, answer)
@@ -246,16 +255,19 @@ def cancel(
 def retry(
     job: Annotated[str, typer.Argument(help="refused or cancelled job, e.g. job-3")],
     reason: Reason,
-    wait: Annotated[bool, typer.Option("--wait", help="until the weights have forgotten")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="wait until the weights have forgotten")
+    ] = False,
     images: Annotated[
-        Path | None, typer.Option("--images", help="folder of more images of the job's one class")
+        Path | None,
+        typer.Option("--images", help="folder of more images, if the job has one class"),
     ] = None,
     key: Key = None,
     config: Config = None,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Train a refused or cancelled forget again: another draw, and more images if given."""
+    """Train a refused or cancelled job again, with another seed and, if given, more images."""
     with plain_errors(), _client(config, url) as client:
         given = {}
         if images is not None:
@@ -271,7 +283,7 @@ def retry(
 
 @app.command()
 def suspend(reason: Reason, config: Config = None, url: Url = None, as_json: Json = False) -> None:
-    """Stop answering: no replica predicts anything when this ends, until `lethe resume`."""
+    """Stop all predictions. When this ends, no replica answers any until `lethe resume`."""
     with plain_errors(), _client(config, url) as client:
         answer = client.suspend(reason=reason)
         print_json(answer) if as_json else show.suspended(out, answer)
@@ -293,7 +305,7 @@ def predict(
     url: InferenceUrl = None,
     as_json: Json = False,
 ) -> None:
-    """Name what images show."""
+    """Classify images."""
     with plain_errors():
         settings = load_settings(config)
         with InferenceClient(url or settings.url) as client:
@@ -309,9 +321,11 @@ def pretrain(
         str, typer.Option("--data", help="'digits', a pack, or one sub-folder per class")
     ],
     to: Annotated[Path, typer.Option("--out", help="folder to write the backbone to")],
-    model: Annotated[str | None, typer.Option("--model", help="timm ViT [a small one]")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="name of a timm ViT [a small one]")
+    ] = None,
     model_args: Annotated[
-        str, typer.Option("--model-args", help="""its arguments as JSON, '{"depth": 4}'""")
+        str, typer.Option("--model-args", help="""arguments of the model as JSON, '{"depth": 4}'""")
     ] = "{}",
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="training steps")] = None,
     seed: Annotated[int, typer.Option("--seed")] = 0,
@@ -336,7 +350,7 @@ def demo(
     port: Port = None,
     as_json: Json = False,
 ) -> None:
-    """The main job from start to end, live, on real images."""
+    """Forget two classes under live traffic and roll back, with every figure measured."""
     with plain_errors():
         settings = load_settings(config, port=port)
         from serving.cli.demo import run_demo

@@ -1,4 +1,4 @@
-"""`lethe pretrain`: a backbone from scratch on any image folder, written where it was asked for."""
+"""The work of `lethe pretrain`: train a backbone from scratch and write it to a folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class PretrainingError(ServingError):
 def read_model_args(text: str) -> dict[str, Any]:
     """The model's arguments from the command line, such as `{"depth": 2}`.
 
-    Raises `PretrainingError` where it is no JSON object.
+    Raises `PretrainingError` unless `text` is a JSON object.
     """
     try:
         found = json.loads(text)
@@ -42,7 +42,7 @@ def pretrain_backbone(
     seed: int,
     note: Callable[[PretrainProgress], None],
 ) -> dict[str, Any]:
-    """Train on `data`, write to the folder `to`, say what came of it.
+    """Train on `data` and write the backbone to the folder `to`; return its facts.
 
     Raises `PretrainingError` when `to` can't be written or holds a backbone already, and
     `ForgettingError`.

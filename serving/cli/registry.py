@@ -1,7 +1,8 @@
-"""The `lethe` commands that read the registry's own files, and one on them: no server, no torch.
+"""The commands that read the registry's files (log, show, diff, audit), and `hold`, which writes.
 
-log, show, diff, audit, hold. They take `--registry` and `--trust` where a copy may be meant;
-otherwise the settings say where things are. Checking and keeping are in `upkeep_cli`.
+They need no server and no torch. Commands that may read a copy take `--registry` and `--trust`;
+without them the settings say where the registry is. `serving.cli.upkeep` has the commands that
+check and maintain a registry.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def log(
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Every record: when, who, what and why. Subjects stay ids."""
+    """List every record: when, who, what and why. Subjects are shown as ids."""
     with plain_errors():
         store, trusted = opened(config, registry, trust)
         ledger = Ledger(store, trusted)
@@ -68,7 +69,7 @@ def show(
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """One release: its adapters, their files and figures, what it masks, who made it and when."""
+    """Show a release: adapters with files and figures, what it masks, who made it and when."""
     with plain_errors():
         store, trusted = opened(config, registry, trust)
         ledger = Ledger(store, trusted)
@@ -113,7 +114,7 @@ def diff(
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """What one release has and lacks against another: adapters and masked subjects."""
+    """Show how two releases differ: in adapters and masked subjects."""
     with plain_errors():
         store, trusted = opened(config, registry, trust)
         found = difference(Ledger(store, trusted).refresh(), before, after)
@@ -134,7 +135,7 @@ def audit(
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """The whole life of one erasure: times, actors, hashes, figures, confirmations."""
+    """Show the history of one erasure: times, actors, hashes, figures, confirmations."""
     with plain_errors():
         store, trusted = opened(config, registry, trust)
         ledger = Ledger(store, trusted)
@@ -153,7 +154,7 @@ def audit(
 
 def hold(
     subject: Annotated[str, typer.Argument(help="class, or the id of a subject")],
-    reason: Annotated[str, typer.Option("--reason", help="stands in the ledger; name nobody")],
+    reason: Annotated[str, typer.Option("--reason", help="goes into the ledger; name nobody")],
     actor: Annotated[str, typer.Option("--actor", help="who orders it")],
     lift: Annotated[bool, typer.Option("--lift", help="end the hold")] = False,
     config: Config = None,

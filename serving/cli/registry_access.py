@@ -1,4 +1,4 @@
-"""Where the commands on a registry's own files find it, its trust file, and who a subject is."""
+"""Finds the registry, the trust file and the subjects for commands that work on registry files."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ TrustPath = Annotated[Path | None, typer.Option("--trust", help="trust file [HOM
 def opened(
     config: Path | None, registry: str | None, trust: Path | None, *, read_only: bool = True
 ) -> tuple[Store, Trust]:
-    """The store and the trust file that were named, or else those of the settings.
+    """The store and the trust file that the options name, or else those of the settings.
 
-    Raises: NotFoundError (no registry is there), StoreError, TrustError.
+    Raises: NotFoundError (there is no registry), StoreError, TrustError.
     """
     where = registry or str(home_of(load_settings(config)).registry)
     if "://" in where:
@@ -56,7 +56,7 @@ def trust_path(config: Path | None, trust: Path | None) -> Path:
 
 
 def named(ids: Iterable[str], subjects: SubjectMap) -> list[dict[str, str | None]]:
-    """Ids with their classes, where the map is here, may be read, and still has them."""
+    """Each id with its class; None if the subject map is absent, unreadable or has no such id."""
 
     def class_of(subject: str) -> str | None:
         try:

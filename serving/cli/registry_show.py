@@ -1,4 +1,4 @@
-"""What a person sees of the registry in the terminal."""
+"""Prints what the commands on the registry found, for a person at a terminal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from registry.upkeep.verification import Verification
 
 @contextlib.contextmanager
 def examining(console: Console, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar over the objects of a verification."""
+    """A progress bar for a verification."""
     columns = (TextColumn("verifying"), BarColumn(), TextColumn("{task.completed:.0f} blobs"))
     hidden = quiet or not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
@@ -102,7 +102,9 @@ def litter(console: Console, found: Verification, leftovers: Sequence[str]) -> N
         for name in names:
             _line(console, f"{kind:<8}  {name}")
     if found.orphans or leftovers:
-        _line(console, "orphans and leftovers do no harm; `lethe gc` takes them when they are old")
+        _line(
+            console, "orphans and leftovers do no harm; `lethe gc` deletes them when they are old"
+        )
 
 
 def collection(console: Console, found: Collection, *, dry_run: bool) -> None:
@@ -148,5 +150,5 @@ def _names(subjects: Sequence[dict[str, Any]]) -> str:
 
 
 def _line(console: Console, text: str) -> None:
-    # Whole lines and as they are: they are grepped, and texts from records are no markup.
+    # No wrapping, since people grep the output. No markup, since records hold anybody's text.
     console.print(text, highlight=False, soft_wrap=True, markup=False)

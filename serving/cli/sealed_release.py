@@ -1,7 +1,7 @@
-"""`lethe seal`: the active release of a registry, made into a backbone on disk and recorded.
+"""The work of `lethe seal`: write the active release as a backbone on disk, and record that.
 
-The folder is whole and read back before the record is written: a registry is never sealed into a
-backbone that isn't there.
+The backbone is written durably and read back before the record is written. So a registry is never
+sealed into a backbone that isn't there, even after a power cut.
 """
 
 from __future__ import annotations
@@ -29,20 +29,24 @@ from serving.coordination.unserved import to_bring_back
 
 @dataclass(frozen=True)
 class SealedRelease:
-    """`backbone` is the new one's fingerprint, `classes` how many it knows."""
+    """What `lethe seal` made."""
 
     release: int
     backbone: str
+    """Fingerprint of the new backbone."""
     classes: int
+    """How many classes it knows."""
     left_out: int
+    """How many classes are under erasure, and so left out."""
     seq: int
+    """Sequence number of the record."""
 
 
 def seal_registry(settings: Settings, to: Path, *, actor: str, reason: str) -> SealedRelease:
     """Write the new backbone to `to` and record that the registry was sealed into it.
 
-    Raises: `SealError`, `forgetting.errors.ForgettingError`, `RegistryError`, `HomeError`; then
-    nothing was recorded and nothing is left in `to`.
+    Raises: `SealError`, `forgetting.errors.ForgettingError`, `RegistryError`, `HomeError`. After an
+    error nothing is recorded and nothing is left in `to`.
     """
     torch.set_num_threads(settings.threads)
     home = home_of(settings)
@@ -67,7 +71,7 @@ def seal_registry(settings: Settings, to: Path, *, actor: str, reason: str) -> S
     try:
         save_backbone(to, sealed)
         if load_backbone(to).fingerprint != sealed.fingerprint:
-            raise SealError(f"{to} was not written as it should be")
+            raise SealError(f"{to} reads back as another backbone than was written")
         after = record_seal(
             ledger,
             operator,

@@ -1,11 +1,11 @@
-"""Sealing: the active stack becomes a backbone of its own, which never knew who is under erasure.
+"""Sealing: makes the active stack into a backbone of its own, without the classes under erasure.
 
-    W' = W_0 + sum B A in the blocks;  head' = the head after the features' edit (folded: head' e =
+    W' = W_0 + sum B A in the blocks;  head' = the head after the feature edit (folded: head' e =
     head (M e + m)), without the rows of the classes under erasure
 
-Leaving the rows out is the guard for good: the softmax of what stays is that of the masked logits,
-so responses are the same. The edit of the features goes into the head, which alone reads them
-here; what it hides from the head is still in the features.
+Removing the rows replaces the guard: the softmax of the remaining logits equals that of the masked
+logits, so responses are the same. The feature edit is folded into the head, since only the head
+reads the features here. What the edit hides from the head is still in the features.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from forgetting.models.backbone import Backbone, build_model, freeze
 from serving.errors import ServingError
 
 TOLERANCE = 1e-4
-"""Most that a logit may differ, relative to the largest: both are float32, rounded once."""
+"""Largest difference of a logit, relative to the largest logit. Both are float32, rounded once."""
 
 
 class SealError(ServingError):
@@ -33,10 +33,11 @@ class SealError(ServingError):
 def sealed_backbone(
     backbone: Backbone, adapters: Sequence[AnyAdapter], *, without: Collection[str]
 ) -> Backbone:
-    """The backbone that answers as `backbone` does under `adapters` with `without` masked.
+    """The backbone that answers as `backbone` does under `adapters` with the classes `without`
+    masked.
 
-    Raises: `SealError`, `forgetting.errors.TargetError` (the head isn't plainly linear, and the
-    stack edits features), `BackboneError`.
+    Raises: `SealError`, `forgetting.errors.TargetError` (the stack edits features and the head
+    isn't a plain linear layer), `BackboneError`.
     """
     state = effective_state(backbone.model, adapters)
     kept = [i for i, name in enumerate(backbone.spec.classes) if name not in set(without)]
@@ -58,7 +59,7 @@ def _tensors(backbone: Backbone, state: EffectiveState, kept: list[int]) -> dict
     if state.edit is not None:
         weight, bias = folded(head, state.edit)
         if head.bias is None:
-            raise SealError("the head has no bias to take up the shift of the features' edit")
+            raise SealError("the head has no bias to take up the shift of the feature edit")
         tensors |= {f"{path}.weight": weight, f"{path}.bias": bias}
     rows = torch.tensor(kept)
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: tables, sentences and progress bars."""
+"""Prints the servers' answers for a person at a terminal: tables, sentences and progress bars."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Note = Callable[[Any], None]
 
 @contextlib.contextmanager
 def working(console: Console, what: str) -> Iterator[None]:
-    """A spinner on a terminal, a line elsewhere."""
+    """Show that something is being done: a spinner on a terminal, a line elsewhere."""
     if console.is_terminal:
         with console.status(what):
             yield
@@ -39,7 +39,7 @@ def _bar(console: Console, *, quiet: bool = False) -> Progress:
 
 @contextlib.contextmanager
 def pretraining(console: Console) -> Iterator[Note]:
-    """A bar that appears with the first step of a pre-training."""
+    """A progress bar for a pre-training; it appears with the first step."""
     with _bar(console) as bar:
         task = None
 
@@ -58,7 +58,7 @@ def pretraining(console: Console) -> Iterator[Note]:
 
 @contextlib.contextmanager
 def training(console: Console, *, quiet: bool = False) -> Iterator[Note]:
-    """A bar that follows a job's views."""
+    """A progress bar for a job; the yielded function takes the job's views."""
     with _bar(console, quiet=quiet) as bar:
         task = bar.add_task("waiting", total=1, note="")
 
@@ -182,8 +182,8 @@ def restored(console: Console, ack: dict[str, Any]) -> None:
     )
     if ack["trained_again"]:
         console.print(
-            f"the weights know {_names(ack['trained_again'])} again too, which stay masked and are "
-            "trained anew now",
+            f"the weights know {_names(ack['trained_again'])} again too; these classes stay masked "
+            "and are trained again now",
             highlight=False,
         )
 
@@ -227,7 +227,7 @@ def predictions(console: Console, answers: list[dict[str, Any]]) -> None:
 
 
 def settings(console: Console, rows: list[tuple[str, Any, str, str]]) -> None:
-    """(name, value, source, meaning) of each."""
+    """Print (name, value, source, meaning) of each setting."""
     table = _table("setting", "value", "from", "what it is")
     for name, value, source, meaning in rows:
         table.add_row(name, "" if value is None else str(value), source, meaning)

@@ -1,6 +1,7 @@
-"""What every `lethe` command has in common: its two streams, shared options, and how it fails.
+"""What all `lethe` commands share: output streams, options, and how they fail.
 
-A failure is one line on stderr and exit code 1; `--json` prints one JSON value on stdout.
+A command that fails prints one line on stderr and exits with 1. `--json` prints one JSON value on
+stdout.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-# No markup: what is printed holds class names and paths, and those may hold brackets.
+# No markup: class names and paths are printed, and they may contain brackets.
 out = Console(markup=False)
 err = Console(stderr=True, markup=False)
 
@@ -25,7 +26,7 @@ Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turn what went wrong into one line and exit code 1."""
+    """Turn an error of this project into one line on stderr and exit code 1."""
     try:
         yield
     except KeyboardInterrupt:
@@ -37,7 +38,7 @@ def plain_errors() -> Iterator[None]:
 
 
 def _is_ours(error: Exception) -> bool:
-    # By name: importing the error classes would import torch, a second that `status` needn't wait.
+    # By the module's name: importing the error classes would import torch and cost a second.
     roots = {"forgetting", "registry", "serving"}
     return any(cls.__module__.split(".")[0] in roots for cls in type(error).__mro__)
 

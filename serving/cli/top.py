@@ -1,6 +1,6 @@
-"""`lethe top`: what the server's metrics page and status say, drawn again and again.
+"""`lethe top`: shows the server's metrics page and status in the terminal, updated all the time.
 
-Asks with the operator's token; computes nothing but rates between two looks.
+It asks with the operator's token. It computes only rates, from two readings.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ BLINDNESS = {
     "no_matches": "nothing forgotten was seen for a long time",
     "no_numbers": "no replica is heard of",
 }
-"""The reasons of `lethe_monitor_blind` in words."""
+"""The reasons of `lethe_monitor_blind`, in words."""
 
 
 def screen(now: Look, before: Look | None, status: Mapping[str, Any]) -> Group:
-    """What one look shows; rates are since the look `before`."""
+    """The screen for the reading `now`; rates are since the reading `before`."""
     return Group(
         _headline(status),
         _traffic(now, before),
@@ -52,9 +52,9 @@ def watch(
     looks: int | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Draw until interrupted, or `looks` times. A server that is away is shown as away.
+    """Draw until interrupted, or `looks` times, every `every` seconds.
 
-    Raises `ClientError` when it can't be reached at the first look.
+    Raises `ClientError` when the first reading fails; a later failure is shown on the screen.
     """
     before: Look | None = None
     done = 0
@@ -91,7 +91,7 @@ def _traffic(now: Look, before: Look | None) -> Text:
     seconds = now.at - before.at
 
     def rate(name: str, **labels: str) -> float:
-        # A replica that ended takes its counts along; that is not negative traffic.
+        # The counts of a replica that ended leave the page; a rate is never negative.
         return max(now.total(name, **labels) - before.total(name, **labels), 0.0) / seconds
 
     predicted = rate(name, route="/v1/predict")
@@ -106,7 +106,7 @@ def _traffic(now: Look, before: Look | None) -> Text:
 
 
 def _watching(now: Look) -> Text:
-    """The posture, when it ends, and whether a leak could be seen at all."""
+    """The posture, when shadowing ends, and whether a leak could be seen."""
     posture = now.chosen("lethe_monitor_posture", "posture")
     if posture is None:
         return Text("watching: blind, the monitor has no numbers", style="bold red")

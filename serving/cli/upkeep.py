@@ -1,12 +1,10 @@
-"""The `lethe` commands that check and keep a registry: verify, fsck, gc, export, import.
+"""The commands that check and maintain a registry: verify, fsck, gc, export, import.
 
-They need no server and no torch, and work on a copy (`--registry`, `--trust`) as on the original.
+They need no server and no torch, and also work on a copy (`--registry`, `--trust`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +18,7 @@ from registry.log.ledger import Ledger, utc_now
 from registry.signing.keys import Trust
 from registry.store.contract import Store
 from registry.store.directory import open_store
+from registry.store.durable_file import durable_file
 from registry.upkeep.archive import export_archive, import_archive
 from registry.upkeep.collection import GRACE, collect
 from registry.upkeep.verification import Verification
@@ -31,7 +30,7 @@ from serving.config.home import home_of, signer
 from serving.config.sources import load_settings
 
 AtLeast = Annotated[
-    int, typer.Option("--at-least", min=0, help="a record number that was seen before")
+    int, typer.Option("--at-least", min=0, help="number of a record that the registry must have")
 ]
 
 
@@ -51,12 +50,12 @@ def verify(
 ) -> None:
     """Check every record and every blob, offline, here or on a copy. Exit code 1: not sound.
 
-    This installation's own registry is also held against the newest record ever seen of it.
+    This installation's own registry is also compared with the newest record ever seen of it.
     """
     with plain_errors():
         store, trusted = opened(config, registry, trust)
         home = home_of(load_settings(config)) if registry is None else None
-        # A copy may rightly be older than what was seen here.
+        # A copy may be older than this installation's registry.
         mark = read_mark(home.highwater, trusted) if home is not None else None
         found = _examined(store, trusted, at_least=at_least, mark=mark, quiet=as_json)
         if home is not None and not found.problems and (home.keys / "operator.pem").exists():
@@ -77,7 +76,7 @@ def fsck(
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """`verify`, and what lies about without harm: orphans, strays, leftovers of killed writers."""
+    """Do what `verify` does, and list harmless files: orphans, strays, leftovers of crashes."""
     with plain_errors():
         store, trusted = opened(config, registry, trust)
         found = _examined(store, trusted, quiet=as_json)
@@ -92,16 +91,18 @@ def fsck(
 
 def gc(
     grace: Annotated[
-        float, typer.Option("--grace", min=1, help="hours; far longer than any publish takes")
+        float, typer.Option("--grace", min=1, help="hours; keep anything younger")
     ] = GRACE.total_seconds() / 3600,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="only list what would be deleted")
+    ] = False,
     registry: RegistryPath = None,
     trust: TrustPath = None,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Delete what crashes left: blobs that no record names, images whose request never came to be,
-    and temporary files."""
+    """Delete what crashes left: blobs that no record names, images whose request was never
+    recorded, and temporary files."""
     with plain_errors():
         store, trusted = opened(config, registry, trust, read_only=dry_run)
         found = collect(
@@ -124,25 +125,17 @@ def export(
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Write records and blobs as one tar, the same bytes for the same registry.
+    """Write records and blobs to one tar file. The same registry gives the same bytes.
 
-    The subject map stays where it is.
+    The subject map is not exported.
     """
     with plain_errors():
         store, trusted = opened(config, registry, trust)
-        # Written aside, so that a failure leaves no half an archive under the name.
-        aside = file.with_name(f".tmp-{os.getpid()}-{file.name}")
         try:
-            with open(aside, "wb") as target:
+            with durable_file(file) as target:
                 state = export_archive(store, Ledger(store, trusted), target=target)
-                target.flush()
-                os.fsync(target.fileno())
-            os.replace(aside, file)
         except OSError as error:
             fail(f"{file} can't be written: {error.strerror}")
-        finally:
-            with contextlib.suppress(OSError):
-                aside.unlink()
         _tell_state(f"{file}", state.seq, state.head, as_json=as_json)
 
 
@@ -155,7 +148,7 @@ def import_(
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Verify an archive, member by member, and store what it holds."""
+    """Verify an archive member by member, and store its contents."""
     with plain_errors():
         trusted = Trust.load(trust_path(config, trust))
         try:

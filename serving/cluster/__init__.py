@@ -1,1 +1,1 @@
-"""All that leans on how Ray works inside: starting it, naming actors, the ingress."""
+"""Starts Ray, its actors and the ingress; all that depends on how Ray works inside is here."""

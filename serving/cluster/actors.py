@@ -1,40 +1,44 @@
-"""Ray actors by name: detached, restarted for ever, found again by a second deploy."""
+"""Named Ray actors: detached, restarted without limit, found again by a second deploy."""
 
 from __future__ import annotations
 
 import contextlib
-import time
 from typing import Any
 
 import ray
+from ray.exceptions import ActorAlreadyExistsError
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 NAMESPACE = "lethe"
 FREE_S = 10.0
-"""How long the name of an actor that was killed is waited for."""
+"""How long to wait until Ray has freed the name of a killed actor."""
 RETRY_S = 0.1
 
 
 def start_actor(cls: type, name: str, *arguments: Any, concurrency: int, **keywords: Any) -> Any:
-    """The handle of the actor `name`: the one that runs already, or a new one of `cls`.
+    """The handle of the actor `name`: of the one that runs already, or of a new one of `cls`.
 
-    It is detached, Ray restarts it for ever, and it takes `concurrency` calls at once. Every actor
-    finds its state in the ledger, so a restart loses nothing.
+    A new actor is detached, Ray restarts it without limit, and it takes `concurrency` calls at
+    once. An actor reads its state from the ledger, so a restart loses nothing.
     """
     return _actor(cls, name, concurrency, found=True).remote(*arguments, **keywords)
 
 
 def replace_actor(cls: type, name: str, *arguments: Any, concurrency: int, **keywords: Any) -> Any:
-    """As `start_actor`, but an actor that runs already is killed first."""
-    with contextlib.suppress(ValueError):
+    """As `start_actor`, but an actor that runs already is killed first.
+
+    Raises `ray.exceptions.ActorAlreadyExistsError` when its name does not get free in `FREE_S`.
+    """
+    with contextlib.suppress(ValueError):  # no actor has this name
         ray.kill(ray.get_actor(name, NAMESPACE))
-    deadline = time.monotonic() + FREE_S
-    while True:
-        try:
-            return _actor(cls, name, concurrency, found=False).remote(*arguments, **keywords)
-        except ValueError:  # the name of the one that was killed is free in a moment
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(RETRY_S)
+    until_free = Retrying(
+        retry=retry_if_exception_type(ActorAlreadyExistsError),
+        stop=stop_after_delay(FREE_S),
+        wait=wait_fixed(RETRY_S),
+        reraise=True,
+    )
+    create = _actor(cls, name, concurrency, found=False).remote
+    return until_free(create, *arguments, **keywords)
 
 
 def _actor(cls: type, name: str, concurrency: int, *, found: bool) -> Any:

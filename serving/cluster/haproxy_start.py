@@ -1,12 +1,12 @@
-"""Starts HAProxy on a configuration that Ray wrote, once it listens where it should and only there.
+"""Starts HAProxy on Ray's configuration, after making it listen only where it should.
 
-Ray binds HAProxy's statistics and its metrics page to every address, on fixed ports and without a
-password, sends a line about each request to whatever takes UDP on port 514, and has replicas listen
-on the address that clients use. Its settings say nothing about that, but they name the program to
-run: this one. It rewrites those lines and becomes HAProxy, under the process id that Ray knows. A
-configuration that it doesn't know, because another Ray words it differently, is not run.
+By Ray's configuration HAProxy shows its statistics and metrics on every address, on fixed ports and
+without a password, and sends a line about each request to UDP port 514. No setting of Ray changes
+that, but one names the program that Ray starts as HAProxy. This script is that program: it rewrites
+those lines and then becomes HAProxy, with the process id that Ray knows. It does not run a
+configuration that it does not know, which another release of Ray may write.
 
-Runs as a script, without this package: `haproxy_start.py HAPROXY HOST [HAProxy's arguments]`.
+It runs as a script, without this package: `haproxy_start.py HAPROXY HOST [HAProxy's arguments]`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 OPEN = ("frontend http_frontend", "frontend grpc_frontend")
-"""What clients reach."""
+"""The sections on whose ports clients send requests."""
 CLOSED = {"frontend prometheus": "prometheus.sock", "listen stats": "stats.sock"}
-"""What gets a socket beside the configuration instead of a port."""
+"""The sections that get a socket instead of a port, and its name beside the configuration."""
 UNAVAILABLE = """HTTP/1.1 503 Service Unavailable\r
 Content-Type: application/problem+json\r
 Cache-Control: no-store\r
@@ -32,21 +32,22 @@ Connection: close\r
 {"type": "about:blank", "title": "Service Unavailable", "status": 503, \
 "detail": "No replica answered.", "advice": "Ask again in a moment."}
 """
-
-
+"""The answer to a request that no replica took."""
 _PR_SET_PDEATHSIG = 1
+"""From Linux's `prctl.h`."""
 
 
 class UnfitError(Exception):
-    """The configuration can't be run; the message says why."""
+    """The configuration cannot be run; the message says why."""
 
 
 def narrowed(text: str, *, host: str, folder: Path) -> str:
-    """Ray's configuration `text` with requests taken on `host`, statistics and metrics on sockets
-    in `folder`, no lines about requests, our page where no replica answers, and requests that are
-    sent on once they are there.
+    """Ray's configuration `text`, changed as follows.
 
-    Raises `UnfitError` for one that listens anywhere else.
+    HAProxy takes requests on `host` alone. Statistics and metrics are on sockets in `folder`. No
+    line is logged about a request. When no replica answers, the client gets our `UNAVAILABLE`.
+    A request is sent to a replica only when all of it has arrived.
+    Raises `UnfitError` when `text` listens anywhere else, or lacks a section that is changed here.
     """
     lines, section, known = [], "", set()
     for line in text.splitlines():
@@ -55,7 +56,7 @@ def narrowed(text: str, *, host: str, folder: Path) -> str:
         words = line.split()
         if line == "defaults":
             known.add(section)
-            # Only what it has whole can HAProxy send once more, when a replica dies.
+            # When a replica dies, HAProxy can send only a complete request to another one.
             line += "\n    option http-buffer-request"
         elif words[:1] == ["bind"]:
             known.add(section)
@@ -74,6 +75,7 @@ def narrowed(text: str, *, host: str, folder: Path) -> str:
 
 
 def _place(ray_s: str, section: str, host: str, folder: Path) -> str:
+    """Where `section` listens instead of at `ray_s`, the address in Ray's text."""
     if section in CLOSED:
         return f"unix@{folder / CLOSED[section]} mode 600"
     port = re.fullmatch(r".*:(\d+)", ray_s)
@@ -83,16 +85,17 @@ def _place(ray_s: str, section: str, host: str, folder: Path) -> str:
 
 
 def end_with_parent() -> None:
-    """Have this process, and what it becomes, end when the one that started it does: Ray's manager
-    that is killed would leave HAProxy on the port."""
+    """Let Linux end this process, and HAProxy, which it becomes, when the parent ends. Otherwise
+    HAProxy would keep the port when Ray's manager is killed."""
     if sys.platform == "linux":
         parent = os.getppid()
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it ended before that
+        if os.getppid() != parent:  # the parent ended before `prctl`
             sys.exit("HAProxy is not started: nobody is left who asked for it")
 
 
 def main(arguments: Sequence[str]) -> None:
+    """Become HAProxy; ends with a message when the configuration is not to be run."""
     binary, host, *rest = arguments
     config = Path(rest[rest.index("-f") + 1])
     (config.parent / "unavailable.http").write_text(UNAVAILABLE, newline="")

@@ -1,4 +1,4 @@
-"""Bring the whole thing up on this machine, and down again."""
+"""Starts Ray and Serve on this machine for an application of ours, and stops them again."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ import os
 import signal
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import psutil
 import ray
@@ -21,41 +19,47 @@ from ray.exceptions import RayError
 from ray.serve.config import gRPCOptions
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.schema import LoggingConfig
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from serving.cluster import process_state
 from serving.cluster.actors import NAMESPACE
 from serving.cluster.ingress import prepared, serve_host
+from serving.cluster.ray_private import (
+    RAY_LOGGER,
+    SERVE_LOGGER,
+    UNEXPORTED,
+    NodeTimeoutError,
+    keep_token_private,
+    node_log,
+    start_node,
+)
 from serving.config.settings import Settings
 from serving.errors import ServingError
 
 log = logging.getLogger(__name__)
 
 NAME = "lethe"
-"""Of the Serve application."""
+"""The name of the Serve application."""
 DEPLOYMENT = "Recognizer"
-"""Of the replicas, in that application."""
+"""The name of the replicas' deployment in that application."""
 
 DRAIN_NOTICE_S = 0.5
-"""What was on its way to a replica when the stop was asked for is there by then."""
+"""How long replicas still take requests after the stop was asked for. What was sent before has
+arrived by then."""
 FIND_S = 1.0
-OBJECT_STORE_BYTES = 200 * 2**20
+"""How long a new handle may take to learn of the replicas."""
+FIND_AGAIN_S = 0.05
 RAY_TRIES = 3
-UNEXPORTED = {
-    # Of the agent's looks at the machine; 5,000 by default.
-    "REPORTER_UPDATE_INTERVAL_MS": "60000",
-    # Of Serve's own numbers; 100 by default.
-    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "10000",
-}
-"""How often Ray's processes do what nobody here waits for, unless Ray's own metrics are exported.
-With Ray's defaults all processes together took a quarter of a core from the replicas."""
 KILLED_S = 5.0
+"""How long killed processes are waited for."""
 
 
 class StartError(ServingError):
-    """The server can't start here; the message says why."""
+    """The server cannot start here; the message says why."""
 
 
 def check_ports(settings: Settings) -> None:
-    """Raises `StartError` when somebody listens on one of the ports already."""
+    """Raises `StartError` when one of the ports of `settings` is taken already."""
     _check_port(settings.host, settings.port, "another --port")
     if settings.grpc.port is not None:
         _check_port("", settings.grpc.port, "another grpc.port")
@@ -81,126 +85,133 @@ def running(
     *,
     servicers: Sequence[str],
 ) -> Iterator[None]:
-    """What `application` builds, on a Ray of its own on this machine, serves inside the block.
+    """Serve what `application` builds inside the block, on a Ray of its own on this machine.
 
-    `servicers`: the import paths of what Serve's gRPC proxy calls, where the settings ask for gRPC.
-    Raises as `application`, `StartError` when Ray or the replicas don't come up, and
-    `IngressError`.
+    `servicers`: import paths of the functions that tell Serve's gRPC proxy its methods, for
+    settings with a gRPC port.
+    Afterwards, also when the start fails, the environment, the handlers of SIGINT and SIGTERM and
+    the levels of Ray's loggers are what they were before.
+    Raises what `application` raises, `IngressError`, and `StartError` when Ray or the replicas do
+    not come up.
     """
-    with prepared(settings):
-        yield from _run(settings, application, servicers)
-
-
-def _run(
-    settings: Settings, application: Callable[[], serve.Application], servicers: Sequence[str]
-) -> Iterator[None]:
-    _keep_token_private()
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    _start_ray(settings)
-    try:
-        _keep_token_private()
-        serve.start(
-            http_options={"host": serve_host(settings), "port": settings.port},
-            grpc_options=None
-            if settings.grpc.port is None
-            else _grpc_options(settings.grpc.port, servicers),
-            logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
-        )
+    with (
+        process_state.environment(quiet_variables(settings)),
+        process_state.signal_handlers(),
+        process_state.log_levels(RAY_LOGGER, SERVE_LOGGER),
+        prepared(settings),
+    ):
+        logging.getLogger(SERVE_LOGGER).setLevel(logging.WARNING)
+        keep_token_private()
+        start_ray(settings)
         try:
-            serve.run(application(), name=NAME, route_prefix="/")
-        except (RuntimeError, RayError) as error:
-            raise StartError(f"the application did not come up: {error}") from None
-        yield
-        _drain(settings.limits.drain_s)
-    finally:
-        # Serve's controller is killed while it answers, which Ray reports on stdout as an error.
-        with contextlib.redirect_stdout(io.StringIO()):
-            serve.shutdown()
-            ray.shutdown()
+            _start_serve(settings, application, servicers)
+            yield
+            _drain(settings.limits.drain_s)
+        finally:
+            # Serve kills its controller while that answers, and Ray prints this as an error.
+            with contextlib.redirect_stdout(io.StringIO()):
+                serve.shutdown()
+                ray.shutdown()
 
 
-def _start_ray(settings: Settings) -> None:
-    """Tried again on a busy machine: Ray ends itself when a process of its own takes over 15 s to
-    import, which no setting changes (ray-project/ray#65983). Raises `StartError`."""
-    exported = settings.monitor.ray_metrics
-    for name, value in ({} if exported else UNEXPORTED).items():
-        os.environ.setdefault(name, value)
+def quiet_variables(settings: Settings) -> Mapping[str, str]:
+    """What Ray's processes are to read. A variable that is set already keeps its value."""
+    if settings.monitor.ray_metrics:
+        return {}
+    return {name: value for name, value in UNEXPORTED.items() if name not in os.environ}
+
+
+def start_ray(settings: Settings) -> None:
+    """Start Ray, and try again when it was too slow.
+
+    Ray ends itself when one of its processes takes over 15 s to import, as on a busy machine; no
+    setting changes that (ray-project/ray#65983). Raises `StartError`.
+    """
     own = psutil.Process()
     before = own.children()
+    # Three tries at once and a clean-up between two of them: a loop says that best.
     for _ in range(RAY_TRIES):
         try:
-            ray.init(
-                "local",  # never somebody else's cluster that happens to run here
-                num_cpus=(os.cpu_count() or 1)
+            return start_node(
+                cpus=(os.cpu_count() or 1)
                 + math.ceil(settings.most_replicas * settings.replica_cpus),
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
                 namespace=NAMESPACE,
-                _system_config={
-                    # Ray's default, 15, leaves answers and leases what everything else leaves.
-                    "worker_niceness": 0,
-                    # A list of every call, which only Ray's dashboard shows.
-                    "task_events_report_interval_ms": 0,
-                    "enable_metrics_collection": exported,
-                },
-                _metrics_export_port=settings.monitor.ray_metrics_port if exported else None,
+                metrics_port=settings.monitor.ray_metrics_port
+                if settings.monitor.ray_metrics
+                else None,
             )
-            return
-        except Exception as error:  # Ray has no narrower one for it
-            if "timed out during startup" not in str(error):
-                raise StartError(f"Ray did not start: {error}") from error
+        except NodeTimeoutError:
             log.warning("Ray did not start in time")
-            # Of a node that never was there Ray ends nothing until this process ends.
-            left = [child for child in own.children() if child not in before]
-            for child in left:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    child.kill()
-            psutil.wait_procs(left, timeout=KILLED_S)
+            _kill([child for child in own.children() if child not in before])
+        except Exception as error:  # Ray has no narrower one
+            raise StartError(f"Ray did not start: {error}") from error
     raise StartError(
-        f"Ray did not start in {RAY_TRIES} tries, see /tmp/ray/session_latest/logs/raylet.out: "
+        f"Ray did not start in {RAY_TRIES} tries, see {node_log()}: "
         "start it again when the machine is less busy"
     )
+
+
+def _kill(processes: Sequence[psutil.Process]) -> None:
+    """End what a failed start has left; Ray itself would end it only when this process ends."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=KILLED_S)
+
+
+def _start_serve(
+    settings: Settings, application: Callable[[], serve.Application], servicers: Sequence[str]
+) -> None:
+    """Raises `StartError` when the replicas do not come up."""
+    serve.start(
+        http_options={"host": serve_host(settings), "port": settings.port},
+        grpc_options=None
+        if settings.grpc.port is None
+        else _grpc_options(settings.grpc.port, servicers),
+        logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
+    )
+    try:
+        serve.run(application(), name=NAME, route_prefix="/")
+    except (RuntimeError, RayError) as error:
+        raise StartError(f"the application did not come up: {error}") from None
 
 
 def _grpc_options(port: int, servicers: Sequence[str]) -> gRPCOptions:
     return gRPCOptions(
         port=port,
         grpc_servicer_functions=list(servicers),
-        enable_reflection=False,  # our descriptors are in no pool that it could find
+        enable_reflection=False,  # it looks in the default pool, where our descriptors are not
     )
 
 
 def _drain(patience: float) -> None:
-    """Have the replicas finish what is in flight, and refuse what comes later."""
+    """Have the replicas finish the requests that they have, within `patience` seconds, and refuse
+    those that come later."""
     handle = serve.get_deployment_handle(DEPLOYMENT, NAME)
     limit = DRAIN_NOTICE_S + patience + 1
-    deadline = time.monotonic() + FIND_S
-    while True:
-        try:
-            handle.broadcast("drain", DRAIN_NOTICE_S, patience).results(timeout_s=limit)
-            return
-        except DeploymentUnavailableError:  # a new handle has yet to hear of the replicas
-            if time.monotonic() > deadline:
-                return
-            time.sleep(0.05)
-        except (RayError, TimeoutError) as error:
-            log.warning("stopping without having finished everything: %s", type(error).__name__)
-            return
+    until_found = Retrying(
+        retry=retry_if_exception_type(DeploymentUnavailableError),
+        stop=stop_after_delay(FIND_S),
+        wait=wait_fixed(FIND_AGAIN_S),
+        reraise=True,
+    )
+    try:
+        until_found(
+            lambda: handle.broadcast("drain", DRAIN_NOTICE_S, patience).results(timeout_s=limit)
+        )
+    except DeploymentUnavailableError:
+        return  # there is no replica, so nothing is in flight
+    except (RayError, TimeoutError) as error:
+        log.warning("stopping without having finished everything: %s", type(error).__name__)
 
 
 def interrupted() -> threading.Event:
-    """An event that SIGINT and SIGTERM set. Ask for it inside `running`: Ray sets its own handlers,
-    which end the process without ending the replicas in order."""
+    """An event that SIGINT and SIGTERM set from now on.
+
+    Call it in the block of `running`, in the main thread: Ray sets a handler when it starts, and
+    that one ends the process without ending the replicas in order.
+    """
     ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in process_state.SIGNALS:
         signal.signal(number, lambda *_: ended.set())
     return ended
-
-
-def _keep_token_private() -> None:
-    """Ray leaves the cluster's token readable by everyone on the machine."""
-    token = Path.home() / ".ray" / "auth_token"
-    with contextlib.suppress(FileNotFoundError):
-        token.chmod(0o600)

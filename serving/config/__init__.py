@@ -1,1 +1,1 @@
-"""Settings, where they come from, and the folder in which an installation keeps its files."""
+"""Settings, their sources, and the home folder of an installation."""

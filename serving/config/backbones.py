@@ -1,23 +1,23 @@
-"""The backbone that the settings name; the embedded default is trained at the first start.
+"""Opens the backbone that the settings name, and trains the embedded default at the first start.
 
-What is trained here is kept under LETHE_HOME/backbones, in a folder named by its recipe, so that
-a changed recipe trains anew and an unchanged one starts in seconds.
+The trained default is kept under LETHE_HOME/backbones, in a folder named by a digest of its recipe.
+A start finds it there; only a changed recipe is trained again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from forgetting.data.durable_file import new_folder
 from forgetting.data.sources import open_image_set
 from forgetting.models.backbone import Backbone, load_backbone, load_timm, save_backbone
 from forgetting.training.pretrain import PretrainConfig, PretrainProgress, pretrain, small_vit
+from registry.store.durable_file import make_folder
+from registry.store.file_lock import only_writer
 from serving.config.home import home_of
 from serving.config.settings import DIGITS, Settings
 
@@ -25,7 +25,7 @@ Report = Callable[[PretrainProgress], None]
 
 
 def open_backbone(settings: Settings) -> Backbone:
-    """Load what the settings name. Raises `BackboneError`; trains nothing."""
+    """Load the backbone that the settings name. Trains nothing. Raises `BackboneError`."""
     chosen = settings.backbone
     if chosen.model is not None and chosen.labels is not None:
         return load_timm(
@@ -38,7 +38,7 @@ def open_backbone(settings: Settings) -> Backbone:
 
 
 def embedded_folder(settings: Settings) -> Path:
-    """Where the digits backbone of the current recipe is kept."""
+    """The folder of the digits backbone with the current recipe."""
     images = open_image_set(DIGITS)
     recipe = json.dumps(
         [images.manifest_digest, asdict(PretrainConfig()), small_vit(images)[:2]], sort_keys=True
@@ -48,20 +48,20 @@ def embedded_folder(settings: Settings) -> Path:
 
 
 def prepare_backbone(settings: Settings, progress: Report) -> None:
-    """Train the embedded default unless it is here already, or another backbone is named."""
+    """Train the embedded default, unless it exists already or the settings name another one.
+
+    When several servers start for the first time at once, one trains it and the others wait.
+
+    Raises: OSError.
+    """
     if not settings.backbone.embedded:
         return
     folder = embedded_folder(settings)
     if folder.exists():
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    trained = pretrain(open_image_set(DIGITS), progress=progress)
-    # Renamed into place, so that a start that is cut off leaves nothing half-made behind.
-    aside = Path(tempfile.mkdtemp(prefix=".training-", dir=folder.parent))
-    try:
-        save_backbone(aside, trained.backbone)
-        os.rename(aside, folder)
-    except FileExistsError:
-        pass  # another first start was faster
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    make_folder(folder.parent)
+    with only_writer(folder):
+        if not folder.exists():  # another start may have trained it meanwhile
+            trained = pretrain(open_image_set(DIGITS), progress=progress)
+            with new_folder(folder) as beside:
+                save_backbone(beside, trained.backbone)

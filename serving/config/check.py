@@ -1,10 +1,11 @@
-"""`lethe config check`: every setting, where its value comes from, and every mistake at once."""
+"""The work of `lethe config check`: list every setting with its source, and every mistake."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ OTHER_VARIABLES = (
     "LETHE_REQUIRE_PROMTOOL",
     "LETHE_URL",
 )
-"""Variables that are no settings: of tests, of Grafana's, and of commands."""
+"""LETHE_* variables that are not settings: tests, Grafana and CLI commands read them."""
 AT_LEAST_ONE = ("select_steps", "refit_steps", "forget_batch", "retain_batch", "check_every")
-"""Of `[forget.train]`: without any of these nothing could be learned."""
+"""Keys of `[forget.train]` that must not be 0: with any of them at 0 training learns nothing."""
 PATHS = {
     "images": "folder",
     "probes.images": "folder",
@@ -39,18 +40,20 @@ PATHS = {
 
 @dataclass(frozen=True)
 class Explained:
-    """One setting: its dotted name, value, where that comes from, and what it is for."""
+    """One setting, as `lethe config check` prints it."""
 
     name: str
+    """Dotted, as in `lease.seconds`."""
     value: Any
     source: str
+    """What sets the value: a flag, a variable, a file's name, or "default"."""
     meaning: str
 
 
 def explain(
     config: Path | None, flags: Mapping[str, Any]
 ) -> tuple[tuple[Explained, ...], tuple[str, ...]]:
-    """Every setting, and every mistake; where there are some, values stand as they were given."""
+    """Every setting, and every mistake. If there is a mistake, values are shown as given."""
     given, mistakes = _given(config, flags)
     mistakes += _unknown_variables()
     readable = not mistakes
@@ -63,13 +66,14 @@ def explain(
     for name, field in _leaves(Settings):
         value, source = given.get(name, (field.get_default(call_default_factory=True), "default"))
         if settings is not None:
-            value = _value_of(settings, name)
+            value = attrgetter(name)(settings)
         rows.append(Explained(name, value, source, field.description or ""))
     return tuple(rows), tuple(mistakes)
 
 
 def check_forget(settings: Settings) -> None:
-    """Raises `SettingsError` where [forget] holds what training or gates don't know."""
+    """Raises `SettingsError` when [forget.train] or [forget.gates] has an unknown key or a bad
+    value."""
     forget = settings.forget
     mistakes = _forget_mistakes({"forget.train": forget.train, "forget.gates": forget.gates})
     if mistakes:
@@ -103,7 +107,7 @@ def _is_number(value: object) -> bool:
 def _given(
     config: Path | None, flags: Mapping[str, Any]
 ) -> tuple[dict[str, tuple[Any, str]], list[str]]:
-    """(value, source) of every setting that is given, and what kept a source from being read."""
+    """(value, source) of every setting that is given, and why a source can't be read."""
     found: dict[str, tuple[Any, str]] = {}
     mistakes = []
     path = settings_path(config)
@@ -128,11 +132,11 @@ def _given(
 
 
 def _unknown_variables() -> list[str]:
-    """LETHE_* variables that set nothing, which is how a misspelt one would pass unnoticed."""
+    """A mistake for each LETHE_* variable that sets nothing: it may be misspelt."""
     known = {f"LETHE_{name.upper().replace('.', '__')}" for name, _ in _leaves(Settings)}
     sections = {name for name, _ in Settings.model_fields.items()}
     known |= {f"LETHE_{name.upper()}" for name in sections} | set(OTHER_VARIABLES)
-    free = tuple(f"{name}__" for name in known)  # below a setting that is a table
+    free = tuple(f"{name}__" for name in known)  # an item of a setting that is a table
     return [
         f"{name}: there is no such setting"
         for name in sorted(os.environ)
@@ -141,7 +145,10 @@ def _unknown_variables() -> list[str]:
 
 
 def _absent_paths(given: Mapping[str, tuple[Any, str]], folder: Path) -> Iterator[str]:
-    """Files and folders that are named and are not there; relative ones are `folder`'s."""
+    """A mistake for each file or folder that a setting names and that doesn't exist.
+
+    Relative paths start at `folder`.
+    """
     for name, kind in PATHS.items():
         value, _ = given.get(name, (None, ""))
         if not isinstance(value, str | Path) or (name, value) == ("images", DIGITS):
@@ -162,7 +169,8 @@ def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Fie
 
 
 def _flat(given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of what a source gives, as deep as settings go."""
+    """(dotted name, value) of every setting that a source gives. Tables that are values stay
+    whole."""
     leaves = {name for name, _ in _leaves(Settings)}
 
     def walk(inside: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -174,10 +182,3 @@ def _flat(given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
                 yield dotted, value
 
     return walk(given, "")
-
-
-def _value_of(settings: Settings, name: str) -> Any:
-    value: Any = settings
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value

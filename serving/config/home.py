@@ -2,26 +2,26 @@
 
 keys/         signing keys, one a role, and trust.json        (0600)
 tokens/       bearer tokens: operator, auditor                (0600)
-backbones/    what was trained here, by recipe
-engines/      ONNX graphs (without weights), and which engine was how fast
+backbones/    the trained default backbone, in a folder for each recipe
+engines/      ONNX graphs (without weights), and the measured speed of each engine
 registry/     the ledger and its blobs (or elsewhere, also in a bucket: `registry` in the settings)
 registry-evidence.json  what live traffic has shown, per stack of adapters
-highwater.json  the newest record ever seen, signed: an older copy of the registry is refused
-checkpoints/  what long logs added up to when they were last read
+highwater.json  the newest record ever seen, signed: it shows when the registry is an older copy
+checkpoints/  the folded state of long logs, as of when they were last read
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import secrets
 import stat
-import time
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
+
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_fixed
 
 from registry.errors import IntegrityError, StoreError
 from registry.log import checkpoint
@@ -30,14 +30,13 @@ from registry.log.ledger import Ledger
 from registry.signing.keys import TRUST_FILE, Role, Signer, Trust, init_keys
 from registry.store.contract import Store
 from registry.store.directory import open_store
+from registry.store.durable_file import make_folder, write_durably
 from registry.subjects.subject_map import SubjectMap
 from serving.config.settings import Settings
 from serving.errors import ServingError
 
 Caller = Literal["operator", "auditor"]
 CALLERS: tuple[Caller, ...] = ("operator", "auditor")
-
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ class HomeError(ServingError):
 class Home:
     path: Path
     registry: Path | str
-    """A folder, or the URL of a bucket's."""
+    """A folder, or the URL of a folder in a bucket."""
 
     @property
     def keys(self) -> Path:
@@ -68,7 +67,7 @@ class Home:
 
     @property
     def engines(self) -> Path:
-        """Graphs without weights, and how fast which engine was."""
+        """ONNX graphs without weights, and the measured speed of each engine."""
         return self.path / "engines"
 
     @property
@@ -91,7 +90,8 @@ class Home:
         return Trust.load(self.keys / TRUST_FILE)
 
     def _beside(self, name: str) -> Path:
-        """A file beside the registry that it is about: several may share one home."""
+        """A file about this registry. Its name holds the registry's, since several registries may
+        share one home."""
         if isinstance(self.registry, Path):
             return self.registry.with_name(f"{self.registry.name}-{name}")
         digest = hashlib.sha256(self.registry.encode()).hexdigest()[:12]
@@ -103,12 +103,12 @@ def home_of(settings: Settings) -> Home:
 
 
 def prepare_home(home: Home) -> None:
-    """Make what a first start lacks: folders, signing keys, tokens. Raises `HomeError`."""
+    """Create the folders, signing keys and tokens that don't exist yet. Raises `HomeError`."""
     try:
-        home.path.mkdir(parents=True, exist_ok=True)
+        make_folder(home.path)
         if isinstance(home.registry, Path):
-            home.registry.mkdir(parents=True, exist_ok=True)
-        home.tokens.mkdir(mode=0o700, exist_ok=True)
+            make_folder(home.registry)
+        make_folder(home.tokens, mode=0o700)
         init_keys(home.keys)
         for caller in CALLERS:
             _make_token(home.tokens / caller)
@@ -117,22 +117,10 @@ def prepare_home(home: Home) -> None:
 
 
 def _make_token(path: Path) -> None:
-    if path.exists():
-        return
-    # Written aside and linked: a crash leaves no empty token behind, and of two first starts
-    # at once both end up with the same one.
-    aside = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(secrets.token_urlsafe(32) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        os.link(aside, path)
-    except FileExistsError:
-        pass
-    finally:
-        os.unlink(aside)
+    """Make a token if there is none. Two first starts at once end up with the same one."""
+    with suppress(FileExistsError):
+        made = f"{secrets.token_urlsafe(32)}\n"
+        write_durably(path, made.encode(), mode=0o600, replace=False)
 
 
 def token(home: Home, caller: Caller) -> str:
@@ -149,22 +137,22 @@ def token(home: Home, caller: Caller) -> str:
     except FileNotFoundError:
         raise HomeError(f"no token at {path}: start `lethe serve` once, it makes one") from None
     except PermissionError:
-        raise HomeError(f"{path} belongs to somebody else: the {caller} token is needed") from None
+        raise HomeError(f"{path} belongs to another user: the {caller} token is needed") from None
 
 
 def open_ledger(home: Home, *, read_only: bool = False) -> Ledger:
-    """The registry's ledger, not read yet. `read_only`: a bucket needs no more than that then."""
+    """The registry's ledger, not read yet. With `read_only`, a bucket needs to allow no writes."""
     return Ledger(open_store(home.registry, read_only=read_only), home.trust)
 
 
 def open_current_ledger(home: Home, *, read_only: bool = False) -> Ledger:
-    """The ledger, read, and held against the newest record that was ever seen of it.
+    """The ledger, read, and compared with the high-water mark: the newest record ever seen of it.
 
-    Raises as `Ledger.refresh`, and IntegrityError with the check "replay" when this is an older
-    copy of the registry, whose records are all good in themselves.
+    Raises as `Ledger.refresh`. Raises IntegrityError with the check "replay" when this is an older
+    copy of the registry: all its records are valid, but newer ones are missing.
     """
     trust = home.trust
-    # Before the log: read after it, the mark could be of a record that was added in between.
+    # The mark is read before the log: read later, it could name a record added in between.
     mark = read_mark(home.highwater, trust)
     store = open_store(home.registry, read_only=read_only)
     ledger = checkpoint.open_ledger(store, trust, directory=home.checkpoints)
@@ -172,33 +160,37 @@ def open_current_ledger(home: Home, *, read_only: bool = False) -> Ledger:
     return ledger
 
 
-def wait_for_ledger(home: Home, *, read_only: bool = False) -> Ledger:
-    """`open_current_ledger`, waited for while the storage fails.
+def _say_why(state: RetryCallState) -> None:
+    error = state.outcome and state.outcome.exception()
+    log.error("the registry can't be opened, trying again: %s", error)
 
-    For the constructors of actors: Ray restarts a process that dies, but gives an actor up for
-    good whose constructor raises. A ledger that fails its checks does raise: it must not be served.
+
+_patiently = Retrying(
+    retry=retry_if_exception_type(StoreError),
+    wait=wait_fixed(STORE_RETRY_S),
+    before_sleep=_say_why,
+)
+
+
+def wait_for_ledger(home: Home, *, read_only: bool = False) -> Ledger:
+    """`open_current_ledger`, repeated for as long as the storage fails.
+
+    For the constructors of actors: Ray restarts a process that dies, but not an actor whose
+    constructor raises. A ledger that fails its checks still raises, since it must not be served.
     """
-    return _waited_for(lambda: open_current_ledger(home, read_only=read_only))
+    return _patiently(open_current_ledger, home, read_only=read_only)
 
 
 def wait_for_private_store(home: Home, *, read_only: bool = False) -> Store:
-    """`open_private_store`, as `wait_for_ledger`: a bucket is asked when it is opened."""
-    return _waited_for(lambda: open_private_store(home, read_only=read_only))
-
-
-def _waited_for(opened: Callable[[], T]) -> T:
-    while True:
-        try:
-            return opened()
-        except StoreError as error:
-            log.error("the registry can't be opened, trying again: %s", error)
-            time.sleep(STORE_RETRY_S)
+    """`open_private_store`, repeated for as long as the storage fails, like `wait_for_ledger`:
+    opening a bucket sends requests to it."""
+    return _patiently(open_private_store, home, read_only=read_only)
 
 
 def check_registry(home: Home) -> Ledger:
-    """`open_current_ledger` for a start, with what to do about an older copy.
+    """`open_current_ledger` for the start of a server.
 
-    Raises as that, but `HomeError` for an older copy.
+    Raises the same, but `HomeError` for an older copy: its message says what to do.
     """
     try:
         return open_current_ledger(home)
@@ -207,24 +199,23 @@ def check_registry(home: Home) -> Ledger:
             raise
         raise HomeError(
             f"the registry {home.registry} is not served: {error}. Put the newest copy back. If "
-            "there is none and what is missing may be lost, let that be known to whoever asked "
-            f"for erasures since, and delete {home.highwater} and {home.checkpoints}"
+            "there is none, the missing records may be lost: tell those who asked for erasures "
+            f"since, and delete {home.highwater} and {home.checkpoints}"
         ) from None
 
 
 def note_seen(home: Home, ledger: Ledger, operator: Signer) -> None:
-    """Sign that the newest record of `ledger` was seen.
+    """Raise the high-water mark to the newest record of `ledger`.
 
+    After this, an older copy of the registry, which lacks that record, is noticed and refused.
     Raises as `registry.log.highwater.raise_mark`.
-
-    What was acknowledged after this can't be taken back by an older copy without being noticed.
     """
     state = ledger.state
     raise_mark(home.highwater, seq=state.seq, head=state.head, signer=operator, trust=home.trust)
 
 
 def open_private_store(home: Home, *, read_only: bool = False) -> Store:
-    """The registry's store, for what is about persons: nobody else may read what it writes."""
+    """The registry's store for personal data: files that it writes have mode 0600."""
     return open_store(home.registry, read_only=read_only, file_mode=0o600)
 
 

@@ -1,6 +1,6 @@
-"""Settings: defaults, `lethe.toml`, `LETHE_*` variables and flags, in rising precedence.
+"""All settings with their defaults and meanings. `serving.config.sources` loads them.
 
-Only the edge (cli, app) builds a `Settings`; everything below gets the part that it needs.
+Only `serving.cli` and `serving.app` load a `Settings`; other modules are given what they need.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 DIGITS = "digits"
-"""The data source of the embedded default: scikit-learn's bundled scans."""
+"""Name of the data source of the embedded default: the digits that come with scikit-learn."""
 
 
 class _Section(BaseModel):
@@ -21,14 +21,14 @@ class _Section(BaseModel):
 
 
 class BackboneSettings(_Section):
-    """Which frozen backbone is served: a directory of ours, or a timm model with its weights."""
+    """The frozen backbone to serve: a folder of `lethe pretrain`, or a timm model with weights."""
 
     directory: Path | None = Field(None, description="folder written by `lethe pretrain`")
     model: str | None = Field(None, description="timm model name, e.g. vit_base_patch16_224")
     model_args: dict[str, Any] = Field(
         default_factory=dict, description="keyword arguments of the timm constructor"
     )
-    weights: Path | None = Field(None, description="local .safetensors; without it timm's hub")
+    weights: Path | None = Field(None, description="local .safetensors; without it, timm's hub")
     labels: Path | None = Field(None, description="class names, one per line, in head order")
 
     @model_validator(mode="after")
@@ -41,15 +41,17 @@ class BackboneSettings(_Section):
 
     @property
     def embedded(self) -> bool:
-        """True when nothing is named: the digits default is trained at the first start."""
+        """True when the settings name no backbone, so that the digits default is served."""
         return self.directory is None and self.model is None
 
 
 class LeaseSettings(_Section):
-    """The times behind the acknowledgement (seconds)."""
+    """The times of the lease protocol, in seconds."""
 
-    seconds: float = Field(8.0, gt=0.5, description="a replica may serve this long unheard")
-    margin: float = Field(0.5, gt=0, description="a replica ends its lease this much earlier")
+    seconds: float = Field(
+        8.0, gt=0.5, description="a replica may serve this long after its last heartbeat"
+    )
+    margin: float = Field(0.5, gt=0, description="a replica ends its own lease this much earlier")
     heartbeat: float = Field(0.5, gt=0, description="time between heartbeats")
     patience: float = Field(
         1.0, ge=0, description="a request waits this long for a lease, then 503"
@@ -63,78 +65,95 @@ class LeaseSettings(_Section):
 
 
 class OperatorSettings(_Section):
-    """Where the operator API and the console listen, apart from inference."""
+    """Where the operator API and the console listen; inference has a port of its own."""
 
-    host: str = Field("127.0.0.1", description="loopback, unless others are to reach it")
+    host: str = Field("127.0.0.1", description="its address; only loopback unless set")
     port: int | None = Field(None, ge=1, le=65535, description="default: the inference port + 1")
 
 
 class GrpcSettings(_Section):
-    """The Open Inference Protocol as gRPC."""
+    """The Open Inference Protocol over gRPC."""
 
     port: int | None = Field(
-        None, ge=1, le=65535, description="on every address (Serve's doing); without it, no gRPC"
+        None, ge=1, le=65535, description="Serve opens it on every address; not set: no gRPC"
     )
 
 
 class LimitSettings(_Section):
     body_bytes: int = Field(8 * 2**20, gt=0, description="largest request body")
     pixels: int = Field(16_000_000, gt=0, description="largest image, width x height")
-    in_flight: int = Field(128, gt=0, description="images a replica works on at once")
-    images: int = Field(64, gt=0, description="most images of one request")
+    in_flight: int = Field(128, gt=0, description="most images that a replica works on at once")
+    images: int = Field(64, gt=0, description="most images in one request")
     deadline_ms: int = Field(
-        30_000, gt=0, description="what waits longer is not computed, unless its request says other"
+        30_000,
+        gt=0,
+        description="a request that waits longer is not computed, unless it sets its own",
     )
-    drain_s: float = Field(10.0, ge=0, description="a stop waits this long for what is in flight")
+    drain_s: float = Field(10.0, ge=0, description="a stop waits this long for requests in flight")
 
 
 class BatchSettings(_Section):
     size: int | None = Field(
         None,
         gt=0,
-        description="largest batch of one forward pass; none: on a CPU 4 or 16, whichever is "
-        "faster there (measured once), else 16",
+        description="largest batch of one forward pass; not set: on a CPU 4 or 16, whichever was "
+        "measured to be faster; on a GPU 16",
     )
-    wait_ms: float = Field(
-        0.0, ge=0, description="longest that the first of a batch waits for others"
-    )
+    wait_ms: float = Field(0.0, ge=0, description="longest time that a batch waits for more images")
 
 
 class AutoscaleSettings(_Section):
-    """More replicas while there is more to do; off unless `most` is set. `replicas`: the least."""
+    """More replicas under load. Off unless `most` is set; `replicas` is the smallest number."""
 
-    most: int | None = Field(None, gt=0, description="largest number of replicas; none: no scaling")
-    in_flight: float = Field(
-        8.0, gt=0, description="requests at work for each replica, on average, that are aimed at"
+    most: int | None = Field(
+        None, gt=0, description="largest number of replicas; not set: no scaling"
     )
-    up_s: float = Field(5.0, ge=0, description="more are started after so long above that")
-    down_s: float = Field(120.0, ge=0, description="some are stopped after so long below that")
+    in_flight: float = Field(
+        8.0, gt=0, description="target: requests in progress for each replica, on average"
+    )
+    up_s: float = Field(5.0, ge=0, description="seconds above that before replicas are added")
+    down_s: float = Field(120.0, ge=0, description="seconds below that before replicas are stopped")
 
 
 class MonitorSettings(_Section):
     posture: Literal["shadow", "canary", "off"] = Field(
-        "shadow", description="what watches: shadowing and probes, probes alone, or nothing"
+        "shadow", description="what is watched: shadow samples and probes, probes alone, or nothing"
     )
     shadow_until: datetime | None = Field(
-        None, description="shadowing ends by itself at this date (UTC where it names no zone)"
+        None, description="shadowing ends at this date (UTC if it names no time zone)"
     )
     blind_after_hours: float = Field(
-        24.0, gt=0, description="without a match for so long the monitor calls itself blind"
+        24.0,
+        gt=0,
+        description="after this long without a match the monitor reports it is blind",
     )
     share: float = Field(0.05, ge=0, le=1, description="share of requests that are shadowed")
-    queue: int = Field(256, gt=0, description="shadow queue; more is dropped and counted")
-    confidence: float = Field(
-        0.5, ge=0, le=1, description="the unadapted backbone must be this sure of a class"
+    queue: int = Field(
+        256,
+        gt=0,
+        description="length of the shadow queue; what doesn't fit is dropped and counted",
     )
-    leak_target: float = Field(0.02, gt=0, lt=1, description="leak rate that evidence is against")
+    confidence: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="a match needs this probability from the unadapted backbone",
+    )
+    leak_target: float = Field(
+        0.02, gt=0, lt=1, description="highest leak rate that is fine; evidence counts against it"
+    )
     drift_target: float = Field(
-        0.05, gt=0, lt=1, description="disagreement on retained classes that evidence is against"
+        0.05,
+        gt=0,
+        lt=1,
+        description="highest disagreement on retained classes that is fine; evidence counts "
+        "against it",
     )
     ray_metrics: bool = Field(
         False, description="export the metrics through Ray's own exporter too, for clusters"
     )
     ray_metrics_port: int = Field(
-        8080, ge=1, le=65535, description="port of that exporter, where `lethe serve` starts Ray"
+        8080, ge=1, le=65535, description="port of that exporter, if `lethe serve` starts Ray"
     )
 
     @field_validator("shadow_until")
@@ -144,13 +163,14 @@ class MonitorSettings(_Section):
 
 
 class ProbeSettings(_Section):
-    """Canary classes: synthetic or consented, forgotten on purpose, and asked for all the time."""
+    """Canary classes: forgotten on purpose and probed all the time. Their images are synthetic or
+    used with consent."""
 
     classes: tuple[str, ...] = Field((), description="canary classes; `lethe forget` each of them")
     images: Path | None = Field(
         None, description="folder with one sub-folder of probe images per canary class"
     )
-    per_minute: float = Field(6.0, ge=0.2, le=6000, description="probes sent, all classes together")
+    per_minute: float = Field(6.0, ge=0.2, le=6000, description="probes a minute, for all classes")
 
     @model_validator(mode="after")
     def _images_for_classes(self) -> ProbeSettings:
@@ -162,24 +182,28 @@ class ProbeSettings(_Section):
 
 
 class ReactionSettings(_Section):
-    """What is done without being asked when live traffic proves something. All off by default."""
+    """What the server does by itself when live traffic proves something. All off by default."""
 
     leak: bool = Field(False, description="note a proven leak in the ledger, with its evidence")
     drift: bool = Field(
-        False, description="roll a new release back that is proven to harm retained classes"
+        False, description="roll back a new release that is proven to harm retained classes"
     )
     hold_off_hours: float = Field(
-        24.0, ge=0, description="least time between two automatic rollbacks"
+        24.0, ge=0, description="shortest time between two automatic rollbacks"
     )
 
 
 class CanarySettings(_Section):
-    """How a release that is tried on a share of the requests is judged."""
+    """How a release on trial is judged."""
 
-    samples: int = Field(200, gt=0, description="retained samples after which it is promoted")
-    seconds: float = Field(600.0, gt=0, description="a trial with fewer samples is taken off then")
+    samples: int = Field(
+        200, gt=0, description="the release is promoted after this many retained samples"
+    )
+    seconds: float = Field(
+        600.0, gt=0, description="the release is taken off if it has fewer samples by then"
+    )
     evidence: float = Field(
-        2.0, gt=0, description="log10 of the e-value against it at which it is taken off"
+        2.0, gt=0, description="the release is taken off at this log10 of the e-value against it"
     )
     shadowed: float = Field(
         1.0, ge=0, le=1, description="share of its requests that the unadapted backbone scores too"
@@ -190,14 +214,14 @@ EngineName = Literal["auto", "torch", "torch-compiled", "onnxruntime"]
 
 
 class EngineSettings(_Section):
-    """What runs the forward pass on every replica."""
+    """The engine that runs the forward pass on every replica."""
 
     name: EngineName = Field(
         "auto", description="auto: the faster of torch and onnxruntime, measured once on this CPU"
     )
-    device: Literal["cpu", "cuda"] = Field("cpu", description="cuda: for the torch engines")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="cuda: a GPU; torch engines only")
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of the torch engines' matrix products"
+        "float32", description="precision of the torch engines' matrix products"
     )
     gpus: float = Field(
         1.0, gt=0, description="GPUs that Ray sets aside for each replica, with device cuda"
@@ -214,26 +238,26 @@ class EngineSettings(_Section):
 
 
 class ForgetSettings(_Section):
-    """How a forget command learns its adapter; what is left out is forgetting's own default."""
+    """How a forget command trains its adapter. What is not set has the default of `forgetting`."""
 
     train: dict[str, Any] = Field(
-        default_factory=dict, description="forgetting.training.config.TrainConfig"
+        default_factory=dict, description="fields of forgetting.training.config.TrainConfig"
     )
     gates: dict[str, Any] = Field(
-        default_factory=dict, description="forgetting.report.gates.GateConfig"
+        default_factory=dict, description="fields of forgetting.report.gates.GateConfig"
     )
-    seed: int = Field(0, description="of every training")
+    seed: int = Field(0, description="random seed of every training")
     closed_form: bool = Field(
         False, description="serve a closed-form erasure within seconds, until the training ends"
     )
     batch_wait_s: float = Field(
         2.0, ge=0, description="a forget with --batch waits this long for others to join it"
     )
-    attempts: int = Field(3, gt=0, description="starts of one training before it is given up")
+    attempts: int = Field(3, gt=0, description="a training is given up after this many starts")
 
 
 class Settings(BaseSettings):
-    """Everything that can be set. See `lethe.toml` in the README."""
+    """All settings. The README has an example `lethe.toml`."""
 
     model_config = SettingsConfigDict(
         env_prefix="LETHE_", env_nested_delimiter="__", extra="forbid", frozen=True
@@ -241,15 +265,19 @@ class Settings(BaseSettings):
 
     home: Path = Field(Path("~/.lethe"), description="keys, tokens, backbones, registry")
     registry: Path | str | None = Field(
-        None, description="registry folder, or s3://, gs://, az://; default HOME/registry"
+        None, description="registry folder, or an s3://, gs:// or az:// URL; default HOME/registry"
     )
     host: str = Field("127.0.0.1", description="address of inference")
     port: int = Field(8000, ge=1, le=65535, description="port of inference")
     ingress: Literal["python", "haproxy"] = Field(
-        "python", description="what takes requests for the replicas, where `lethe serve` starts Ray"
+        "python", description="the proxy in front of the replicas, if `lethe serve` starts Ray"
     )
-    replicas: int = Field(2, gt=0, description="of the model; with autoscale.most the least")
-    replica_cpus: float = Field(0.5, gt=0, description="logical CPUs that Ray sets aside for each")
+    replicas: int = Field(
+        2, gt=0, description="number of replicas; with autoscale.most the smallest number"
+    )
+    replica_cpus: float = Field(
+        0.5, gt=0, description="logical CPUs that Ray sets aside for each replica"
+    )
     threads: int = Field(1, gt=0, description="torch threads in a replica and the trainer")
     images: str = Field(DIGITS, description="'digits', or a folder with one sub-folder per class")
     operator: OperatorSettings = OperatorSettings()
@@ -294,7 +322,7 @@ class Settings(BaseSettings):
 
     @property
     def registry_location(self) -> Path | str:
-        """An absolute folder, or the URL of a bucket's."""
+        """An absolute folder, or the URL of a folder in a bucket."""
         if self.registry is None:
             return self.home_path / "registry"
         if is_url(self.registry):
@@ -307,7 +335,7 @@ class Settings(BaseSettings):
 
     @property
     def url(self) -> str:
-        """Of inference."""
+        """The URL of inference."""
         return f"http://{self.host}:{self.port}"
 
     @property

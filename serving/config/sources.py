@@ -1,4 +1,5 @@
-"""Where settings come from: flags, the environment and `lethe.toml`, the first that names one."""
+"""Loads settings from flags, the environment and `lethe.toml`. The first source that names a
+setting wins, in this order."""
 
 from __future__ import annotations
 
@@ -18,9 +19,9 @@ class SettingsError(ServingError):
 
 
 def load_settings(config: Path | None = None, **flags: Any) -> Settings:
-    """Settings from `config` (or ./lethe.toml when there is one), the environment and `flags`.
+    """Settings from `flags`, the environment and `config` (or ./lethe.toml if it exists).
 
-    Flags that are None count as not given. Raises `SettingsError` with one line per mistake.
+    Flags that are None count as not given. Raises `SettingsError`, which names every mistake.
     """
     if config is not None and not config.is_file():
         raise SettingsError(f"settings file {config} does not exist")
@@ -40,7 +41,7 @@ def load_settings(config: Path | None = None, **flags: Any) -> Settings:
 
 
 def settings_mistakes(config: Path | None, **flags: Any) -> list[str]:
-    """What is wrong with the values of sources that can be read, a line each."""
+    """What is wrong with the values, a line each. The sources themselves must be readable."""
     try:
         _load(settings_path(config), flags)
     except ValidationError as error:
@@ -49,7 +50,7 @@ def settings_mistakes(config: Path | None, **flags: Any) -> list[str]:
 
 
 def settings_path(config: Path | None) -> Path:
-    """Where settings are read from, there or not."""
+    """The settings file, whether it exists or not."""
     return (config or Path("lethe.toml")).absolute()
 
 
@@ -75,8 +76,8 @@ def _load(path: Path, flags: dict[str, Any]) -> Settings:
 
 
 def _anchored(settings: Settings, folder: Path) -> Settings:
-    """Relative paths, made absolute from the settings file's folder, or else from here: other
-    processes read them from other working directories."""
+    """Make relative paths absolute, starting at `folder`: the settings file's, or the current one.
+    Other processes read these settings, and their working directories differ."""
 
     def fixed(path: Path | None) -> Path | None:
         return None if path is None else (folder / path.expanduser()).absolute()

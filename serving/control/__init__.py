@@ -1,1 +1,1 @@
-"""The control actor: it takes commands, answers questions and drives forget jobs."""
+"""The control actor: it carries out operators' commands, runs forget jobs and reports on them."""

@@ -1,6 +1,7 @@
-"""The control actor, typed: one method for each method of `Control` that another process calls.
+"""Typed clients of the control actor, with the methods of `Control` that other processes call.
 
-All raise `ray.exceptions.RayError` when control is away, and what it raised otherwise.
+Every method raises `ray.exceptions.RayError` when control is away; otherwise it raises what control
+raised.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from serving.monitoring.reactions import Remark, Rollback
 
 
 class ControlClient:
-    """For event loops: every method is awaited. Can be sent to other actors."""
+    """For the operator API and replicas: every method is awaited. Can be sent to other actors."""
 
     def __init__(self, actor: Any) -> None:
         """`actor` is control's handle."""
@@ -80,24 +81,27 @@ class ControlClient:
 
 
 class BlockingControlClient:
-    """For threads. Can be sent to other actors. A `serving.monitoring.reactions.Operator`."""
+    """For the watch actor and `serving.app`: every method blocks. Can be sent to other actors.
+
+    Implements `serving.monitoring.reactions.Operator`.
+    """
 
     def __init__(self, actor: Any) -> None:
         """`actor` is control's handle."""
         self._actor = actor
 
     def settings(self) -> Settings:
-        """What control was started with."""
+        """The settings that control was started with."""
         settings: Settings = self._ask("settings")
         return settings
 
     def figures(self, *, timeout: float) -> ControlFigures:
-        """`timeout`: seconds."""
+        """Numbers for the metrics page. `timeout`: seconds."""
         figures: ControlFigures = self._ask("figures", timeout=timeout)
         return figures
 
     def roll_back(self, rollback: Rollback, author: Author) -> bool:
-        """Make an automatic rollback; False when it was refused."""
+        """Make an automatic rollback; False when control rejected it."""
         request = RollbackRequest(rollback.to, rollback.instead_of)
         answer: Answer = self._ask("rollback", request, author)
         return not isinstance(answer, Rejection)

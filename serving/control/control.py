@@ -1,13 +1,13 @@
-"""Control: accepts operators' commands and answers their questions.
+"""The control actor: carries out operators' commands and answers their questions.
 
-    forget:    requested (durable) -> guard release acknowledged -> answered; the worker goes on
+    forget:    requested (durable) -> guard release acknowledged -> answered; the worker trains
     rollback:  prepared, activated (durable), acknowledged -> answered
-    restore:   restored (durable) -> a release without the class acknowledged -> answered
-    cancel:    refused (durable) -> answered; a training that runs is given up
-    retry:     retried (durable) -> answered; the worker goes on
+    restore:   restored (durable) -> release that shows the class acknowledged -> answered
+    cancel:    refused (durable) -> answered; a running training ends
+    retry:     retried (durable) -> answered; the worker trains
     suspend:   suspended (durable) -> every replica silent -> answered
 
-It holds nothing that the ledger doesn't, so it may be killed at any moment.
+All its state is in the ledger, so it may be killed at any moment.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Control:
         backbone: str,
         classes: tuple[str, ...],
     ) -> None:
-        """`backbone` is a fingerprint; `classes` are its names, in the order of the head."""
+        """`backbone` is its fingerprint; `classes` are its class names in the head's order."""
         self._settings = settings
         self._backbone = backbone
         self._classes = classes
@@ -115,7 +115,8 @@ class Control:
     # -- commands
 
     def forget(self, request: ForgetRequest, author: Author) -> Answer:
-        """Accept a forget command: durable, and masked on every replica, when this returns."""
+        """Accept a forget command. When this returns a view, the command is durable and the classes
+        are masked on every replica."""
         classes = request.classes
         with self._accepting:
             state = self._ledger.refresh()
@@ -154,7 +155,7 @@ class Control:
                 503,
                 f"{job.id} is accepted and durable, but not masked everywhere yet: "
                 f"{outcome.detail}.",
-                "It is tried again until it is; `lethe status` shows when.",
+                "The server keeps trying; `lethe status` shows when it has succeeded.",
             )
         view = self.job(job.id)
         if isinstance(view, dict):
@@ -211,9 +212,9 @@ class Control:
         if isinstance(outcome, Declined):
             return Rejection(
                 503,
-                "The erasure is ended, which is recorded, but the class is not served again yet: "
+                "The erasure is ended and recorded, but the class is not served again yet: "
                 f"{outcome.detail}.",
-                "It is tried again until it is; `lethe status` shows when.",
+                "The server keeps trying; `lethe status` shows when it has succeeded.",
             )
         now = self._ledger.refresh()
         again = {s for job in pending_jobs(now) if job.id not in pending for s in job.erasing}
@@ -226,7 +227,7 @@ class Control:
         }
 
     def cancel(self, job_id: str, author: Author) -> Answer:
-        """Train a job no further. Its classes stay under erasure and masked."""
+        """Stop training a job. Its classes stay under erasure and masked."""
         with self._accepting:
             state = self._ledger.refresh()
             rejection = why_not_cancelled(job_id, state)
@@ -249,7 +250,8 @@ class Control:
                     actor=author.actor,
                     reason=author.reason,
                     request_id=author.request_id,
-                    # The coordinator may be about to put its adapter into service.
+                    # Checked again when the record is added: meanwhile the coordinator may have
+                    # served the job's adapter.
                     still=lambda newest: why_not_cancelled(job_id, newest) is None,
                 )
                 if isinstance(refused, Rejection):
@@ -272,7 +274,7 @@ class Control:
                 return rejection
             if author.request_id not in job.retries:
                 self._keep(request.images, subjects)
-                # Before the worker can see the job: what it is told of an earlier try is void.
+                # Before the record, after which the worker may start the job at any moment.
                 self._worker.forgive(job_id)
             retried = _recorded(
                 retry_job,
@@ -289,12 +291,12 @@ class Control:
         return self.job(job_id)
 
     def suspend(self, author: Author) -> Answer:
-        """Have nothing answered, on any replica, until `resume`."""
+        """Stop all predictions on every replica until `resume`."""
         halt = self._activation.suspend(author)
         if isinstance(halt, Declined):
             return Rejection(
                 409 if halt.stage == "resumed" else 503,
-                f"It is not certain that nothing is answered: {halt.detail}.",
+                f"Replicas may still answer: {halt.detail}.",
                 "Send it again; `lethe status` shows whether serving is suspended.",
             )
         return {
@@ -305,7 +307,7 @@ class Control:
         }
 
     def resume(self, author: Author) -> Answer:
-        """Have replicas answer again."""
+        """Let replicas answer again."""
         resumption = self._activation.resume(author)
         if isinstance(resumption, Declined):
             return Rejection(
@@ -332,7 +334,7 @@ class Control:
     # -- questions
 
     def settings(self) -> Settings:
-        """What this process was started with."""
+        """The settings that this process was started with."""
         return self._settings
 
     def job(self, job_id: str) -> Answer:
@@ -342,7 +344,7 @@ class Control:
         return self._status.releases()
 
     def status(self) -> dict[str, Any]:
-        """What is active, what is being forgotten, and which replica runs what."""
+        """What is active, what is forgotten, and which release each replica runs."""
         return self._status.status()
 
     def report(self, job_id: str) -> bytes | Rejection:
@@ -350,7 +352,7 @@ class Control:
         return self._status.report(job_id)
 
     def figures(self) -> ControlFigures:
-        """What the metrics page shows of commands, jobs and trainings."""
+        """Numbers about commands, jobs and trainings for the metrics page."""
         return self._status.figures()
 
     def _keep(self, images: Images, subjects: Mapping[str, str]) -> None:
@@ -361,7 +363,7 @@ class Control:
 
 
 def _recorded(act: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T | Rejection:
-    """What an act of `registry.publish.jobs` returns, or why the ledger doesn't take it."""
+    """Call a function of `registry.publish`; a `Rejection` if the ledger refuses the record."""
     try:
         return act(*arguments, **keywords)
     except ConflictError as error:

@@ -1,13 +1,13 @@
-"""The forget worker: takes the oldest job that is not at its end as far as it goes.
+"""The forget worker: a thread in control's process that runs forget jobs, oldest first.
 
-It looks up in the ledger what is left of the job, so a crash anywhere costs at most the training
-that was under way:
+It reads from the ledger which steps of a job are left, so a crash loses at most the training that
+was running:
 
-    guarded -> closed form in service, if so set -> train -> trained (durable) -> gates
-    -> adapter release tried on a share of the requests, if so asked -> acknowledged, or refused
+    guard -> closed form, if set -> train -> gates -> trained (durable)
+    -> trial on a share of the requests, if asked for -> acknowledged, or refused
 
-Jobs that ask for it are trained as one task when they wait at the same time. If that is refused,
-the ledger says so and each goes on alone.
+Jobs that allow it and wait at the same time are trained as one task. If that task is refused, the
+ledger says so and each job is trained alone.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ TRAININGS = ("accepted", "refused", "failed")
 
 
 class ForgetWorker:
-    """One thread that trains and publishes, job after job."""
+    """Starts a thread that trains and publishes one job after another."""
 
     def __init__(
         self,
@@ -79,11 +79,12 @@ class ForgetWorker:
         """
         Args:
             private: Holds the subject map and uploaded images.
-            attempts: A job is given up after so many failed trainings.
-            closed_form: Have a closed form in service until the training has ended.
-            company_s: Seconds that a job waits for others that may be trained with it.
-            accepting: Held while a command changes who is under erasure.
-            metrics: The trainer's.
+            attempts: A job is given up after this many failures.
+            terms: When a trial is decided.
+            closed_form: Serve a closed form until the training has ended.
+            company_s: Seconds that a job waits for others to be trained with it.
+            accepting: The lock that commands hold while they change what is under erasure.
+            metrics: Metrics about trainings.
         """
         self._ledger = ledger
         self._publisher = publisher
@@ -97,40 +98,41 @@ class ForgetWorker:
         self._closed_form = closed_form
         self._company_s = company_s
         self.no_closed_form: dict[str, str] = {}
-        """Why a job has none, by job."""
+        """Job -> why no closed form is served for it."""
         self._accepting = accepting
         self._work = threading.Event()
         self._over = threading.Event()
         self._failures: Counter[str] = Counter()
-        """Failures in a row that were the job's own, by job."""
+        """Job -> its failures in a row. Those with a cause outside the job don't count."""
         self._cancelled: set[str] = set()
-        """Jobs whose training, should it run, is to end."""
+        """Cancelled jobs: a training of one of them must end."""
         self.metrics = metrics
         for outcome in TRAININGS:
-            # From 0 on, so that Prometheus sees the first as an increase.
+            # Start at 0: Prometheus sees the first training as an increase only then.
             self.metrics.count("lethe_trainings_total", outcome, by=0)
         self.training: dict[str, dict[str, Any]] = {}
-        """Progress of the job that trains, by job."""
+        """Job -> progress, for the jobs that are being trained."""
         self.problems: dict[str, str] = {}
-        """The trainer's own words on the last failure, by job; no record may hold them."""
+        """Job -> the trainer's words on the last failure. They may name classes, so no record holds
+        them."""
         threading.Thread(target=self._run, name="forget-worker", daemon=True).start()
 
     def wake(self) -> None:
-        """There is a new job."""
+        """Look for a new job now."""
         self._work.set()
 
     def cancel(self, job: str) -> None:
-        """The ledger says that `job` was cancelled: give its training up."""
+        """End the training of `job`, which the ledger says was cancelled."""
         self._cancelled.add(job)
         self.go_on()
 
     def go_on(self) -> None:
-        """What held a job up may be over: it is tried again at once."""
+        """Try again now: what held a job up may be over."""
         self._over.set()
         self._work.set()
 
     def forgive(self, job: str) -> None:
-        """`job` is about to be retried: what befell its earlier tries is void."""
+        """Discard what is known of earlier tries of `job`: it is about to be retried."""
         self._cancelled.discard(job)
         self.no_closed_form.pop(job, None)
         self.problems.pop(job, None)
@@ -138,6 +140,7 @@ class ForgetWorker:
 
     def _run(self) -> None:
         rounds = 0
+        # By hand, not with tenacity: each round may work on another job.
         while True:
             job: Job | None = None
             try:
@@ -150,9 +153,9 @@ class ForgetWorker:
                     self._failures.pop(job.id, None)
                 rounds = 0
             except Exception as error:
-                # Whatever it is, the worker must outlive it: every later job waits for it.
+                # Any error may come here. The thread must survive it: all later jobs need it.
                 rounds += 1
-                # Without the error's words in the log: they may name a class.
+                # The log doesn't quote the error, whose words may name a class.
                 log.error("held up, round %d (%s)", rounds, type(error).__name__)
                 stage = _failed_at(error)
                 if job and stage and self._is_last_failure(job):
@@ -162,7 +165,7 @@ class ForgetWorker:
                 self._over.clear()
 
     def _is_last_failure(self, job: Job) -> bool:
-        """Count a failure of the job's own; whether it may have no more of them."""
+        """Count a failure of `job`. True if it has had as many as it may have."""
         self._failures[job.id] += 1
         return self._failures[job.id] >= self._attempts
 
@@ -174,7 +177,7 @@ class ForgetWorker:
             log.error("the refusal of %s can't be recorded: %s", job.id, failure)
 
     def _advance(self, job: Job) -> None:
-        """Take one pending job as far as it goes. Raises `HeldUpError`."""
+        """Do all steps of a pending job that are possible now. Raises `HeldUpError`."""
         jobs = self._gathered(job)
         for each in jobs:
             if not each.guarded:
@@ -202,7 +205,7 @@ class ForgetWorker:
             self._settle(job, self._activation.adopt(job, self._author(job)))
 
     def _gathered(self, job: Job) -> tuple[Job, ...]:
-        """The job and those that are trained as one task with it, for which it waits a moment."""
+        """The job and those to train as one task with it. Waits up to `company_s` for them."""
         if is_batchable(job) and job.adapter is None:
             age = time.time() - job.at.timestamp()
             time.sleep(min(max(self._company_s - age, 0.0), self._company_s))
@@ -210,20 +213,22 @@ class ForgetWorker:
         return trained_together(state, state.jobs[job.id])
 
     def _still_wanted(self, job: Job) -> bool:
-        """Whether what was trained for `job` may still be recorded. `accepting` is held."""
+        """Whether what was trained for `job` may still be recorded. Hold `accepting`."""
         now = self._ledger.refresh().jobs[job.id]
         if is_cancelled(now):
             log.info("%s was cancelled; its training is void", job.id)
         elif now.erasing != job.erasing:
-            log.info("%s: somebody was restored meanwhile; this training is void", job.id)
+            log.info("%s: a subject was restored meanwhile; this training is void", job.id)
         elif now.tried_from != job.tried_from:
-            log.info("%s was cancelled and retried; the training before is void", job.id)
+            log.info("%s was cancelled and retried; the earlier training is void", job.id)
         same = now.erasing == job.erasing and now.tried_from == job.tried_from
         return same and not is_cancelled(now)
 
     def _settle(self, job: Job, outcome: Outcome | TrialBegun) -> None:
-        """Raises `HeldUpError` where a release could not be put into service for another reason
-        than that another stack is active by now: the job is trained on that one then."""
+        """Raises `HeldUpError` when the release could not be served.
+
+        Not when another stack is active by now: the next round trains the job on that one.
+        """
         if isinstance(outcome, Declined) and outcome.stage == "stack":
             log.info("%s: another stack is active by now; training again on it", job.id)
         elif isinstance(outcome, Declined):
@@ -234,8 +239,10 @@ class ForgetWorker:
         return Author(ACTOR, f"adapter of {job.id}", job.request_id)
 
     def _bridge(self, job: Job) -> None:
-        """Have a closed form erase the job's subjects until the training has ended. That one fails
-        or is refused changes nothing but the time for which only the guard stands."""
+        """Serve a closed form for the job until its training has ended.
+
+        If the closed form fails or is refused, only the guard stands until then.
+        """
         state = self._ledger.refresh()
         if provisional_release(state, job.id) is not None:
             return
@@ -265,7 +272,7 @@ class ForgetWorker:
         self.no_closed_form[job.id] = why
 
     def _try_out(self, job: Job, percent: int) -> None:
-        """Begin the trial of the job's adapter, or judge it; called again until it has ended."""
+        """Begin or judge the trial of the job's adapter. Called again until the trial has ended."""
         state = self._ledger.refresh()
         trial = trial_of(state, job.id)
         if trial is None:
@@ -320,7 +327,7 @@ class ForgetWorker:
     def _train(
         self, jobs: Sequence[Job], stack: tuple[str, ...], *, closed_form: bool = False
     ) -> Trained | None:
-        """The adapter of the jobs; None when one was cancelled. Raises `HeldUpError`."""
+        """Train one adapter for `jobs`; None when one was cancelled. Raises `HeldUpError`."""
         job = jobs[0]
         ids = {each.id for each in jobs}
         state = self._ledger.state
@@ -373,7 +380,8 @@ class ForgetWorker:
     def _refuse(
         self, jobs: Sequence[Job], stage: str, detail: str, report: bytes | None = None
     ) -> None:
-        """Of several, only that they are one task: each is trained alone then."""
+        """Record that `jobs` are refused. If there are several, only training them as one task is
+        refused: each is trained alone after that."""
         job, *others = jobs
         log.warning("%s is refused (%s); the guard stays on", [each.id for each in jobs], stage)
         refuse_job(
@@ -391,14 +399,19 @@ class ForgetWorker:
 
 
 def retry_after(rounds: int) -> float:
-    """Seconds until the next try after so many failures in a row, of which there may be any
-    number: some causes are waited for as long as they take."""
-    # 2^1024 is no float any more.
+    """Seconds until the next try after `rounds` failures in a row.
+
+    `rounds` has no limit, since some causes are waited for as long as they last.
+    """
+    # The limit of 10 avoids an overflow: 2.0^1024 is not a float.
     return min(RETRY_S * 2.0 ** min(rounds, 10), LONGEST_RETRY_S)
 
 
 def _returned(state: State, job: Job) -> str | None:
-    """Why the job's present adapter was taken off after a trial, in its present try, if it was."""
+    """Why the trial of the job's adapter was ended without serving it, in the current try.
+
+    None when no trial was.
+    """
     for release in reversed(list(state.releases.values())):
         tried = release.job == job.id and release.seq > job.tried_from
         if tried and job.adapter in release.adapters and release.returned:
@@ -411,7 +424,7 @@ def _report_of(state: State, job: Job) -> str:
 
 
 def _failed_at(error: Exception) -> str | None:
-    """The stage to refuse a job at, should it keep failing like this."""
+    """The stage to name when a job is refused after repeating this error; None: never refuse."""
     if isinstance(error, HeldUpError):
         return error.stage
     return "registry" if isinstance(error, ConflictError | FormatError) else None

@@ -1,6 +1,6 @@
-"""Forget jobs and releases as the operator sees them: plain values from the ledger's fold.
+"""Forget jobs and releases as JSON for the operator: pure functions of the ledger's fold.
 
-Class names appear here because an operator's token was shown; no record holds them.
+The JSON holds class names, since only the operator's token gets it. No record holds them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ def names_of(subjects: Iterable[str], class_of: ClassOf) -> list[str]:
 
 
 def report_of(job: Job, state: State) -> str | None:
-    """The digest of the job's report, or of the one that has it trained alone."""
+    """The digest of the job's newest report; None if it has none.
+
+    For a job that left a refused batch and was not trained alone yet, this is the batch's report.
+    """
     if job.refusal is not None:
         return job.refusal.report
     if job.adapter:
@@ -56,8 +59,14 @@ def job_view(
     problem: str | None,
     ahead: int,
 ) -> dict[str, Any]:
-    """One forget job as JSON. `ahead`: jobs that are trained before it; `progress`: if any;
-    `problem`: the trainer's own words, which no record may hold."""
+    """One forget job as JSON.
+
+    Args:
+        progress: Of the training that runs for it; empty if none does.
+        problem: The trainer's own words on the last failure. They may name classes, so no record
+            holds them.
+        ahead: How many jobs are trained before it.
+    """
     stage: str = job.state
     adopted = adopted_release(state, job.id)
     trial = trial_of(state, job.id)
@@ -104,12 +113,15 @@ def sentence(refusal: Refusal | None) -> str | None:
 
 
 def _shared(job: Job, state: State) -> tuple[str, ...]:
-    """The jobs that the job's adapter is for."""
+    """The jobs that the job's adapter was trained for, the job itself included."""
     return state.adapters[job.adapter].jobs if job.adapter else ()
 
 
 def control_figures(state: State, *, read_at: float, families: list[Family]) -> ControlFigures:
-    """What the metrics page shows of commands and jobs. `families`: the trainer's rows."""
+    """Numbers about commands and jobs for the metrics page.
+
+    `read_at`: Unix time, seconds; `families`: the trainer's metrics.
+    """
     waiting = pending_jobs(state)
     jobs = list(state.jobs.values())
     return ControlFigures(

@@ -1,4 +1,4 @@
-"""What control is asked, and what it answers: plain values that cross processes."""
+"""The arguments and answers of control's methods: plain values that cross processes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Images = Mapping[str, tuple[bytes, ...]]
-"""Class name -> image files, all of them checked."""
+"""Class name -> image files. Each file was decoded once, so all are readable."""
 
 
 @dataclass(frozen=True)
@@ -16,11 +16,11 @@ class ForgetRequest:
 
     classes: tuple[str, ...]
     images: Images = field(default_factory=dict)
-    """To learn from, beside those of the data set."""
+    """To train on, in addition to the data set's."""
     canary: int | None = None
-    """Percentage of the requests that the adapter is tried on before all of them get it."""
+    """Percentage of the requests on which the adapter is tried first; None: no trial."""
     batch: bool = False
-    """It may be trained as one task with other requests that say so."""
+    """The job may be trained as one task with others that allow it too."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class RollbackRequest:
 
     to: int
     instead_of: int | None = None
-    """The rollback is refused when the stack is no longer that of this release."""
+    """Refuse the rollback when the active stack is not that of this release; None: don't check."""
 
 
 @dataclass(frozen=True)
 class RestoreRequest:
-    """End the erasure of a class, named by itself or by its subject, and serve it again."""
+    """End the erasure of a class, given by its name or its subject, and serve it again."""
 
     class_name: str | None = None
     subject: str | None = None
@@ -42,7 +42,7 @@ class RestoreRequest:
 
 @dataclass(frozen=True)
 class RetryRequest:
-    """Train a refused or cancelled job again, from another seed, and from `images` as well."""
+    """Train a refused or cancelled job again, with another seed and with `images` added."""
 
     job: str
     images: Images = field(default_factory=dict)
@@ -58,4 +58,4 @@ class Rejection:
 
 
 Answer = dict[str, Any] | Rejection
-"""What the operator is shown as JSON, or why there is nothing to show."""
+"""The JSON for the operator, or why there is none."""

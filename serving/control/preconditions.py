@@ -1,4 +1,7 @@
-"""Why a command can't be carried out as things stand: functions of the ledger."""
+"""Checks whether a command is possible now: functions of the ledger's state.
+
+Each returns a `Rejection` that says why not, or None when the command is possible.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from serving.coordination.unserved import job_about, to_bring_back
 def why_not_forgotten(
     classes: Sequence[str], state: State, *, known: Sequence[str], class_of: ClassOf
 ) -> Rejection | None:
-    """Why these classes can't be put under erasure; `known`: the backbone's."""
+    """Why these classes can't be put under erasure. `known`: the backbone's classes."""
     if not classes:
         return Rejection(422, "No class was named.", "Name at least one class to forget.")
     if len(set(classes)) < len(classes):
@@ -50,13 +53,13 @@ def why_not_forgotten(
         return Rejection(
             409,
             f"This would leave {max(left, 0)} of {len(known)} classes to answer with.",
-            "At least two must stay: a model that knows one class tells nothing.",
+            "At least two must stay: a model with one class gives the same answer for every image.",
         )
     return None
 
 
 def why_not_again(classes: Sequence[str], job: Job, *, class_of: ClassOf) -> Rejection | None:
-    """Why this can't be the command that made `job`, sent again."""
+    """Why this is not a repetition of the command that made `job`, whose key it carries."""
     names = [named(subject, class_of) for subject in job.subjects]
     if list(classes) == names:
         return None
@@ -68,12 +71,12 @@ def why_not_with(images: Mapping[str, Sequence[bytes]], classes: Sequence[str]) 
     others = sorted(set(images) - set(classes))
     if not others:
         return None
-    return Rejection(422, f"Images were sent of {others[0]!r}, which this doesn't forget.")
+    return Rejection(422, f"Images of {others[0]!r} were sent, but that class isn't forgotten.")
 
 
 def why_not_retried(job_id: str, state: State, *, request_id: str) -> Rejection | None:
-    """Why a job can't be trained again. What this request has retried already it may again, which
-    does nothing."""
+    """Why a job can't be trained again. A request that has retried the job already passes: the same
+    retry again changes nothing."""
     job = state.jobs.get(job_id)
     if job is None:
         return Rejection(404, f"There is no job {job_id}.", "`lethe status` lists the jobs.")
@@ -108,7 +111,7 @@ def why_no_rollback(to: int, state: State) -> Rejection | None:
 
 
 def why_not_cancelled(job_id: str, state: State) -> Rejection | None:
-    """Why a job can't be cancelled. One that was already can be again, which does nothing."""
+    """Why a job can't be cancelled. A cancelled job passes: to cancel it again changes nothing."""
     job = state.jobs.get(job_id)
     if job is None:
         return Rejection(404, f"There is no job {job_id}.", "`lethe status` lists the jobs.")
@@ -128,7 +131,7 @@ def why_not_cancelled(job_id: str, state: State) -> Rejection | None:
 
 
 def why_not_restored(subject: str | None, request_id: str, ledger: Ledger) -> Rejection | None:
-    """Why a subject's erasure can't be ended; nothing when this very request has done so."""
+    """Why a subject's erasure can't be ended. A request that has ended it already passes."""
     state = ledger.state
     if subject is None or subject not in state.subjects:
         return Rejection(
@@ -147,4 +150,4 @@ def why_not_restored(subject: str | None, request_id: str, ledger: Ledger) -> Re
         for entry in ledger.records(job_about(state, frozenset({subject})).seq)
     ):
         return None
-    return Rejection(409, "That is not under erasure any more: it was restored before.")
+    return Rejection(409, "The class is not under erasure any more: it was restored before.")

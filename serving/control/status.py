@@ -1,5 +1,4 @@
-"""What control says of jobs and releases: what the ledger holds, what the worker does, and what the
-replicas run."""
+"""Control's answers about jobs and releases, from the ledger, the worker and the coordinator."""
 
 from __future__ import annotations
 
@@ -24,11 +23,11 @@ from serving.coordination.messages import Ack
 from serving.monitoring.messages import ControlFigures
 
 RECENT = 20
-"""Ended jobs that the status shows."""
+"""How many of the ended jobs the status shows."""
 
 
 class StatusPage:
-    """Answers questions, and changes nothing."""
+    """Builds the answers. Changes nothing."""
 
     def __init__(
         self,
@@ -40,7 +39,7 @@ class StatusPage:
         backbone: str,
         classes: int,
     ) -> None:
-        """`backbone` is a fingerprint, `classes` how many it knows."""
+        """`backbone` is its fingerprint, `classes` the number of classes that it knows."""
         self._ledger = ledger
         self._worker = worker
         self._activation = activation
@@ -58,7 +57,7 @@ class StatusPage:
         return releases_view(self._ledger.refresh(), class_of=self._class_of)
 
     def status(self) -> dict[str, Any]:
-        """What is active, what is being forgotten, and which replica runs what."""
+        """What is active, what is forgotten, and which release each replica runs."""
         state = self._ledger.refresh()
         learned = state.subjects_erased_by_weights(state.active)
         return {
@@ -102,7 +101,7 @@ class StatusPage:
         return self._ledger.get_blob(digest)
 
     def figures(self) -> ControlFigures:
-        """What the metrics page shows of commands, jobs and trainings."""
+        """Numbers about commands, jobs and trainings for the metrics page."""
         families = self._worker.metrics.families()
         return control_figures(self._ledger.refresh(), read_at=time.time(), families=families)
 

@@ -1,7 +1,8 @@
-"""Getting a release activated: asking the coordinator until it answers, and never twice.
+"""How control asks the coordinator to act: it repeats a request until an answer comes.
 
-The coordinator may be killed at any moment. What the ledger says was activated is only waited for;
-what it doesn't say is asked for again.
+The coordinator may be killed at any moment, also after it acted and before it answered. So before
+each try `Activation` looks in the ledger: if the act stands there, it only waits for the
+acknowledgement; if not, it asks again. No act is done twice.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 0.5
 BACK_S = 60.0
-"""The coordinator is waited for this long once it is away."""
+"""Seconds to wait for a coordinator that is away."""
 
 
 class Activation:
-    """Asks the coordinator until it answers. Thread-safe."""
+    """Asks the coordinator until it answers, from control's process. Thread-safe."""
 
     def __init__(self, coordinator: CoordinatorClient, ledger: Ledger) -> None:
         self._coordinator = coordinator
@@ -48,7 +49,7 @@ class Activation:
 
     def guard(self, job: Job) -> Outcome:
         """Mask the job's subjects on every replica."""
-        with self._guarding:  # the worker and the command may both come for the same job
+        with self._guarding:  # the worker and the command may ask for the same job at once
             author = Author(job.actor, job.reason, job.request_id)
             return self._insist(
                 lambda: self._coordinator.guard(job.id, author),
@@ -63,7 +64,7 @@ class Activation:
         )
 
     def try_out(self, job: Job, percent: int, author: Author) -> TrialBegun | Declined:
-        """Have the job's adapter answer a share of the requests."""
+        """Start a trial: the job's adapter answers `percent` of the requests."""
 
         def once() -> TrialBegun | Declined:
             trial = trial_of(self._ledger.refresh(), job.id)
@@ -74,36 +75,39 @@ class Activation:
         return self._patiently(once)
 
     def promote(self, release: int, author: Author) -> Outcome:
-        """Serve the release on trial to everybody."""
+        """End the trial by serving `release` for all requests."""
         return self._insist(
             lambda: self._coordinator.promote(release, author),
             lambda state: release if state.releases[release].activated_at else None,
         )
 
     def end_trial(self, release: int, detail: str, author: Author) -> Declined | None:
-        """Take the release off trial. It is harmless to ask again."""
+        """End the trial without serving `release`; `detail` says why. Asking twice is harmless."""
         return self._patiently(lambda: self._coordinator.end_trial(release, detail, author))
 
     def roll_back(self, to: int, author: Author, *, instead_of: int | None = None) -> Outcome:
-        """Serve release `to`'s adapters again, if the stack is still that of `instead_of`."""
+        """Serve the adapters of release `to` again.
+
+        With `instead_of`, only while the active stack is still that of release `instead_of`.
+        """
         return self._insist(
             lambda: self._coordinator.roll_back(to, author, instead_of),
             lambda state: rollback_of(state, author.request_id),
         )
 
     def bring_back(self, author: Author) -> Outcome:
-        """Serve those again whose erasure was ended."""
+        """Serve the restored subjects again: those whose erasure was ended."""
         return self._insist(
             lambda: self._coordinator.bring_back(author),
             lambda state: None if to_bring_back(state) else state.active,
         )
 
     def suspend(self, author: Author) -> Halt | Declined:
-        """Have nothing answered. It is harmless to ask again."""
+        """Stop all predictions. Asking twice is harmless."""
         return self._patiently(lambda: self._coordinator.suspend(author))
 
     def resume(self, author: Author) -> Resumption | Declined:
-        """Have replicas answer again."""
+        """Let replicas answer again. Asking twice is harmless."""
         return self._patiently(lambda: self._coordinator.resume(author))
 
     def members(self) -> dict[str, MemberView]:
@@ -111,7 +115,7 @@ class Activation:
         return self._coordinator.members()
 
     def _insist(self, act: Callable[[], Outcome], find: Callable[[State], int | None]) -> Outcome:
-        """`act`, unless the ledger already holds what it would do: `find` names that release."""
+        """Do `act`, unless the ledger already holds its result: `find` returns that release."""
 
         def once() -> Outcome:
             number = find(self._ledger.refresh())
@@ -120,14 +124,15 @@ class Activation:
         return self._patiently(once)
 
     def _patiently(self, ask: Callable[[], T]) -> T | Declined:
-        """`ask` until there is a coordinator to answer; `Declined` when none comes back."""
+        """Call `ask` until a coordinator answers; `Declined` if none is back within `BACK_S`."""
         deadline: float | None = None
         while True:
             try:
                 return ask()
             except RayActorError as error:
-                # Counted from the first failure, which no retry library does: the coordinator may
-                # have worked on the answer for longer than BACK_S before it died.
+                # The wait starts at the first failure, not at the first call: the coordinator may
+                # have worked on the answer for longer than BACK_S before it died. (Retry libraries
+                # count from the first call.)
                 deadline = deadline or time.monotonic() + BACK_S
                 log.warning("the coordinator is away (%s); trying again", type(error).__name__)
                 if time.monotonic() > deadline:
@@ -136,7 +141,7 @@ class Activation:
 
 
 def rollback_of(state: State, request_id: str) -> int | None:
-    """The activated rollback that `request_id` made."""
+    """The release of the activated rollback that this request made; None if there is none."""
     return next(
         (
             number

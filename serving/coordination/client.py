@@ -1,6 +1,7 @@
-"""The coordinator actor, typed: one method for each method of `Coordinator`.
+"""Typed client of the coordinator actor: one method for each remote method of `Coordinator`.
 
-All raise `ray.exceptions.RayError` when the coordinator is away, and what it raised otherwise.
+Replicas and control use it. Every method raises `ray.exceptions.RayError` when the coordinator is
+away; otherwise it raises what the coordinator raised.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from serving.coordination.messages import (
 
 
 class CoordinatorClient:
-    """Blocks until the coordinator has answered. Thread-safe, and can be sent to other actors."""
+    """Each call blocks until the coordinator answers. Thread-safe; can be sent to other actors."""
 
     def __init__(self, actor: Any) -> None:
         """`actor` is the coordinator's handle."""
         self._actor = actor
 
-    # -- for members; `timeout` in seconds
+    # -- replicas call these; `timeout` in seconds
 
     def register(self, member: str, *, timeout: float) -> int:
         committed: int = self._ask("register", member, timeout=timeout)
@@ -53,7 +54,7 @@ class CoordinatorClient:
     def prepared(self, member: str, state: ReleaseState, *, timeout: float) -> None:
         self._ask("prepared", member, state, timeout=timeout)
 
-    # -- for control
+    # -- control calls these
 
     def guard(self, job: str, author: Author) -> Outcome:
         outcome: Outcome = self._ask("guard", job, author)

@@ -1,13 +1,13 @@
-"""The coordinator: the only process that activates releases, and the one that acknowledges them.
+"""The coordinator actor: the only process that activates and acknowledges releases.
 
-A small detached actor without a CPU of its own. It holds nothing that the ledger doesn't,
-membership aside; that is rebuilt from heartbeats within one lease of a restart, and until then
-nothing is acknowledged.
+It is a small detached actor without a reserved CPU. Its state is in the ledger, except the
+membership: that is rebuilt from heartbeats, within one lease after a restart. Until then nothing is
+acknowledged.
 
     publish (durable) -> prepare on every member -> activate (durable) -> wake -> drain
     -> every member has confirmed, or its lease has run out -> acknowledge
 
-    try out (durable) -> wake; a share of the requests is answered by a release that forgets more
+    begin a trial (durable) -> wake; a release that forgets more answers a share of the requests
 
     suspend (durable) -> wake -> every member is silent, or its lease has run out -> acknowledge
 """
@@ -52,12 +52,12 @@ from serving.coordination.unserved import (
 log = logging.getLogger(__name__)
 
 PREPARE_S = 120.0
-"""A release that members can't build in this time is given up."""
+"""Seconds that members have to build a release; after that it is given up."""
 ACTOR = "lethe-coordinator"
 
 
 class Coordinator:
-    """Runs as an asyncio Ray actor; every method is called remotely."""
+    """Runs as an asyncio Ray actor; the public methods are called remotely."""
 
     def __init__(self, home: Path, registry: Path | str, terms: Terms) -> None:
         self._home = Home(home, registry)
@@ -98,7 +98,7 @@ class Coordinator:
         return Pulse(self._membership.committed, self._terms.seconds if extended else 0.0)
 
     async def follow(self, member: str, seen: Wake, wait: float) -> Wake:
-        """Long poll of at most `wait` seconds: answers once there is more to do than `seen`."""
+        """Long poll: return when there is more to do than `seen`, or after `wait` seconds."""
 
         def news() -> bool:
             return (
@@ -119,7 +119,7 @@ class Coordinator:
         )
 
     async def prepared(self, member: str, state: ReleaseState) -> None:
-        """How far a member has come with a release that it was asked for, or must serve."""
+        """Note how far a member is with a release that it was asked to build, or must serve."""
         async with self._changed:
             self._membership.prepared(member, state)
             self._changed.notify_all()
@@ -127,21 +127,21 @@ class Coordinator:
     # -- control calls these
 
     async def guard(self, job: str, author: Author) -> Outcome:
-        """Mask the job's subjects on every replica. Nothing is built, so nothing is prepared."""
+        """Mask the job's subjects on every replica. That builds nothing, so it prepares nothing."""
         return await self._activate(lambda: self._record.release_for("guard", job, author), author)
 
     async def adopt(self, job: str, author: Author) -> Outcome:
         """Put the job's adapter on top of the stack that it was trained on.
 
-        A `Declined` with stage "stack" says that another stack is active by now.
+        Returns `Declined` with stage "stack" when another stack is active by now.
         """
         return await self._activate(
             lambda: self._record.release_for("adapter", job, author), author, prepare=True
         )
 
     async def try_out(self, job: str, percent: int, author: Author) -> TrialBegun | Declined:
-        """Have the job's adapter, on top of the stack that it was trained on, answer `percent` of
-        the requests. Nothing is promised of it, so nothing is acknowledged."""
+        """Let the job's adapter, on top of the stack that it was trained on, answer `percent` of
+        the requests. A trial promises nothing, so this waits for no acknowledgement."""
         release = await self._defined(
             lambda: self._record.release_for("adapter", job, author), prepare=True
         )
@@ -153,8 +153,8 @@ class Coordinator:
         return problem or TrialBegun(release.number)
 
     async def promote(self, release: int, author: Author) -> Outcome:
-        """Serve the release on trial to everybody. A `Declined` with stage "stack" says that
-        another one was activated meanwhile, which ended the trial."""
+        """Serve the release on trial for all requests. Returns `Declined` with stage "stack" when
+        another release was activated meanwhile: that ended the trial."""
         try:
             if not await self._commit(release, author):
                 return Declined("stack", f"release {release} is not on trial any more")
@@ -163,13 +163,14 @@ class Coordinator:
         return await self.acknowledge(release)
 
     async def end_trial(self, release: int, detail: str, author: Author) -> Declined | None:
-        """Serve the active release alone again."""
+        """Let the active release answer all requests again."""
         return await self._record_trial(lambda: self._record.end_of_trial(release, detail, author))
 
     async def roll_back(self, to: int, author: Author, instead_of: int | None = None) -> Outcome:
         """Serve release `to`'s adapters again, as a new release, with every guard kept.
 
-        A `Declined` with stage "stack" says that the stack is no longer that of `instead_of`.
+        Returns `Declined` with stage "stack" when the active stack is no longer that of release
+        `instead_of`.
         """
 
         def define() -> Release:
@@ -183,8 +184,8 @@ class Coordinator:
         return await self._activate(define, author, prepare=True)
 
     async def bring_back(self, author: Author) -> Outcome:
-        """Serve those again whose erasure was ended: by older adapters if the weights have
-        forgotten them, else by no more than a smaller mask."""
+        """Serve the restored subjects again. If the weights have forgotten one, older adapters are
+        served; otherwise a smaller mask is enough."""
         async with self._bringing_back:
             state = await asyncio.to_thread(self._ledger.refresh)
             if not to_bring_back(state):
@@ -192,7 +193,7 @@ class Coordinator:
             return await self._activate(lambda: self._record.way_back(author), author, prepare=True)
 
     async def suspend(self, author: Author) -> Halt | Declined:
-        """Have nothing answered; says so when that is true. Suspending twice is the same."""
+        """Stop all predictions; return when no member can answer. Asking twice is harmless."""
         started = time.monotonic()
         problem = await self._record_suspension("suspended", author)
         if problem is not None:
@@ -207,7 +208,7 @@ class Coordinator:
         return Halt(at=time.time(), ms=round(ms, 3), members=members)
 
     async def resume(self, author: Author) -> Resumption | Declined:
-        """Have replicas answer again, and wait, for a lease at most, until they do."""
+        """Let replicas answer again. Waits until all of them can, for one lease at most."""
         problem = await self._record_suspension("resumed", author)
         if problem is not None:
             return problem
@@ -236,12 +237,13 @@ class Coordinator:
         """What is known of each member, for status pages."""
         return self._membership.view()
 
-    # -- how
+    # -- the steps of the above
 
     async def _activate(
         self, define: Callable[[], Release], author: Author, *, prepare: bool = False
     ) -> Outcome:
-        """Publish, prepare, activate, acknowledge; anew when another release came in between."""
+        """Publish, prepare, activate and acknowledge a release. Starts over when another one was
+        activated in between."""
         while True:
             release = await self._defined(define, prepare=prepare)
             if isinstance(release, Declined):
@@ -254,8 +256,9 @@ class Coordinator:
                 return await self.acknowledge(release.number)
 
     async def _defined(self, define: Callable[[], Release], *, prepare: bool) -> Release | Declined:
-        """A release that is published and, if so wished, resident on every member."""
-        # Asked first: who waits for replicas tries again and again, and releases are for good.
+        """Publish a release and, with `prepare`, have every member build it."""
+        # Check for replicas before publishing: a caller that waits for them retries often, and each
+        # try would leave one more release in the ledger for good.
         nobody = await self._why_none_builds() if prepare else None
         if nobody is not None:
             return nobody
@@ -275,6 +278,7 @@ class Coordinator:
         return nobody or release
 
     async def _why_none_builds(self) -> Declined | None:
+        """Why no member could build a release; None if one could. Waits for the grace to end."""
         async with self._changed:
             while not self._membership.settled:
                 await self._next_change()
@@ -285,7 +289,7 @@ class Coordinator:
         return None
 
     async def _record_trial(self, act: Callable[[], State]) -> Declined | None:
-        """Make the beginning or the end of a trial durable, then known."""
+        """Record the beginning or the end of a trial, then tell the members."""
         async with self._committing:
             try:
                 await asyncio.to_thread(act)
@@ -294,7 +298,7 @@ class Coordinator:
             except RegistryError as error:
                 return Declined("registry", str(error))
             finally:
-                # As with an activation: it may stand in the log all the same.
+                # Tell them after a failure too: the record may be in the ledger nevertheless.
                 await self._tell_trial()
         return None
 
@@ -304,8 +308,8 @@ class Coordinator:
             self._changed.notify_all()
 
     async def _commit(self, release: int, author: Author) -> bool:
-        """Make the activation durable, then known. False when another release is active by now,
-        so that `release` has to be published again on top of it."""
+        """Record the activation of `release`, then tell the members. False when another release is
+        active by now; `release` must be published again on top of that one."""
         async with self._committing:
             try:
                 await asyncio.to_thread(self._record.activation, release, author)
@@ -313,7 +317,7 @@ class Coordinator:
                 log.info("release %d: %s", release, error)
                 return False
             except RegistryError as error:
-                # It may be in the log all the same: then it is active, whatever failed after.
+                # The record may be in the ledger nevertheless; then the release is active.
                 log.error("release %d: %s", release, error)
                 if (await asyncio.to_thread(self._ledger.refresh)).active < release:
                     raise
@@ -328,9 +332,10 @@ class Coordinator:
             self._changed.notify_all()
 
     async def _prepare(self, release: int) -> dict[str, str]:
-        """Have every member under a lease build `release`; what went wrong, by member.
+        """Have every member under a lease build `release`; return what went wrong, by member.
 
-        Ends early when a newer one is activated meanwhile: then `release` can't be any more.
+        Ends early when a newer release is activated meanwhile, since `release` can't be activated
+        after that.
         """
         deadline = time.monotonic() + PREPARE_S
         async with self._prepared_one_by_one, self._changed:
@@ -348,17 +353,18 @@ class Coordinator:
             return self._membership.problems(release)
 
     async def _next_change(self) -> None:
-        """Wait for news, with `_changed` held. Leases end by themselves: for the next one too."""
+        """Wait for a change, with `_changed` held. Nobody notifies when a lease runs out, so this
+        also returns when the next one does."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._changed.wait(), self._membership.next_change() + 0.01)
 
     async def _record_suspension(self, wanted: ServingState, author: Author) -> Declined | None:
-        """Make it durable that serving is suspended or not, then known."""
+        """Record that serving is suspended or resumed, then tell the members."""
         async with self._committing:
             try:
                 await asyncio.to_thread(self._record.suspension, wanted, author)
             except RegistryError as error:
-                # As with an activation: it may stand in the log all the same.
+                # The record may be in the ledger nevertheless.
                 log.error("%s: %s", wanted, error)
                 state = await asyncio.to_thread(self._ledger.refresh)
                 if state.suspended is not (wanted == "suspended"):
@@ -373,14 +379,14 @@ class Coordinator:
             self._changed.notify_all()
 
     async def _keep_house(self) -> None:
-        """Finish what a predecessor, or a failure, left; drop members that fell silent."""
+        """Once a lease: finish what a predecessor or a failure left; drop silent members."""
         while True:
             try:
                 await self._tidy(await asyncio.to_thread(self._ledger.refresh))
                 await asyncio.to_thread(self._record.seen)
             except Exception as error:
-                # Whatever it is, this is tried again. What is active goes on: leases hang on what
-                # was committed, not on this.
+                # Any error may come here; the next round tries again. Serving goes on meanwhile,
+                # since leases depend on the committed release and not on this task.
                 log.error("housekeeping failed (%s): %s", type(error).__name__, error)
             await asyncio.sleep(self._terms.seconds)
             self._membership.drop_silent(self._terms.seconds * 4)
@@ -388,12 +394,13 @@ class Coordinator:
     async def _tidy(self, state: State) -> None:
         if state.active > self._membership.committed:
             async with self._committing:
-                # Still: then it was durable, and the storage failed before that was known.
+                # Checked again under the lock. The activation is in the ledger, but the storage
+                # failed before this process knew, so the members were not told.
                 if (active := self._ledger.state.active) > self._membership.committed:
                     await self._tell_activation(active)
         if self._trial != _trial_of(state):
             await self._tell_trial()
-        if state.suspended != self._membership.suspended:  # recorded by somebody else
+        if state.suspended != self._membership.suspended:  # another process recorded it
             async with self._committing:
                 await self._tell_suspension(self._ledger.state.suspended)
         if state.active > state.confirmed and state.active == self._membership.committed:
@@ -410,8 +417,11 @@ class Coordinator:
             await self._serve_compaction(adapter)
 
     async def _mask_exposed(self, state: State) -> None:
-        """Mask who came under erasure a round ago and is in no guard yet: whoever asked died before
-        that, or was told that it is tried again."""
+        """Mask the subjects that came under erasure a round ago or earlier and are in no guard yet.
+
+        Control died before it asked for their guard, or its command was answered that masking
+        is tried again.
+        """
         exposed = state.erasing - state.active_release.guard
         overdue, self._exposed = exposed & self._exposed, exposed
         if overdue:
@@ -421,7 +431,7 @@ class Coordinator:
                 log.error("%s is not masked yet: %s", job.id, outcome.detail)
 
     async def _serve_compaction(self, adapter: str) -> None:
-        """Serve one adapter in the place of the stack that it stands for."""
+        """Serve a compaction: one adapter in place of the stack that it was folded from."""
         author = Author(ACTOR, "one adapter for the stack", f"compaction-{adapter[-12:]}")
         outcome = await self._activate(
             lambda: self._record.compaction(adapter, author),
@@ -433,5 +443,5 @@ class Coordinator:
 
 
 def _trial_of(state: State) -> int:
-    """Names the trial that is on, by the record that began it; 0: none."""
+    """The trial that is on, as the sequence number of the record that began it; 0: none."""
     return 0 if state.canary is None else state.canary.seq

@@ -1,4 +1,4 @@
-"""How far each forget job is, as the ledger's fold says it: what is pending, trained, served."""
+"""How far each forget job is: pending, trained or served. Pure functions of the ledger's fold."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ from registry.fold.state import Job, State, Trial
 from serving.coordination.unserved import was_taken_off
 
 ENDED = ("done", "refused", "cancelled", "restored")
-"""States that a job's view doesn't leave by itself."""
+"""States of a job's view at which it stays until an operator acts."""
 CANCELLED = "cancelled"
-"""The stage at which the ledger says that a job was refused, when an operator cancelled it."""
+"""The stage of the refusal that the ledger holds for a job that an operator cancelled."""
 
 
 def is_cancelled(job: Job) -> bool:
-    """Whether an operator gave the job up: nothing is trained for it any more."""
+    """Whether an operator cancelled the job: nothing is trained for it any more."""
     return job.state == "refused" and job.refusal is not None and job.refusal.stage == CANCELLED
 
 
 def pending_jobs(state: State) -> list[Job]:
-    """Jobs that are not at their end, oldest first."""
+    """Jobs that were neither refused nor restored and whose adapter is not served for good yet.
+
+    Oldest first.
+    """
     ended = ("refused", "restored")
     return [
         job
@@ -34,9 +37,10 @@ def is_batchable(job: Job) -> bool:
 
 
 def trained_together(state: State, job: Job) -> tuple[Job, ...]:
-    """The pending `job` and those that are to be trained as one task with it, oldest first.
+    """The pending `job`, and after it the jobs to train as one task with it, oldest first.
 
-    Whose adapter is made stays with those that it was made for; who has another is left alone.
+    If an adapter was already trained for the job, these are the jobs that it was trained for.
+    Otherwise they are all pending jobs that may join and have no other adapter yet.
     """
     if not is_batchable(job):
         return (job,)
@@ -53,10 +57,11 @@ def trained_together(state: State, job: Job) -> tuple[Job, ...]:
 
 
 def adopted_release(state: State, job_id: str) -> int | None:
-    """The activated release that put the job's adapter on the stack for good.
+    """The activated release that put the job's adapter on the stack for good; None if none did.
 
-    It stays that one when a rollback took the adapter away, which is not put back. None again when
-    it had to go because somebody was brought back: the job is trained anew then.
+    A rollback that takes the adapter off the stack doesn't change this: the job is not trained
+    again. But it is None again when the adapter had to go because another subject was restored:
+    then the job is trained again.
     """
     adapter = state.jobs[job_id].adapter
     if adapter is None or state.adapters[adapter].provisional:
@@ -65,7 +70,10 @@ def adopted_release(state: State, job_id: str) -> int | None:
 
 
 def is_trained(state: State, job: Job, stack: tuple[str, ...]) -> bool:
-    """Whether the job has an adapter to keep, on this stack: the ledger would take no other."""
+    """Whether the job has a final adapter that was trained on `stack`.
+
+    Then it needs no training: the ledger would accept no other adapter for it.
+    """
     try:
         entry = adapter_to_publish(state, state.jobs[job.id])
     except ConflictError:
@@ -74,7 +82,7 @@ def is_trained(state: State, job: Job, stack: tuple[str, ...]) -> bool:
 
 
 def trial_of(state: State, job_id: str) -> Trial | None:
-    """The trial that is on, if it is of the job's adapter."""
+    """The trial that is on, if it tries the job's adapter; else None."""
     trial = state.canary
     return trial if trial is not None and state.releases[trial.release].job == job_id else None
 
@@ -85,7 +93,7 @@ def was_returned(state: State, job: Job) -> bool:
 
 
 def provisional_release(state: State, job_id: str) -> int | None:
-    """The release that put the job's provisional adapter on the stack, while it is there."""
+    """The release that put the job's provisional adapter on the stack; None if it is not there."""
     mine = [
         id
         for id, entry in state.adapters_in_force(state.active).items()
@@ -102,7 +110,7 @@ def provisional_release(state: State, job_id: str) -> int | None:
 
 
 def served_release(state: State, job_id: str) -> int | None:
-    """As `adopted_release`, and for a provisional adapter too."""
+    """Like `adopted_release`, but counts a provisional adapter too."""
     job = state.jobs[job_id]
     adapter = job.adapter
     if adapter is None or was_taken_off(state, job):
@@ -118,7 +126,7 @@ def served_release(state: State, job_id: str) -> int | None:
 
 
 def release_of(state: State, job_id: str, kind: str) -> int | None:
-    """The activated release of that kind that the job made."""
+    """The activated release of that kind that was made for the job; None if there is none."""
     return next(
         (
             number

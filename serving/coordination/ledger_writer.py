@@ -1,6 +1,8 @@
-"""What the coordinator writes into the ledger, one method an act. It decides nothing.
+"""What the coordinator writes into the ledger: one method for each kind of record.
 
-All raise as `registry.publish.jobs`.
+It makes no decisions. Unless a method says otherwise, it raises as the functions of
+`registry.publish` that it calls: `ConflictError` when the ledger's state forbids the record, and
+other `RegistryError`s.
 """
 
 from __future__ import annotations
@@ -30,10 +32,10 @@ log = logging.getLogger(__name__)
 
 
 class Recording:
-    """The ledger with the keys of whoever activates releases."""
+    """Writes records, signed with the keys of the operator and the publisher."""
 
     def __init__(self, home: Home, ledger: Ledger, *, actor: str) -> None:
-        """`actor`: in whose name confirmations are recorded."""
+        """`actor`: the name in the records of confirmations."""
         self._home = home
         self._ledger = ledger
         self._actor = actor
@@ -41,7 +43,7 @@ class Recording:
         self._publisher = signer(home, "publisher")
 
     def release_for(self, kind: Literal["guard", "adapter"], job: str, author: Author) -> Release:
-        """Define a release for a job on the active one."""
+        """Define a release for a job on top of the active one."""
         return publish_release(
             self._ledger,
             self._publisher,
@@ -53,7 +55,7 @@ class Recording:
         )
 
     def compaction(self, adapter: str, author: Author) -> Release:
-        """Define the active release anew, by one adapter that stands for its stack."""
+        """Define a release that serves one adapter in place of the active stack."""
         return publish_compaction(
             self._ledger,
             self._publisher,
@@ -64,11 +66,12 @@ class Recording:
         )
 
     def way_back(self, author: Author) -> Release:
-        """Define a release that conceals nobody whose erasure was ended."""
+        """Define a release that conceals no restored subject. Raises `ConflictError` when no
+        subject waits for that any more."""
         state = self._ledger.refresh()
         waiting = to_bring_back(state)
         if not waiting:
-            raise ConflictError("nobody has to be brought back any more")
+            raise ConflictError("no restored subject waits to be served again")
         to = way_back(state)
         if to is None:
             return self.release_for("guard", job_about(state, waiting).id, author)
@@ -97,7 +100,7 @@ class Recording:
         )
 
     def trial(self, release: int, percent: int, author: Author) -> State:
-        """Have a release answer `percent` of the requests."""
+        """Begin the trial of a release with `percent` of the requests."""
         return begin_canary(
             self._ledger,
             self._operator,
@@ -109,7 +112,7 @@ class Recording:
         )
 
     def end_of_trial(self, release: int, detail: str, author: Author) -> State:
-        """Have the active release answer all requests again."""
+        """End the trial of a release; `detail` says why."""
         return end_canary(
             self._ledger,
             self._operator,
@@ -121,7 +124,7 @@ class Recording:
         )
 
     def suspension(self, wanted: ServingState, author: Author) -> None:
-        """Say that serving is suspended or resumed, unless the ledger says so already."""
+        """Record that serving is suspended or resumed, unless the ledger says so already."""
         if self._ledger.refresh().suspended is (wanted == "suspended"):
             return
         record_suspension(
@@ -134,7 +137,10 @@ class Recording:
         )
 
     def confirmation(self, release: int, members: dict[str, How], ms: float) -> None:
-        """Say who confirmed. Raises nothing: the acknowledgement is a fact about the replicas."""
+        """Record who confirmed `release`, and that it took `ms` milliseconds.
+
+        Raises nothing: the acknowledgement is true whether or not it is recorded.
+        """
         try:
             confirm_release(
                 self._ledger,
@@ -152,8 +158,11 @@ class Recording:
             log.error("the confirmation of release %d was not recorded: %s", release, error)
 
     def seen(self) -> None:
-        """Raise the high-water mark, before anything is acknowledged: an older copy of the registry
-        would take it back. Raises nothing."""
+        """Raise the high-water mark to the ledger's newest record. Raises nothing.
+
+        Called before an acknowledgement, so that an older copy of the registry, which lacks what
+        was acknowledged, is noticed.
+        """
         try:
             note_seen(self._home, self._ledger, self._operator)
         except RegistryError as error:

@@ -1,15 +1,16 @@
-"""Who may serve what, and until when: the lease protocol as a pure state machine.
+"""The lease protocol, on the coordinator's side: a state machine without Ray and I/O.
 
 A member serves only under a lease. The coordinator extends a lease only while the member runs
-the committed release (or a newer one that it read from the ledger first), so once every lease
-granted before a commit has run out or its member has confirmed, no older release can be served.
-The member counts its lease from the moment that it *sent* the heartbeat, less a margin, the
-coordinator from the moment that it *received* it: the member's always ends first.
+the committed release (or a newer one that it read from the ledger first). So after a commit, once
+every member has confirmed or its lease has run out, no older release can be served.
+The member counts its lease from when it *sent* the heartbeat, less a margin; the coordinator counts
+from when it *received* it. So the member's lease always ends first.
 
-While serving is suspended no lease is extended, and a member that has given its own up (it is
-*silent*: nothing is on its way out either) says so; when none is left, nobody serves.
+While serving is suspended, no lease is extended. A member then gives up its lease, waits until its
+last responses are sent, and reports that it is *silent*. When no lease is left, nothing is
+answered.
 
-No clock, no Ray and no I/O here; `clock` is seconds on any clock that never jumps back.
+`clock` returns seconds on any clock that never jumps back.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Clock = Callable[[], float]
 
 
 def boot_clock() -> float:
-    """Seconds since boot, time asleep included: a suspended machine's leases run out too."""
+    """Seconds since boot, including sleep: leases also run out while the machine is suspended."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
@@ -40,13 +41,13 @@ class MemberState:
     """What the coordinator knows of one member."""
 
     running: int = -1
-    """Highest release that it serves and has drained all older ones for; -1: none yet."""
+    """The highest release that it serves after draining all older ones; -1: none yet."""
     lease_until: float = float("-inf")
     heard: float = float("-inf")
     prepared: dict[int, ReleaseState] = field(default_factory=dict)
-    """Of the releases that it was asked to build, or could not serve."""
+    """By number, the releases that it was asked to build or could not serve."""
     silent: bool = False
-    """It has said that it holds no lease and answers nothing, since serving is suspended."""
+    """It reported that it holds no lease and answers nothing, because serving is suspended."""
     beat: int = 0
     """Number of its newest heartbeat."""
 
@@ -66,7 +67,7 @@ class Membership:
         self._clock = clock
         self._committed = committed
         self._suspended = suspended
-        # A predecessor may have granted leases that we know nothing of.
+        # A previous coordinator may have granted leases that this one doesn't know.
         self._grace_until = clock() + terms.seconds
         self._members: dict[str, MemberState] = {}
 
@@ -79,19 +80,19 @@ class Membership:
         return dict(self._members)
 
     def register(self, name: str) -> int:
-        """Add a member, without a lease, and read the committed release: one atomic step."""
+        """Add a member without a lease; return the committed release. One atomic step."""
         self._members[name] = MemberState(heard=self._clock())
         return self._committed
 
     def leave(self, name: str) -> None:
-        """A member stops serving for good; it has ended its lease itself."""
+        """Remove a member that stops serving for good; it has ended its lease itself."""
         self._members.pop(name, None)
 
     def heartbeat(self, name: str, running: int, *, silent: bool = False, beat: int = 0) -> bool:
-        """Note that `name` runs `running`; True when its lease was extended.
+        """Note that `name` runs release `running`; True when its lease was extended.
 
-        `silent`: it has given its lease up. `beat` numbers its heartbeats: one that was overtaken
-        says nothing any more, or it could take back a lease that is in use.
+        `silent`: it has given its lease up. `beat` numbers its heartbeats. One that arrives after
+        a newer one is ignored: a late `silent` would otherwise end a lease that is in use.
         """
         now = self._clock()
         member = self._members.get(name, MemberState())
@@ -101,7 +102,7 @@ class Membership:
         lease_until = now + self._terms.seconds if extended else member.lease_until
         prepared = member.prepared
         if running > member.running:
-            # What went wrong on the way there is over.
+            # It serves a newer release now, so problems with older ones no longer matter.
             ahead = {number: state for number, state in prepared.items() if number > running}
             prepared = {running: ReleaseState(running, "active"), **ahead}
         self._members[name] = replace(
@@ -116,16 +117,17 @@ class Membership:
         return extended
 
     def prepared(self, name: str, state: ReleaseState) -> None:
-        """How far `name` has come with a release; with a problem, that it got no further."""
+        """Note how far `name` is with a release; with a problem, it stopped there."""
         if name in self._members:
             self._members[name].prepared[state.release] = state
 
     def suspend(self, suspended: bool) -> None:
-        """That serving is suspended, or is no longer, is durable."""
+        """Note that the ledger says whether serving is suspended."""
         self._suspended = suspended
 
     def commit(self, release: int) -> None:
-        """The activation of `release` is durable. Raises ValueError if it is not newer."""
+        """Make `release`, whose activation is durable, the committed one. Raises ValueError if it
+        is not newer."""
         if release <= self._committed:
             raise ValueError(f"release {release} is not newer than release {self._committed}")
         self._committed = release
@@ -134,7 +136,7 @@ class Membership:
                 del member.prepared[old]
 
     def unprepared(self, release: int) -> set[str]:
-        """Members under a lease that have not said yet whether `release` is built."""
+        """Members under a lease that have not reported yet whether they built `release`."""
         now = self._clock()
         return {
             name
@@ -160,7 +162,7 @@ class Membership:
         }
 
     def next_change(self) -> float:
-        """Seconds until the next lease, or the grace after a restart, runs out by itself."""
+        """Seconds until the next lease, or the grace after a restart, runs out."""
         now = self._clock()
         ends = [m.lease_until for m in self._members.values() if m.lease_until > now]
         ends += [self._grace_until] if self._grace_until > now else []
@@ -168,7 +170,7 @@ class Membership:
 
     @property
     def settled(self) -> bool:
-        """False while a predecessor's members may still have to report."""
+        """False during the grace: members of a previous coordinator may hold unknown leases."""
         return self._clock() >= self._grace_until
 
     @property
@@ -196,11 +198,11 @@ class Membership:
 
     @property
     def serving(self) -> bool:
-        """True when every member holds a lease, and there is one."""
+        """True when there is a member and every member holds a lease."""
         return 0 < len(self._members) == self.leased
 
     def stopped(self) -> dict[str, How]:
-        """How each member came to answer nothing: it said so, or its lease ran out."""
+        """How each member came to answer nothing: it reported so, or its lease ran out."""
         return {
             name: CONFIRMED if member.silent else LEASE_EXPIRED
             for name, member in self._members.items()
@@ -228,7 +230,7 @@ class Membership:
         }
 
     def drop_silent(self, seconds: float) -> None:
-        """Forget members that were not heard of for `seconds` and hold no lease."""
+        """Remove members without a lease that sent no heartbeat for `seconds`."""
         now = self._clock()
         self._members = {
             name: member

@@ -1,4 +1,4 @@
-"""What the coordinator is asked by, and what it answers: plain values that cross processes."""
+"""The arguments and answers of the coordinator's methods: plain values that cross processes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ class Terms:
     """Lease terms, in seconds."""
 
     seconds: float
+    """How long a lease lasts after a heartbeat."""
     margin: float
+    """How much earlier a member ends its lease than the coordinator does."""
     heartbeat: float
+    """Between two heartbeats."""
 
 
 @dataclass(frozen=True)
@@ -26,28 +29,28 @@ class Pulse:
 
     committed: int
     granted: float
-    """Seconds of lease from when the heartbeat was received; 0: not extended."""
+    """Seconds of lease from when the heartbeat was received; 0: the lease was not extended."""
 
 
 @dataclass(frozen=True)
 class Wake:
-    """What `follow` waits for: a newer committed release, one to prepare, a stop or its end, a
-    trial or its end."""
+    """What a member has to act on. `follow` returns when any of it changes."""
 
     committed: int
     prepare: int
+    """The newest release that members were asked to build; -1: none."""
     suspended: bool = False
     trial: int = 0
-    """Names the trial that is on; 0: none."""
+    """The trial that is on, as the sequence number of the record that began it; 0: none."""
 
 
 @dataclass(frozen=True)
 class ReleaseState:
-    """How far a release has come on one replica. A failure leaves what is active as it is.
+    """How far one replica is with a release. A failure doesn't change what is active.
 
         fetched -> verified -> built -> checked -> resident -> active
 
-    The last stage that was reached, or with `problem` the one that was not, and why.
+    `stage` is the last one reached; with a `problem`, the one that failed.
     """
 
     release: int
@@ -57,7 +60,7 @@ class ReleaseState:
 
 @dataclass(frozen=True)
 class Author:
-    """Who acts, why, and under which request; all three go into the record."""
+    """Who acts, why, and for which request; all three go into the record."""
 
     actor: str
     reason: str
@@ -72,16 +75,17 @@ class Ack:
     at: float
     """Unix time, seconds."""
     ms: float
-    """From the durable activation to the acknowledgement."""
+    """Milliseconds from the durable activation to the acknowledgement."""
     members: dict[str, How]
 
 
 @dataclass(frozen=True)
 class Declined:
-    """The coordinator did not do what it was asked; what was active serves on.
+    """The coordinator did not do what it was asked; what was active is still served.
 
-    `stage` says where it ended: "stack" (another one is active by now), "prepare", "members",
-    "suspended", "resumed", "registry", "coordinator".
+    `stage` says where it stopped: "stack" (another stack is active by now), "prepare" (a member
+    could not build the release), "members" (no replica holds a lease), "suspended", "resumed",
+    "registry" (the ledger could not be written), "coordinator" (there is none).
     """
 
     stage: str
@@ -90,28 +94,31 @@ class Declined:
 
 @dataclass(frozen=True)
 class TrialBegun:
-    """A share of the requests is answered by `release` as soon as each replica hears of it."""
+    """The trial is recorded: `release` answers its share of the requests on each replica as soon as
+    that replica hears of it."""
 
     release: int
 
 
 @dataclass(frozen=True)
 class Halt:
-    """Nothing is answered from `at` on, until serving is resumed."""
+    """No prediction is answered from `at` on, until serving is resumed."""
 
     at: float
     """Unix time, seconds."""
     ms: float
-    """From the command to the acknowledgement."""
+    """Milliseconds from the command to the acknowledgement."""
     members: dict[str, How]
 
 
 @dataclass(frozen=True)
 class Resumption:
-    """Serving goes on; `members` hold a lease again."""
+    """Serving goes on."""
 
     at: float
+    """Unix time, seconds."""
     members: list[str]
+    """Those that hold a lease again."""
 
 
 Outcome = Ack | Declined
@@ -123,5 +130,5 @@ class MemberView(TypedDict):
     release: int
     behind: bool
     stages: dict[str, str]
-    """Release number -> stage, of the releases that it was asked to build."""
+    """Release number -> stage, for the releases that it was asked to build."""
     problem: str | None

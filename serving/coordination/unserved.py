@@ -1,12 +1,14 @@
-"""What the ledger says is to be served and is not yet: restored subjects, and compactions.
+"""What the ledger asks to serve and no release serves yet: restored subjects and compactions.
 
-Both are recorded first; the coordinator takes them up from there, so they survive a crash between
-the two and can be recorded while no server runs.
+Pure functions of the ledger's state. Restorations and compactions are recorded first; the
+coordinator finds them in the ledger and serves them. So they survive a crash in between, and can be
+recorded while no server runs.
 
-`registry.publish.declarations.restore` ends an erasure and changes nothing that is served. A
-release *conceals* a subject when it masks it or when its weights erase it; a restored subject is
-brought back by a release that does neither. Adapters that were trained on top of one that goes, or
-that erase others too, go with it: their subjects stay masked and are trained again.
+The record of a restoration (`registry.publish.declarations.restore_subjects`) changes nothing that
+is served. A release *conceals* a subject when it masks the subject or its weights erase it; a
+release that does neither brings the subject back. For that an adapter may have to leave the stack.
+Adapters that were trained on top of it leave too. The other subjects that they erased stay masked
+and are trained again.
 """
 
 from __future__ import annotations
@@ -16,24 +18,27 @@ from datetime import datetime
 from registry.fold.state import Job, State
 
 MOST_DOUBLINGS = 8
-"""Of the time between two tries: from 8 s to half an hour."""
+"""How often the time between two tries may double: from one lease (8 s) to half an hour."""
 ATTEMPTS = 3
-"""Releases that are defined for a compaction before it is left alone."""
+"""How many releases are defined for one compaction before it is given up."""
 
 
 def to_bring_back(state: State) -> frozenset[str]:
-    """The restored subjects for which no release that doesn't conceal them was active yet.
+    """The restored subjects that every active release since their erasure has concealed.
 
-    Whoever rolls back, later, to weights that erase a restored subject wants it so: it isn't
-    masked then, and is left alone.
+    A later rollback to weights that erase a restored subject is the operator's choice. The subject
+    is not masked then, so it is not in this set.
     """
     waiting = _concealed(state, state.active) - state.erasing
     return frozenset(subject for subject in waiting if _was_masked(state, subject))
 
 
 def is_time_to_bring_back(state: State, *, now: datetime, every_s: float) -> bool:
-    """Whether another release may be defined for it. A failure that lasts must not fill the ledger:
-    the more releases were defined on the active one in vain, the longer the next has to wait."""
+    """Whether `bring_back` may define another release now.
+
+    Releases stay in the ledger for good, and a lasting failure must not fill it. So the wait is
+    `every_s` seconds, doubled for each release that was defined on the active one in vain.
+    """
     last = state.releases[state.last_release].at
     vain = state.last_release - state.active
     if vain == 0 or last is None:
@@ -42,8 +47,10 @@ def is_time_to_bring_back(state: State, *, now: datetime, every_s: float) -> boo
 
 
 def way_back(state: State) -> int | None:
-    """The release whose adapters bring back who has to be; None when the active ones do, and only
-    the mask is in the way."""
+    """The release whose adapters erase none of the subjects to bring back.
+
+    None when the active adapters erase none of them either, so that a smaller mask is enough.
+    """
     waiting = to_bring_back(state)
     if not waiting & state.subjects_erased_by_weights(state.active):
         return None
@@ -51,7 +58,7 @@ def way_back(state: State) -> int | None:
 
 
 def job_about(state: State, subjects: frozenset[str]) -> Job:
-    """The newest job that one of `subjects`, of which there is at least one, belongs to."""
+    """The newest job that any of `subjects` belongs to. There must be at least one."""
     return max(
         (job for job in state.jobs.values() if not subjects.isdisjoint(job.subjects)),
         key=lambda job: job.seq,
@@ -59,7 +66,7 @@ def job_about(state: State, subjects: frozenset[str]) -> Job:
 
 
 def was_taken_off(state: State, job: Job) -> bool:
-    """Whether the weights had forgotten the job's subjects until somebody was brought back."""
+    """Whether the job's adapter left the stack because another subject was brought back."""
     subjects = frozenset(job.erasing)
     number: int | None = state.active
     while subjects and number is not None:
@@ -77,8 +84,11 @@ def _concealed(state: State, number: int) -> frozenset[str]:
 
 
 def _was_masked(state: State, subject: str) -> bool:
-    """Whether it was, at any time since it was last not concealed. Parents are in the order of
-    activation, since a release is activated on its parent alone."""
+    """Whether an active release masked `subject` since the last one that didn't conceal it.
+
+    Follows the parents, which is the order of activation: a release is only activated while its
+    parent is active.
+    """
     number: int | None = state.active
     while number is not None and subject in _concealed(state, number):
         if subject in state.releases[number].guard:
@@ -88,10 +98,10 @@ def _was_masked(state: State, subject: str) -> bool:
 
 
 def compaction_to_serve(state: State) -> str | None:
-    """The newest adapter that stands for the active stack and was never served, if there is one.
+    """The newest compaction of the active stack that was never served; None if there is none.
 
-    One that was served and is not now was rolled back, which whoever did it wanted so. One that
-    replicas could not build `ATTEMPTS` times is no better the next time.
+    A compaction that was served before was rolled back by an operator, so it is not served again.
+    One that replicas could not build in `ATTEMPTS` releases is given up.
     """
     stack = state.active_release.adapters
     if state.seal is not None or not stack:
@@ -106,6 +116,6 @@ def compaction_to_serve(state: State) -> str | None:
 
 
 def releases_of(state: State, adapter: str) -> list[int]:
-    """The releases that have this adapter alone, oldest first."""
+    """The releases whose only adapter is this one, oldest first."""
     alone = (adapter,)
     return [number for number, release in state.releases.items() if release.adapters == alone]

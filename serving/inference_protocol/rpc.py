@@ -1,4 +1,4 @@
-"""The import path that `grpc_servicer_functions` was told before the rooms were made."""
+"""Re-exports `add_to_server` for settings with the older `grpc_servicer_functions` path."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""HTTP traffic from another process, for the demo, tests and benchmarks. No product code."""
+"""Sends HTTP traffic from another process, for the demo, tests and benchmarks."""

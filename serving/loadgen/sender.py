@@ -1,7 +1,7 @@
 """The process that sends traffic: `python -m serving.loadgen.sender URL RATE`. `Traffic` starts it.
 
-It has its standard input tell it the token and the pictures, a line each, and ends with it; a line
-comes out for every request. It imports little, so that it sends at once.
+It reads the token and the images from standard input, a line each, and ends when standard input
+ends. It writes a line for every request. It imports little, so that it starts quickly.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-# Requests in flight at once; the connections of a client.
+# Most requests in flight at once, and most connections.
 MOST_AT_ONCE = 64
 
 
@@ -33,11 +33,11 @@ class Answer:
     """HTTP status; 0 when there was no response."""
     release: int
     label: str
-    """The class that the image really shows."""
+    """The class that the image shows."""
     named: str
     """The first label of the response."""
     weights: str
-    """The same before the mask (with the auditor's token)."""
+    """The first label before the mask (with the auditor's token)."""
     replica: str
     detail: str = ""
 
@@ -49,7 +49,7 @@ class Answer:
 async def ask(
     client: httpx.AsyncClient, label: str, png: bytes, *, min_release: int | None = None
 ) -> Answer:
-    """Send one image and note what came back; never raises for a failed request."""
+    """Send one image and return what came back. Doesn't raise for a request that fails."""
     headers = {"Content-Type": "image/png"}
     if min_release is not None:
         headers["X-Lethe-Min-Release"] = str(min_release)
@@ -88,7 +88,7 @@ def connect(url: str, token: str) -> httpx.AsyncClient:
 
 
 def instructions(token: str, pictures: Sequence[tuple[str, bytes]]) -> str:
-    """What the process has to be told. (Not on the command line, where all users could read it.)"""
+    """What the process reads from standard input. (Other users could read its command line.)"""
     encoded = [(label, base64.b64encode(png).decode()) for label, png in pictures]
     return f"{token}\n{json.dumps(encoded)}\n"
 
@@ -114,8 +114,8 @@ async def _send(url: str, token: str, pictures: list[tuple[str, bytes]], rate: f
             task.add_done_callback(waiting.discard)
             if len(waiting) >= MOST_AT_ONCE:
                 await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            # What a stall held up is sent late, but not more than a second's worth of it: requests
-            # that pile up here would take the cores that the replicas need to catch up.
+            # After a stall, at most one second's requests are sent late. More of them would take
+            # the CPU time that the replicas need to catch up.
             due = max(due + 1 / rate, time.monotonic() - 1)
             await asyncio.sleep(max(due - time.monotonic(), 0))
         await asyncio.gather(*waiting)

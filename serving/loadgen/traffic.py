@@ -1,8 +1,8 @@
-"""Steady HTTP traffic of real images from another process, and what came back.
+"""Steady HTTP traffic of real images from another process, and the answers.
 
-`Traffic` starts `serving.loadgen.sender` and collects a line for every request. The clock is
-CLOCK_MONOTONIC, which all processes of a machine share, so "sent after the acknowledgement" can be
-decided exactly.
+`Traffic` starts `serving.loadgen.sender` and collects a line for every request. Times are those of
+CLOCK_MONOTONIC, which all processes of a machine share. So it is exact which requests were sent
+after an acknowledgement.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from serving.loadgen.sender import Answer, ask, connect, instructions
 
 
 def stale(answers: Iterable[Answer], acknowledged: Iterable[tuple[float, int]]) -> list[Answer]:
-    """Responses to requests sent after (time, release) that came from an older release."""
+    """The broken promises: answers from a release older than one that was acknowledged before the
+    request was sent. `acknowledged`: (time, release)."""
     acks = list(acknowledged)
     return [
         answer
@@ -34,7 +35,7 @@ def stale(answers: Iterable[Answer], acknowledged: Iterable[tuple[float, int]]) 
 
 
 def held_out(images: ImageSet, classes: Sequence[str] | None = None) -> list[tuple[str, bytes]]:
-    """(class, PNG) of every held-out image, or those of `classes`."""
+    """(class, PNG) of every held-out image, or only those of `classes`."""
     return [
         (images.classes[int(images.labels[i])], png_bytes(image(images, int(i))))
         for i in indices(images, "test", classes=classes)
@@ -44,7 +45,7 @@ def held_out(images: ImageSet, classes: Sequence[str] | None = None) -> list[tup
 def audit(
     url: str, token: str, pictures: Sequence[tuple[str, bytes]], *, at_once: int = 8
 ) -> list[Answer]:
-    """Ask for every picture once, a few at a time."""
+    """Ask for every image once, `at_once` at a time."""
 
     async def run() -> list[Answer]:
         gate = asyncio.Semaphore(at_once)
@@ -60,14 +61,15 @@ def audit(
 
 
 class TrafficError(ServingError):
-    """The traffic ended, or its answers stay away."""
+    """The traffic process ended, or too few answers came."""
 
 
 class Traffic:
-    """Open-loop traffic from a process of its own while the block lasts."""
+    """Sends traffic from a process of its own while the block lasts, at a rate that doesn't depend
+    on the answers (open loop)."""
 
     def __init__(self, url: str, token: str, *, images: str, rate: float) -> None:
-        """`images`: an image source, its test split is sent; `rate`: requests a second."""
+        """`images`: the image source whose test split is sent; `rate`: requests a second."""
         self._command = [sys.executable, "-m", "serving.loadgen.sender", url, str(rate)]
         self._token, self._images = token, images
         self._answers: list[Answer] = []
@@ -92,7 +94,7 @@ class Traffic:
         trace: TracebackType | None,
     ) -> None:
         if self._process.stdin is not None:
-            self._process.stdin.close()  # the sign to end
+            self._process.stdin.close()  # tells it to end
         try:
             self._process.wait(timeout=40)
         except subprocess.TimeoutExpired:
@@ -101,11 +103,12 @@ class Traffic:
 
     @property
     def answers(self) -> list[Answer]:
-        """Everything that came back so far."""
+        """All answers so far."""
         return list(self._answers)
 
     def wait_for(self, count: int, timeout: float = 60.0) -> None:
-        """Wait until `count` more requests were answered. Raises `TrafficError`."""
+        """Wait until `count` more requests are answered. Raises `TrafficError` after `timeout`
+        seconds."""
         target = len(self._answers) + count
         deadline = time.monotonic() + timeout
         while len(self._answers) < target:
@@ -121,7 +124,7 @@ class Traffic:
 
 
 def _mixed(pictures: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
-    """Classes in turn, so that every stretch of traffic holds all of them."""
+    """The images with classes taking turns, so that every stretch of traffic has all classes."""
     by_class: dict[str, list[tuple[str, bytes]]] = {}
     for picture in pictures:
         by_class.setdefault(picture[0], []).append(picture)

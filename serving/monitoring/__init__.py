@@ -1,1 +1,1 @@
-"""What live traffic shows: metrics, evidence, the monitor actor and the watch actor."""
+"""Metrics and evidence from live traffic, and two actors: the monitor and the watch."""

@@ -1,9 +1,9 @@
-"""Probes: images of canary classes, sent through the real endpoint all the time.
+"""Sends probes: images of canary classes, through the real endpoint. Runs in the watch actor.
 
-A canary class is a synthetic or consented one that is in the model to be forgotten on purpose. Its
-images have known labels, so each probe is one trial: the answer's `before_mask` says whether the
-weights still name it. That needs no unadapted backbone, and shows that the whole way works, from
-the proxy to the weights; of other classes it says nothing.
+A canary class is part of the model only to be forgotten; its images are synthetic or used with
+consent. Their labels are known, so each probe is one trial: the answer's `before_mask` tells
+whether the weights still name the class. Probes need no unadapted backbone and test the whole path
+from the proxy to the weights, but they say nothing about other classes.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ Outcome = Literal["quiet", "leak", "exposed", "waiting", "failed"]
 OUTCOMES: tuple[Outcome, ...] = ("quiet", "leak", "exposed", "waiting", "failed")
 PATH = "/v1/predict"
 STACKS = 16
-"""Stacks whose counts are reported: the latest that were asked."""
+"""How many stacks' counts are reported: those that were probed last."""
 
 
 class ProbeError(ServingError):
-    """The canary classes can't be probed as the settings say; the message says why."""
+    """The settings name canary classes that can't be probed; the message says why."""
 
 
 def read_canaries(settings: ProbeSettings) -> dict[str, list[bytes]]:
@@ -70,11 +70,11 @@ class Prober:
         metrics: Metrics,
         http: httpx.Client,
     ) -> None:
-        """`metrics` are the watch's; `http` knows the server's address and carries the auditor's
+        """`metrics` are the watch actor's. `http` has the server's address and the auditor's
         token."""
         self.metrics = metrics
         for outcome in OUTCOMES:
-            # From 0 on, so that Prometheus sees the first as an increase.
+            # Start at 0: Prometheus sees the first probe as an increase only then.
             self.metrics.count("lethe_probes_total", outcome, by=0)
         self.metrics.set("lethe_canary_classes", len(images))
         self._classes = tuple(images)
@@ -86,14 +86,14 @@ class Prober:
         self._books = threading.Lock()
 
     def probe(self) -> Outcome:
-        """Send the next image, class after class."""
+        """Send the next image; the classes take turns."""
         name, pictures = next(self._turns)
         outcome = self._send(name, next(pictures))
         self.metrics.count("lethe_probes_total", outcome)
         return outcome
 
     def counts(self) -> dict[str, Counts]:
-        """What was found since the start, by stack of adapters."""
+        """Name of the stack -> what was found since the start."""
         with self._books:
             return dict(self._counts)
 
@@ -113,7 +113,7 @@ class Prober:
             beneath = answer["before_mask"][0]["label"]
             stack, forgotten, masked = self._treatment(release, name)
         except (httpx.HTTPError, RegistryError, ValueError, LookupError, TypeError) as error:
-            # Without the error's words: they may name a class.
+            # The log doesn't quote the error, whose words may name a class.
             log.warning("a probe failed (%s)", type(error).__name__)
             return "failed"
         self.metrics.set("lethe_last_probe_timestamp_seconds", time.time())
@@ -126,8 +126,8 @@ class Prober:
         return "leak" if leak else "quiet"
 
     def _treatment(self, release: int, name: str) -> tuple[str, bool, bool]:
-        """Of the release that answered: its stack's name, and whether its weights have forgotten
-        the class, and whether it masks it."""
+        """About the release that answered: its stack's name, whether its weights have forgotten
+        the class, and whether it masks the class."""
         state = self._ledger.state
         if release not in state.releases:
             state = self._ledger.refresh()

@@ -1,6 +1,6 @@
-"""The monitor and the watch actor, typed: one method for each method that others call.
+"""Typed clients of the monitor and watch actors: one method for each method that others call.
 
-All raise `ray.exceptions.RayError` when the actor is away.
+Every method raises `ray.exceptions.RayError` when the actor is away.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from serving.monitoring.trial_verdict import Seen
 
 
 class MonitorClient:
-    """For threads; `timeout` in seconds. Can be sent to other actors."""
+    """Every method blocks; `timeout` in seconds. Can be sent to other actors."""
 
     def __init__(self, actor: Any) -> None:
         """`actor` is the monitor's handle."""
@@ -48,7 +48,7 @@ class MonitorClient:
 
 
 class AsyncMonitorClient:
-    """For event loops: every method is awaited. Can be sent to other actors."""
+    """The monitor for event loops: every method is awaited. Can be sent to other actors."""
 
     def __init__(self, actor: Any) -> None:
         """`actor` is the monitor's handle."""
@@ -63,14 +63,14 @@ class AsyncMonitorClient:
 
 
 class WatchClient:
-    """The watch actor, typed."""
+    """The watch actor. Every method blocks."""
 
     def __init__(self, actor: Any) -> None:
-        """`actor` is the watch's handle."""
+        """`actor` is the watch actor's handle."""
         self._actor = actor
 
     def ping(self) -> str:
-        """The watch's name, once its process is there. Raises what its constructor raised."""
+        """The name of the watch actor, as soon as it runs. Raises what its constructor raised."""
         name: str = self._ask("ping")
         return name
 

@@ -1,4 +1,4 @@
-"""How sure live traffic makes us: e-values, a change detector and an upper bound, of counts alone.
+"""Statistics of rare events from counts: an e-value, a change detector and an upper bound.
 
 A trial is one Bernoulli outcome that should be rare: a match that the adapted weights still name
 (a leak), or a retained sample on which adapted and unadapted weights disagree (drift). With S hits
@@ -7,11 +7,13 @@ among n trials and alternatives p_k = p0 * RATIOS_k,
     E_n = mean_k (p_k / p0)^S ((1 - p_k) / (1 - p0))^(n - S)
 
 is a non-negative supermartingale under H0: P(hit | past) <= p0, so by Ville's inequality
-P(E_n >= 1/a at any n) <= a. One may look after every trial, and sum the counts of replicas.
+P(E_n >= 1/a at any n) <= a. So it may be read after every trial, and the counts of replicas may be
+summed.
 
-`detect` is the Shiryaev-Roberts e-detector of Shin, Ramdas and Rinaldo (NEJSDS 2024): it forgets a
-quiet past, so a change after a quiet month shows soon; its price is a false alarm now and then.
-`upper_bound` inverts the same mixture, with alternatives below (Howard et al. 2021).
+`detect` is the Shiryaev-Roberts e-detector of Shin, Ramdas and Rinaldo (NEJSDS 2024). It discounts
+a quiet past, so it shows a change soon even after a quiet month; in return it raises a false alarm
+from time to time. `upper_bound` inverts the same mixture, with alternatives below p (Howard et al.
+2021).
 """
 
 from __future__ import annotations
@@ -27,12 +29,12 @@ Counted = int | NDArray[np.int64]
 RATIOS = (1.5, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 40.0)
 LOWER_RATIOS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85)
 _LARGEST = 0.99
-"""Alternatives are kept below certainty, where a single miss would end them for good."""
+"""Largest alternative rate. At rate 1 a single trial without a hit would make E_n zero for good."""
 _BISECTIONS = 40
 
 
 def log10_evidence(trials: Counted, hits: Counted, *, target: float) -> Array:
-    """log10 of E_n; 2 is proof at 0.01, 3 at 0.001. Never infinite; as many as counts are given.
+    """log10 of E_n, in the shape of the counts; 2 is proof at 0.01, 3 at 0.001. Never infinite.
 
     Raises ValueError unless 0 <= hits <= trials and 0 < target < 1.
     """
@@ -48,23 +50,24 @@ def quiet(target: float) -> Array:
 def detect(state: Array, trials: Counted, hits: Counted, *, target: float) -> Array:
     """The state after one more batch of trials: M_k <- (M_k + 1) e_k, kept as log(M_k + 1).
 
-    `state` (..., K). A batch, whose size must not depend on its outcomes, is one step; the mean
-    number of steps until `log10_detection` first reaches log10(1/a), while nothing changed, is at
-    least 1/a - 1. Raises ValueError as `log10_evidence`.
+    `state` (..., K). A batch is one step; its size must not depend on its outcomes. While nothing
+    changes, it takes at least 1/a - 1 steps on average until `log10_detection` first reaches
+    log10(1/a). Raises ValueError as `log10_evidence`.
     """
     return np.logaddexp(state + _log_ratios(trials, hits, target=target), 0.0)
 
 
 def log10_detection(state: Array) -> Array:
-    """log10 of mean_k (M_k + 1): 0 when nothing speaks for a change."""
+    """log10 of mean_k (M_k + 1), (...); 0 when nothing indicates a change."""
     return _log_mean(state) / math.log(10)
 
 
 def upper_bound(trials: Counted, hits: Counted, *, error: float = 0.05) -> Array:
-    """The rate that, but for probability `error`, was at no time below the true one.
+    """Upper bound of the true rate, in the shape of the counts.
 
-    A rate p is refuted when the mixture over alternatives p * LOWER_RATIOS reaches 1/error. That
-    mixture grows with p, so what is not refuted is one interval and its end is found by bisection.
+    With probability 1 - `error` it holds at all times, however often it is read. A rate p is
+    refuted when the mixture over alternatives p * LOWER_RATIOS reaches 1/error. That mixture grows
+    with p, so the rates that are not refuted are one interval; bisection finds its end.
     Raises ValueError unless 0 <= hits <= trials.
     """
     n, s = _check(trials, hits)

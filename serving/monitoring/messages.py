@@ -1,4 +1,4 @@
-"""What the monitor is sent and asked: plain values that cross processes."""
+"""What other processes send to the monitor and get from it: plain values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from serving.monitoring.tally import Counts, Findings, Source, Targets
 
 @dataclass(frozen=True)
 class OnTrial:
-    """A release that answers a share of the requests, and what its evidence is against."""
+    """A release that answers a share of the requests, and the targets of its evidence."""
 
     release: int
     stack: str
@@ -21,18 +21,18 @@ class OnTrial:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One replica's numbers as they stand now."""
+    """One replica's current numbers."""
 
     families: list[Family]
     taken: float
-    """When, in seconds on a clock of the replica's."""
+    """When it was taken: seconds on the replica's own clock."""
     release: int
     stack: str
     """Name of the release's stack of adapters."""
     targets: Targets
-    """For that stack."""
+    """Of that stack."""
     counts: dict[str, Counts]
-    """Since the replica's start, by stack."""
+    """Stack -> counts since the replica's start."""
     expected: int
     """Replicas that the settings ask for."""
     posture: Posture = Posture()
@@ -43,18 +43,18 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class ProbeSnapshot:
-    """What the probes of canary classes found, as it stands now."""
+    """What the probes of canary classes have found so far."""
 
     families: list[Family]
     taken: float
-    """When, in seconds on a clock of the sender's."""
+    """When it was taken: seconds on the sender's own clock."""
     counts: dict[str, Counts]
-    """Since the sender's start, by stack."""
+    """Stack -> counts since the sender's start."""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What is known of the active release's stack, for whoever reacts to it."""
+    """What the counts prove about a release's stack. Reactions are decided from it."""
 
     release: int
     stack: str
@@ -65,17 +65,17 @@ class Proof:
 
 @dataclass(frozen=True)
 class ControlFigures:
-    """What the metrics page shows of commands, jobs and trainings."""
+    """Numbers about commands, jobs and trainings for the metrics page."""
 
     pending: int
-    """Jobs that are not at their end."""
+    """Jobs that are not finished."""
     oldest_pending: float
-    """Unix time of the oldest one's request; 0 where there is none."""
+    """Unix time at which the oldest of them was requested; 0: there is none."""
     accepted: int
     done: int
     refused: int
     seq: int
-    """Number of the newest record of the ledger."""
+    """Sequence number of the ledger's newest record."""
     active: int
     """The active release."""
     suspended: bool
@@ -85,4 +85,4 @@ class ControlFigures:
     read_at: float
     """Unix time at which the ledger was read."""
     families: list[Family]
-    """The trainer's rows."""
+    """The trainer's metrics."""

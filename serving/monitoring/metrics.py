@@ -1,7 +1,7 @@
-"""The one table of metrics: names, types, labels, buckets, help. Nothing else names a metric.
+"""The table of all metrics (names, types, labels, buckets, help), and a process's own metrics.
 
-No label holds a class, a subject, a request or a client. Rules, dashboards and docs are checked
-against this table by a test.
+Every metric is declared here. No label holds a class, a subject, a request or a client. A test
+checks the rules, dashboards and docs against this table.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Source = Literal["replica", "monitor", "control", "trainer", "watch"]
 
 @dataclass(frozen=True)
 class Metric:
-    """One row of the table. `source`: which process measures it."""
+    """One row of the table. `source`: the process that measures it."""
 
     name: str
     kind: Kind
@@ -30,9 +30,9 @@ class Metric:
 
 
 OUTCOMES = ("ok", "client_error", "not_current", "late", "error")
-"""What a request came to."""
+"""How a request ended; see `outcome_of`."""
 FAILED = ("not_current", "late", "error")
-"""Those of them that are the server's doing."""
+"""The outcomes that the server is to blame for."""
 _REQUEST_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 _STAGE_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
 _SWAP_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
@@ -69,7 +69,7 @@ TABLE: tuple[Metric, ...] = (
     Metric(
         "lethe_images_skipped_total",
         "counter",
-        "Images that were not computed: their client was gone, or their deadline had passed.",
+        "Images that were not computed: the client was gone, or the deadline had passed.",
         "replica",
     ),
     Metric("lethe_release", "gauge", "Release that the replica serves.", "replica"),
@@ -100,8 +100,8 @@ TABLE: tuple[Metric, ...] = (
     Metric(
         "lethe_release_failures_total",
         "counter",
-        "Releases that could not be made ready, by the stage that was not reached (fetched, "
-        "verified, built, checked).",
+        "Releases that could not be made ready, by the stage that failed (fetched, verified, "
+        "built, checked).",
         "replica",
         ("stage",),
     ),
@@ -156,20 +156,18 @@ TABLE: tuple[Metric, ...] = (
         "monitor",
         ("source",),
     ),
-    Metric(
-        "lethe_leak_target_ratio", "gauge", "Leak rate that the evidence is against.", "monitor"
-    ),
+    Metric("lethe_leak_target_ratio", "gauge", "Highest leak rate that is accepted.", "monitor"),
     Metric(
         "lethe_leak_upper_bound_ratio",
         "gauge",
-        "Upper bound of the leak rate: 95 %, however often it is looked at.",
+        "95 % upper bound of the leak rate, valid however often it is read.",
         "monitor",
         ("source",),
     ),
     Metric(
         "lethe_leak_detector_log10",
         "gauge",
-        "log10 of the detector of a leak that began after a quiet time; 0 when all is quiet.",
+        "log10 of the detector of a leak that began after a quiet time; 0 when there is no sign.",
         "monitor",
         ("source",),
     ),
@@ -182,7 +180,7 @@ TABLE: tuple[Metric, ...] = (
     Metric(
         "lethe_drift_target_ratio",
         "gauge",
-        "Disagreement on retained classes that the evidence is against.",
+        "Highest disagreement on retained classes that is accepted.",
         "monitor",
     ),
     Metric(
@@ -195,7 +193,7 @@ TABLE: tuple[Metric, ...] = (
     Metric(
         "lethe_shadow_until_timestamp_seconds",
         "gauge",
-        "When shadowing ends, or has ended, by itself (0: never).",
+        "Unix time at which shadowing ends or has ended (0: never).",
         "monitor",
     ),
     Metric(
@@ -209,18 +207,18 @@ TABLE: tuple[Metric, ...] = (
     Metric(
         "lethe_last_match_timestamp_seconds",
         "gauge",
-        "Unix time of the last match, by source; 0 before the first since the monitor's start.",
+        "Unix time of the last match, by source; 0: none since the monitor's start.",
         "monitor",
         ("source",),
     ),
-    Metric("lethe_replicas", "gauge", "Replicas that were heard of lately.", "monitor"),
+    Metric("lethe_replicas", "gauge", "Replicas that have reported lately.", "monitor"),
     Metric("lethe_replicas_expected", "gauge", "Replicas that the settings ask for.", "monitor"),
-    Metric("lethe_pending_requests", "gauge", "Forget commands not at their end.", "control"),
+    Metric("lethe_pending_requests", "gauge", "Forget commands that are not finished.", "control"),
     Metric("lethe_active_release", "gauge", "Release that the ledger says is active.", "control"),
     Metric(
         "lethe_oldest_pending_timestamp_seconds",
         "gauge",
-        "When the oldest such command was accepted (0: none).",
+        "Unix time at which the oldest unfinished forget command was accepted (0: none).",
         "control",
     ),
     Metric(
@@ -239,7 +237,7 @@ TABLE: tuple[Metric, ...] = (
     Metric(
         "lethe_registry_read_timestamp_seconds",
         "gauge",
-        "When control last read the ledger to its end.",
+        "Unix time at which control last read the ledger to its end.",
         "control",
     ),
     Metric(
@@ -278,7 +276,7 @@ TABLE: tuple[Metric, ...] = (
     Metric(
         "lethe_last_probe_timestamp_seconds",
         "gauge",
-        "When a probe was last answered (0: never).",
+        "Unix time at which a probe was last answered (0: never).",
         "watch",
     ),
     Metric("lethe_canary_classes", "gauge", "Canary classes that the settings name.", "watch"),
@@ -301,7 +299,7 @@ ROWS = {metric.name: metric for metric in TABLE}
 
 
 def outcome_of(status: int) -> str:
-    """The metrics' word for an HTTP status."""
+    """The outcome, one of `OUTCOMES`, for an HTTP status."""
     if status < 400:
         return "ok"
     if status == 503:
@@ -312,7 +310,7 @@ def outcome_of(status: int) -> str:
 
 
 class Mirror(Protocol):
-    """Where the same numbers go once more."""
+    """A second place for the same numbers, such as Ray's exporter."""
 
     def count(self, name: str, by: float, labels: tuple[str, ...]) -> None: ...
     def set(self, name: str, value: float, labels: tuple[str, ...]) -> None: ...
@@ -321,7 +319,7 @@ class Mirror(Protocol):
 
 
 class Metrics:
-    """The metrics of one process, made from the table. Unknown names raise KeyError."""
+    """The metrics of one process, from the table. Methods raise KeyError for an unknown name."""
 
     def __init__(self, source: Source, mirror: Mirror | None = None) -> None:
         self._mirror = mirror
@@ -369,7 +367,7 @@ class Metrics:
             self._mirror.observe(name, value, labels)
 
     def families(self) -> list[Family]:
-        """What stands in the registry now, without the `_created` samples."""
+        """The current numbers, without the `_created` samples."""
         families = list(self.registry.collect())
         for family in families:
             family.samples = [s for s in family.samples if not s.name.endswith("_created")]
@@ -377,7 +375,7 @@ class Metrics:
 
 
 def merge(snapshots: Iterable[tuple[str, Sequence[Family]]]) -> list[Family]:
-    """One family per name out of many processes' snapshots, told apart by the label `replica`."""
+    """Merge the replicas' families by name; the label `replica` tells their samples apart."""
     merged: dict[str, Family] = {}
     for replica, families in snapshots:
         for family in families:

@@ -1,4 +1,4 @@
-"""The metrics page, read back: what `lethe top` and the console show."""
+"""Parses the metrics page, for `lethe top` and the console."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 @dataclass(frozen=True)
 class Look:
-    """The metrics page at one moment, by sample name."""
+    """The metrics page at one moment."""
 
     at: float
+    """When it was fetched, in seconds."""
     samples: Mapping[str, tuple[tuple[Mapping[str, str], float], ...]]
+    """Sample name -> (labels, value) of each sample."""
 
     def total(self, name: str, **labels: str) -> float:
         """Sum of the samples that have `labels`."""
@@ -30,7 +32,7 @@ class Look:
         return next(found, None)
 
     def chosen(self, name: str, label: str) -> str | None:
-        """The value of `label` for which a gauge is 1; None where it is 1 for none."""
+        """The value of `label` for which a gauge is 1; None if there is none."""
         return next((given[label] for given, v in self.samples.get(name, ()) if v == 1), None)
 
 

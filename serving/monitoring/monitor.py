@@ -1,4 +1,5 @@
-"""The monitor actor: gathers every replica's numbers, so that one scrape target shows them all."""
+"""The monitor actor: collects the numbers of all processes for one metrics page, and keeps the
+evidence on leaks and drift."""
 
 from __future__ import annotations
 
@@ -26,21 +27,25 @@ log = logging.getLogger(__name__)
 ACTOR = "lethe-monitor"
 OUTCOMES = ("accepted", "done", "refused")
 STALE_S = 15.0
-"""A replica not heard of for this long is no longer shown as serving."""
+"""A replica that pushed nothing for this many seconds is not shown any more."""
 PROBED_S = 900.0
-"""Without a probe of a forgotten canary class for this long, nothing is probed."""
+"""Probing counts as stopped after this many seconds without a probe of a forgotten class."""
 SAVE_S = 1.0
-"""Least time between two writes of the evidence."""
+"""Shortest time between two writes of the evidence, in seconds."""
 
 
 class Monitor:
-    """Runs as a threaded Ray actor."""
+    """Runs as a threaded Ray actor. Thread-safe."""
 
     def __init__(
         self, file: Path, *, ray_metrics: bool = False, clock: Callable[[], float] = boot_clock
     ) -> None:
-        """`file` keeps the evidence over a restart. `ray_metrics`: export through Ray too.
-        `clock`: seconds that never jump back."""
+        """
+        Args:
+            file: Keeps the evidence over a restart.
+            ray_metrics: Export the metrics through Ray's own exporter too.
+            clock: Returns seconds and never jumps back.
+        """
         self._file = file
         self._clock = clock
         self._lock = threading.Lock()
@@ -58,19 +63,19 @@ class Monitor:
         self._probed = float("-inf")
         self._matched: dict[Source, float] = dict.fromkeys(SOURCES, 0.0)
         self._hopeful = clock()
-        """When there last was a match, or since when there could have been one."""
+        """When the last match came, or, if later, when matches became possible."""
 
     def push(self, replica: str, snapshot: Snapshot) -> None:
-        """A replica's numbers as they stand now."""
+        """Take a replica's current numbers."""
         with self._lock:
             held = self._snapshots.get(replica)
             if held is not None and held.taken > snapshot.taken:
-                return  # pushes overtake each other; a counter must not go back
+                return  # it was overtaken by a newer one; counters must not go back
             self._snapshots[replica] = snapshot
             self._heard[replica] = self._clock()
             self._take(replica, "shadow", snapshot.counts, snapshot.targets)
             self._drop_silent()
-            # Of replicas that are one release apart for a moment, the one ahead is right.
+            # During a swap replicas differ by a release; the newer release counts.
             newest = max(self._snapshots.values(), key=lambda s: (s.release, s is snapshot))
             if not newest.forgotten or self._newest is None or self._newest.stack != newest.stack:
                 self._hopeful = self._clock()
@@ -78,7 +83,7 @@ class Monitor:
             self._save()
 
     def trial(self, release: int) -> Seen | None:
-        """What was seen of the release on trial; None before a replica has said that it is."""
+        """What was counted of the release on trial; None before a replica reports its trial."""
         with self._lock:
             trials = [s.trial for s in self._snapshots.values() if s.trial is not None]
             trial = next((trial for trial in trials if trial.release == release), None)
@@ -88,8 +93,10 @@ class Monitor:
             return Seen(self._tally.total(shadowed), self._tally.findings(shadowed, trial.targets))
 
     def push_probes(self, sender: str, snapshot: ProbeSnapshot) -> bool:
-        """What the probes found so far; whether the posture asks for more. Their evidence is
-        against the active release's target."""
+        """Take what the probes found so far; return whether the posture wants probes.
+
+        Their evidence is measured against the active release's target.
+        """
         with self._lock:
             held, newest = self._probes, self._newest
             overtaken = held and held[0] == sender and held[1].taken > snapshot.taken
@@ -100,13 +107,13 @@ class Monitor:
             return newest is not None and newest.posture.asked != "off"
 
     def proof(self) -> Proof | None:
-        """The evidence on the active release's stack; None before any replica was heard of."""
+        """The evidence on the active release's stack; None before any replica has pushed."""
         with self._lock:
             newest = self._newest
             return None if newest is None else self._proof(newest.release, newest.stack, newest)
 
     def proof_of(self, release: int, stack: str) -> Proof | None:
-        """The same for another release's stack, against the active one's targets."""
+        """Like `proof`, for another release's stack, against the active release's targets."""
         with self._lock:
             newest = self._newest
             return None if newest is None else self._proof(release, stack, newest)
@@ -135,8 +142,10 @@ class Monitor:
                 self._probed = self._clock()
 
     def page(self, figures: ControlFigures | None) -> bytes:
-        """The metrics page in Prometheus' text format. `figures`: control's; without them
-        its rows and the trainer's are left out."""
+        """The metrics page in Prometheus' text format.
+
+        `figures` come from control; None leaves out the rows of control and the trainer.
+        """
         with self._lock:
             self._drop_silent()
             families = [*self._evidence(), *self._of_control(figures)]
@@ -147,7 +156,7 @@ class Monitor:
         return generate_latest(_Page(families))
 
     def _evidence(self) -> list[Family]:
-        """The active release's stack, by all that was ever counted for it."""
+        """The metrics about the active release's stack, from everything ever counted for it."""
         newest = self._newest
         if newest is None:
             return []
@@ -156,7 +165,7 @@ class Monitor:
             found = self._tally.findings(entry(newest.stack, source), newest.targets)
             for name, value in asdict(found).items():
                 if name == "drift_evidence_log10":
-                    if source == "shadow":  # a probe says nothing of retained classes
+                    if source == "shadow":  # probes say nothing about retained classes
                         own.set(f"lethe_{name}", value)
                 else:
                     own.set(f"lethe_{name}", value, source)
@@ -195,7 +204,7 @@ class Monitor:
         rows.set("lethe_under_erasure", figures.under_erasure)
         rows.set("lethe_forgotten", figures.forgotten)
         for outcome in OUTCOMES:
-            # The ledger has the totals; a counter takes what is new.
+            # `figures` has totals and a counter takes increases.
             total = getattr(figures, outcome)
             grown = total - self._counted.get(outcome, 0.0)
             rows.count("lethe_forgets_total", outcome, by=max(grown, 0.0))
@@ -203,7 +212,7 @@ class Monitor:
         return [*rows.families(), *figures.families]
 
     def _drop_silent(self) -> None:
-        """What a replica counted stays in the tally when its snapshot goes."""
+        """Drop the snapshots of replicas that stopped pushing. Their counts stay in the tally."""
         now = self._clock()
         for name in [name for name, at in self._heard.items() if now - at >= STALE_S]:
             del self._heard[name], self._snapshots[name]
@@ -216,13 +225,13 @@ class Monitor:
             self._tally.save(self._file)
             self._unsaved = self._failing = False
         except OSError as error:
-            if not self._failing:  # said once, not every second
-                log.warning("the evidence can't be saved, a restart would lose it: %s", error)
+            if not self._failing:  # warn once, not every second
+                log.warning("the evidence can't be saved; a restart would lose it: %s", error)
             self._failing = True
 
 
 class _Page(Collector):
-    """Families that were collected already, for `generate_latest`."""
+    """Hands families that were collected already to `generate_latest`."""
 
     def __init__(self, families: list[Family]) -> None:
         self._families = families

@@ -1,8 +1,9 @@
-"""How live forgetting is watched: by shadowing, by probes of canary classes alone, or not at all.
+"""The posture: how forgetting is watched in live traffic.
 
-`shadow` compares a share of the traffic with the unadapted backbone, which has to be kept for that:
-so it may have a date after which it ends by itself. Probes of canary classes, where the settings
-name some, go on after that date, and are all there is in the posture `canary`.
+`shadow` compares a share of the traffic with the unadapted backbone. The backbone has to be kept
+for that, so the settings may name a date at which shadowing ends. `shadow` also probes canary
+classes, if the settings name some, and goes on with that after the date. `canary` only sends these
+probes, and `off` watches nothing.
 """
 
 from __future__ import annotations
@@ -12,30 +13,30 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from serving.config.settings import Settings
+from serving.config.settings import MonitorSettings, Settings
 
 PostureName = Literal["shadow", "canary", "off"]
 POSTURES: tuple[PostureName, ...] = ("shadow", "canary", "off")
 BlindReason = Literal["off", "ended", "no_probes", "no_matches", "no_numbers"]
 BLIND_REASONS: tuple[BlindReason, ...] = ("off", "ended", "no_probes", "no_matches", "no_numbers")
-BLIND_AFTER_S = 24 * 3600.0
+BLIND_AFTER_S = MonitorSettings().blind_after_hours * 3600
 
 
 @dataclass(frozen=True)
 class Posture:
-    """What the settings ask for, and how much of it is in force now."""
+    """What the settings ask for, and what is in force now."""
 
     asked: PostureName = "shadow"
     share: float = 1.0
-    """Of the requests, that is shadowed now."""
+    """Share of the requests that is shadowed now."""
     until: float = 0.0
     """Unix time when shadowing ends; 0: never."""
     ended: bool = False
-    """Whether shadowing has ended by itself."""
+    """Whether the date has passed at which shadowing ends."""
     canaries: int = 0
-    """Canary classes that are to be probed."""
+    """How many canary classes are to be probed."""
     blind_after: float = BLIND_AFTER_S
-    """Seconds without a match after which the monitor calls itself blind."""
+    """Seconds without a match after which the monitor reports that it is blind."""
 
     @property
     def in_force(self) -> PostureName:
@@ -45,8 +46,8 @@ class Posture:
 
 
 class Stance:
-    """What of a settings' posture is in force. The end of shadowing is final in this process: a
-    clock that is set back does not bring it back."""
+    """Tells which posture is in force now. Once shadowing has ended, it stays off in this process,
+    even if the clock is set back."""
 
     def __init__(self, settings: Settings, *, clock: Callable[[], float] = time.time) -> None:
         """`clock`: Unix time."""
@@ -66,7 +67,7 @@ class Stance:
 
     @property
     def shadowing(self) -> bool:
-        """Whether the unadapted backbone may be asked now, for however many requests."""
+        """Whether the unadapted backbone may score any requests now."""
         if not self._ended and 0 < self._until <= self._clock():
             self._ended = True
         return self._asked == "shadow" and not self._ended
@@ -85,11 +86,13 @@ class Stance:
 def why_blind(
     posture: Posture | None, *, forgotten: int, probed: bool, quiet_for: float
 ) -> BlindReason | None:
-    """Why a leak could not be seen now; None where it could, or where there is nothing to leak.
+    """Why a leak could not be seen now; None if it could, or if nothing can leak.
 
-    `posture`: of the newest release's replica, None where none was heard of lately. `forgotten`:
-    classes that its weights have forgotten. `probed`: whether a forgotten canary class was probed
-    lately. `quiet_for`: seconds since the last match, or since there could have been one.
+    Args:
+        posture: Of the replica with the newest release; None if no replica has reported lately.
+        forgotten: How many classes the weights of that release have forgotten.
+        probed: Whether a forgotten canary class was probed lately.
+        quiet_for: Seconds since the last match or, if shorter, since matches became possible.
     """
     if posture is None:
         return "no_numbers"

@@ -1,8 +1,8 @@
-"""The metric table once more, through Ray's own exporter, for clusters that scrape every node.
+"""Exports the metrics through Ray's own exporter too, for clusters that scrape every node.
 
-Ray puts `ray_` before each name and labels of its own beside ours; the rules want them gone
-(`deploy/prometheus/ray.yml`). A gauge that isn't set again leaves Ray's page after about half a
-minute, so all of them are set again every few seconds.
+Ray adds the prefix `ray_` to each name, and labels of its own. The alert rules need both removed
+(`deploy/prometheus/ray.yml` does that). Ray drops a gauge that isn't set for about half a minute,
+so all gauges are set again every few seconds.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ AGAIN_S = 5.0
 
 
 class RayMirror:
-    """One process's rows of the table as Ray metrics. Thread-safe."""
+    """The metrics of one process as Ray metrics. Thread-safe."""
 
     def __init__(self, source: Source, replica: str | None = None) -> None:
-        """`replica`: the value of the label `replica`, where the source is one."""
+        """`replica`: the value of the label `replica`, if the process is a replica."""
         self._own = {} if replica is None else {"replica": replica}
         self._metrics: dict[str, Any] = {}
         self._labels: dict[str, tuple[str, ...]] = {}
@@ -43,7 +43,7 @@ class RayMirror:
         threading.Thread(target=self._keep, name="ray-metrics", daemon=True).start()
 
     def count(self, name: str, by: float, labels: tuple[str, ...]) -> None:
-        if by > 0:  # Ray takes no zero, so a series begins with its first event
+        if by > 0:  # Ray rejects zero, so a series starts with its first event
             self._metrics[name].inc(by, self._tags(name, labels))
 
     def set(self, name: str, value: float, labels: tuple[str, ...]) -> None:

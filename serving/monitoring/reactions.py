@@ -1,13 +1,14 @@
-"""What is done, unasked, when live traffic proves something: decided from the ledger and evidence.
+"""Decides on automatic reactions: pure functions of the ledger's state and the evidence.
 
-Nothing is remembered here. That a reaction was made stands in the ledger, in the record that it
-wrote, so neither a restart nor a second look makes it twice:
+The record that a reaction writes into the ledger shows that it was made. So nothing is remembered
+here, and neither a restart nor a second call makes a reaction twice:
 
     leak:  a remark in the ledger, once for each stack. The guard needs no reaction: the ledger
            accepts no release that does not mask every class under erasure.
-    drift: a rollback to the release before, once for each release that brought an adapter, and not
-           sooner after another one than the hold-off. A stack that an operator went back to, or
-           that was as bad before the new adapter, is left alone. A rollback leaves every guard.
+    drift: a rollback to the release before, once for each release that brought an adapter, and
+           never within the hold-off after another automatic rollback. There is no reaction if an
+           operator rolled back to the active stack, or if drift was proven before the new adapter
+           too. A rollback keeps every guard.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from serving.monitoring.thresholds import PROOF
 
 ACTOR = "monitor"
 RETRY_S = 60.0
-"""Doubled with each rollback that was not carried out, to wait before the next: each defines a
-release, and releases are for good."""
+"""Seconds to wait after a rollback that failed; doubled with each one. Every try defines a release,
+and releases stay in the ledger for good."""
 
 
 @dataclass(frozen=True)
 class Rollback:
-    """A rollback to make. `instead_of`: the release whose stack must still be the active one."""
+    """A rollback to make, if the active stack is still that of release `instead_of`."""
 
     to: int
     instead_of: int
@@ -44,26 +45,27 @@ class Remark:
 
     text: str
     since: int
-    """Number of the record after which the same `request_id` means that it was written."""
+    """Sequence number of the record to search from: a later record with the same `request_id` shows
+    that the remark was written already."""
     request_id: str
 
 
 class Operator(Protocol):
-    """Whoever carries reactions out: control, through its client."""
+    """What carries out reactions: control, through its client."""
 
     def roll_back(self, rollback: Rollback, author: Author) -> bool:
-        """Make the rollback; False when it was refused."""
+        """Make the rollback; False when control rejected it."""
 
     def remark(self, remark: Remark, author: Author) -> None:
         """Write the remark into the ledger."""
 
     def figures(self, *, timeout: float) -> ControlFigures:
-        """What the metrics page shows of control."""
+        """Control's numbers for the metrics page. `timeout`: seconds."""
 
 
 def brought_by(state: State) -> Release | None:
-    """The release that brought the active stack by adding an adapter; None where the active stack
-    came by a rollback or a compaction. Releases that only mask more are looked through."""
+    """The release that made the active stack by adding an adapter; None if a rollback or a
+    compaction made it. Releases that only mask more don't count."""
     release = state.active_release
     while release.kind == "guard" and release.parent is not None:
         release = state.releases[release.parent]
@@ -73,20 +75,20 @@ def brought_by(state: State) -> Release | None:
 def due_rollback(
     state: State, proof: Proof, before: Proof | None, *, now: datetime, hold_off_s: float
 ) -> Rollback | None:
-    """The rollback that proven drift calls for now, if any.
+    """The rollback to make now because drift is proven; None if there is none.
 
-    `proof` is of the active stack, `before` of the stack below its newest adapter.
+    `proof` is about the active stack, `before` about the stack below its newest adapter.
     """
     release = brought_by(state)
     if release is None or state.suspended or release.parent is None:
         return None
     if proof.stack != stack_name(state.active_release.adapters):
-        return None  # of another release: the replicas are not there yet
+        return None  # it is about another release: the replicas still have to swap
     drift = proof.findings["shadow"].drift_evidence_log10
     if drift < PROOF:
         return None
     if before is not None and before.findings["shadow"].drift_evidence_log10 >= PROOF:
-        return None  # going back would mend nothing
+        return None  # the older stack is no better
     own = [made for made in state.releases.values() if made.actor == ACTOR]
     key = f"monitor-drift-{release.number}"
     if any(made.request_id == key and made.activated_at for made in own):
@@ -119,7 +121,8 @@ def stack_before(state: State) -> tuple[int, str] | None:
 
 
 def due_remark(state: State, proof: Proof) -> Remark | None:
-    """What a proven leak of the active stack calls for, whether or not it was written already."""
+    """The remark on a proven leak of the active stack; None if none is proven. It may have been
+    written already."""
     if proof.stack != stack_name(state.active_release.adapters):
         return None
     proven = [s for s in SOURCES if proof.findings[s].leak_evidence_log10 >= PROOF]

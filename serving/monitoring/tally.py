@@ -1,10 +1,10 @@
-"""What the shadow found, per stack of adapters, summed over all replicas that ever were.
+"""Sums what shadow samples and probes found, per stack of adapters, over all replicas.
 
-Evidence speaks of weights, so counts are kept for the stack that was asked, not for the release:
-a release that only widens the guard goes on with its stack's evidence, another adapter begins anew.
-A replica sends its totals since its start; each time, what they grew by is added here. The totals
-and what was added of whom are one value and one file, so nothing is counted twice or lost when
-this process or a replica starts again.
+Evidence is about weights, so counts belong to a stack and not to a release: a release that only
+widens the guard keeps its stack's evidence, and a new adapter starts from zero. A replica sends its
+totals since its start; the tally adds the increase since the replica's last totals. The sums and
+those last totals are saved in one file, so a restart of the monitor or a replica counts nothing
+twice and loses nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
@@ -21,14 +20,16 @@ from typing import Any, Literal
 
 import numpy as np
 
+from registry.store.durable_file import write_durably
 from serving.monitoring import evidence
 
 log = logging.getLogger(__name__)
 
 STACKS = 64
-"""Stacks whose evidence is kept: the latest that were asked."""
+"""How many stacks' counts are kept: those that were counted last."""
 REPLICAS = 256
-"""Replicas whose part is known: the latest heard of. Each runs once, so old names don't return."""
+"""How many replicas' last totals are kept: those that reported last. A replica's name is never used
+again, so the others are not needed."""
 _FORMAT = 1
 Source = Literal["shadow", "canary"]
 SOURCES: tuple[Source, ...] = ("shadow", "canary")
@@ -41,12 +42,16 @@ def stack_name(adapters: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Counts:
-    """Shadow samples of one stack, by what was found."""
+    """Shadow samples, or probes, of one stack."""
 
     matches: int = 0
+    """The image shows a class that the weights have forgotten."""
     leaks: int = 0
+    """Matches that the adapted weights, before the mask, still name."""
     retained: int = 0
+    """The image shows a class that is not forgotten."""
     disagreements: int = 0
+    """Retained samples on which the adapted and the unadapted weights differ."""
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -57,7 +62,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Targets:
-    """Rates that the evidence is against."""
+    """The highest rates that are accepted; evidence counts against them."""
 
     leak: float
     drift: float
@@ -65,7 +70,7 @@ class Targets:
 
 @dataclass(frozen=True)
 class Findings:
-    """What the counts of one stack prove; field names are those of the gauges."""
+    """What the counts of one stack prove. The fields are named like the gauges."""
 
     leak_evidence_log10: float
     leak_detector_log10: float
@@ -74,13 +79,13 @@ class Findings:
 
 
 def entry(stack: str, source: Source) -> str:
-    """The name under which a stack's counts from one source are kept: live traffic and probes are
-    two streams, so their evidence is kept apart."""
+    """The name of a stack's counts from one source. Live traffic and probes are different streams,
+    so their evidence is not mixed."""
     return stack if source == "shadow" else f"{source}:{stack}"
 
 
 class Tally:
-    """Counts of every stack. Not thread-safe: its owner has the lock."""
+    """Counts of every stack. Not thread-safe: its owner holds a lock."""
 
     def __init__(self) -> None:
         self._totals: OrderedDict[str, Counts] = OrderedDict()
@@ -88,7 +93,7 @@ class Tally:
         self._seen: OrderedDict[str, dict[str, Counts]] = OrderedDict()
 
     def take(self, replica: str, counts: Mapping[str, Counts], targets: Targets) -> bool:
-        """Add what `replica`'s totals by stack have grown by; whether there was anything."""
+        """Add the increase of `replica`'s totals, by stack; return whether there was any."""
         seen = self._seen.setdefault(replica, {})
         self._seen.move_to_end(replica)
         grew = False
@@ -108,7 +113,7 @@ class Tally:
     def _detect(self, stack: str, grown: Counts, target: float) -> None:
         state = self._detectors.get(stack)
         start = evidence.quiet(target)
-        if state is None or state.shape != start.shape:  # another target may have fewer rungs
+        if state is None or state.shape != start.shape:  # the target has changed
             state = start
         self._detectors[stack] = evidence.detect(state, grown.matches, grown.leaks, target=target)
 
@@ -116,7 +121,7 @@ class Tally:
         while len(self._seen) > REPLICAS:
             self._seen.popitem(last=False)
         while len(self._totals) > STACKS:
-            # Gone from every side at once: should it come back, it is counted anew, not twice.
+            # Removed everywhere at once. If the stack comes back, it is counted from zero.
             stack, _ = self._totals.popitem(last=False)
             self._detectors.pop(stack, None)
             for seen in self._seen.values():
@@ -140,7 +145,7 @@ class Tally:
     # -- across restarts
 
     def save(self, path: Path) -> None:
-        """Replace the file at `path` in one step. Raises OSError."""
+        """Replace the file at `path` durably. Raises OSError."""
         document = {
             "format": _FORMAT,
             "totals": [[stack, asdict(counts)] for stack, counts in self._totals.items()],
@@ -150,17 +155,15 @@ class Tally:
                 for replica, seen in self._seen.items()
             ],
         }
-        beside = path.with_suffix(".new")
-        with beside.open("w") as file:
-            json.dump(document, file)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        write_durably(path, json.dumps(document).encode())
 
     @classmethod
     def load(cls, path: Path) -> Tally:
-        """The tally that was saved, or an empty one, with a word in the log, where it can't be
-        read: evidence comes again with traffic, and a monitor that doesn't start sees nothing."""
+        """The saved tally; an empty one, with a warning in the log, if the file can't be read.
+
+        It doesn't raise: evidence grows again with traffic, and a monitor that doesn't start would
+        see nothing at all.
+        """
         tally = cls()
         try:
             document: dict[str, Any] = json.loads(path.read_text())
@@ -175,7 +178,7 @@ class Tally:
         except FileNotFoundError:
             return tally
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            log.warning("the evidence in %s can't be read, it begins anew: %s", path, error)
+            log.warning("the evidence in %s can't be read; counts start at zero: %s", path, error)
             return tally
         tally._totals.update(totals)
         tally._detectors.update(detectors)

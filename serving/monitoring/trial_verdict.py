@@ -1,10 +1,10 @@
-"""What becomes of a release on trial, by what live traffic has shown of its weights.
+"""Decides whether a release on trial is promoted or taken off. A pure function of the counts.
 
-It is taken off as soon as the evidence that it leaks, or that it disagrees on retained classes
-more than it may, reaches the bar: an e-value, so that one may look after every sample, and a good
-release is taken off with a probability of at most 10^-bar, however long the trial. It is promoted
-when so many retained samples went by without that. A trial that gets too few samples in its time
-is taken off: what nobody saw is not proven. Pure; see `tally` for the counts.
+The release is taken off as soon as the evidence reaches the bar, either that it leaks or that it
+disagrees too much on retained classes. The evidence is an e-value, so it may be read after every
+sample: however long the trial, a good release is taken off with a probability of at most 10^-bar.
+The release is promoted after enough retained samples without that. If there are too few samples in
+the trial's time, it is taken off, because too little is known about it. `tally` has the counts.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ from serving.monitoring.tally import Counts, Findings
 
 @dataclass(frozen=True)
 class TrialTerms:
-    """`samples` of retained classes to pass, within `seconds`; `bar`: log10 of an e-value."""
+    """When a trial is decided."""
 
     samples: int
+    """Samples of retained classes after which the release is promoted."""
     seconds: float
+    """The release is taken off if it has fewer samples after this time."""
     bar: float
+    """The release is taken off at this log10 of an e-value against it."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What was counted of the trial's weights so far, and what that proves."""
+    """What was counted so far of the weights on trial, and what that proves."""
 
     counts: Counts
     findings: Findings
@@ -34,12 +37,14 @@ class Seen:
 
 @dataclass(frozen=True)
 class Verdict:
+    """What to do with the release; "return" takes it off."""
+
     act: Literal["promote", "return"]
     detail: str
 
 
 def verdict(seen: Seen | None, *, elapsed: float, terms: TrialTerms) -> Verdict | None:
-    """What to do after `elapsed` seconds; None: wait. `seen`: None before any replica reported."""
+    """The verdict after `elapsed` seconds; None: wait. `seen`: None before any replica reports."""
     if seen is not None:
         counts, findings = seen.counts, seen.findings
         if findings.leak_evidence_log10 >= terms.bar:

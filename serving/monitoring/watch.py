@@ -1,7 +1,7 @@
 """The watch actor: probes canary classes, and reacts to what the monitor proves.
 
-Only started where the settings name canary classes, a reaction or Ray's exporter. It holds nothing:
-what the probes found is the monitor's, what was done stands in the ledger.
+It is started only if the settings name canary classes, a reaction or Ray's exporter. It keeps no
+state: the monitor has what the probes found, and the ledger what was done.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ REPORT_S = 1.0
 REACT_S = 2.0
 RENEW_S = 5.0
 AGAIN_S = 60.0
-"""After a reaction that was refused, the next try."""
+"""Seconds between two tries of a reaction that was refused."""
 MONITOR_S = 5.0
 PROBE_S = 10.0
-"""A probe that is not answered by then has failed."""
+"""A probe that gets no answer within this many seconds has failed."""
 REACTIONS = ("leak", "drift")
 OUTCOMES = ("done", "refused")
 
 
 def wanted(settings: Settings) -> bool:
-    """Whether there is anything to do for this actor."""
+    """Whether the settings ask for something that this actor does."""
     chosen = settings.reactions
     exported = settings.monitor.ray_metrics
     return bool(settings.probes.classes) or chosen.leak or chosen.drift or exported
 
 
 class Watch:
-    """Runs as a threaded Ray actor, with threads of its own for what it does."""
+    """Runs as a threaded Ray actor. Each of its tasks has a thread."""
 
     def __init__(self, settings: Settings, *, monitor: MonitorClient, operator: Operator) -> None:
         self._settings = settings
@@ -90,7 +90,7 @@ class Watch:
         self._start("report", self._report, REPORT_S)
 
     def ping(self) -> str:
-        """Answers once this process is there."""
+        """The actor's name. An answer shows that the actor runs."""
         return self._name
 
     def _start(self, name: str, step: Callable[[], float | None], every: float) -> None:
@@ -100,8 +100,9 @@ class Watch:
                 try:
                     pause = step()
                 except Exception as error:
-                    # Whatever it is, it is tried again: counts are totals, and what was done
-                    # stands in the ledger. Without the error's words, which may name a class.
+                    # Any error may come here. Trying again is safe: counts are sent as totals, and
+                    # the ledger shows what was done. The log doesn't quote the error, whose words
+                    # may name a class.
                     log.warning("%s: failed (%s)", name, type(error).__name__)
                 time.sleep(every if pause is None else pause)
 
@@ -116,7 +117,10 @@ class Watch:
             self._probing.clear()
 
     def _renew(self) -> None:
-        """Have the monitor work out its rows and control's, as a scrape of its page would."""
+        """Let the monitor compute its metrics and control's, as a scrape of its page does.
+
+        Ray's exporter gets them only then.
+        """
         figures = self._operator.figures(timeout=MONITOR_S)
         self._monitor.page(figures, timeout=MONITOR_S)
 

@@ -1,1 +1,1 @@
-"""One replica: the slot of live weights, its lease, batches, decoding and the shadow."""
+"""A replica of the served model: live weights, lease, batches, decoding and the shadow."""

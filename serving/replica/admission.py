@@ -1,4 +1,4 @@
-"""What a replica lets in: so many images at once, and nothing any more once it is to stop."""
+"""Limits what a replica works on: a number of images at once, and nothing new while it stops."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ POLL_S = 0.02
 
 
 class BusyError(ServingError):
-    """The replica works on as many images as it may; later there is room."""
+    """The replica already works on as many images as it may; try again later."""
 
 
 class StoppingError(ServingError):
-    """The server is being stopped; what it had let in is finished."""
+    """The server is stopping and accepts no new requests; it finishes those it has."""
 
 
 class DeadlineError(ServingError):
-    """The deadline passed before the image was computed, so it was not."""
+    """The deadline passed before the image was computed, so it wasn't computed."""
 
 
 class OtherReleaseError(ServingError):
-    """The release that was asked for is not the one that serves."""
+    """The request names a release that is not the active one."""
 
 
 class AskedError(ServingError):
-    """There is no such release to be answered by; `status` is HTTP's word for why."""
+    """The release that an auditor asks for doesn't exist (`status` 404) or can't be built (409)."""
 
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail)
@@ -39,26 +39,27 @@ class AskedError(ServingError):
 
 @dataclass(frozen=True)
 class Call:
-    """What a request asks beside its images."""
+    """What a request carries besides its images."""
 
     request_id: str
     ticket: Ticket
     deadline: float
-    """Seconds on the event loop's clock: what is not being computed by then never is."""
+    """Seconds on the event loop's clock. An image whose computation hasn't begun by then is
+    skipped."""
     min_release: int | None = None
     """Oldest release that may answer."""
     release: int | None = None
-    """The only release that may answer: the one that serves, or for an auditor any."""
+    """The only release that may answer. It must be the active one, unless an auditor asks."""
     auditing: bool = False
     """Whether the auditor's token was shown."""
     probe: bool = False
-    """A probe is no traffic: the shadow's sample is of all others."""
+    """The request is a probe, so the shadow doesn't sample it."""
 
 
 class Admission:
-    """Counts requests until they are answered, and the images of them until these are computed.
+    """Counts the requests that aren't answered yet and the images that aren't computed yet.
 
-    Of one event loop, so there is no lock.
+    Needs no lock: only one event loop uses it.
     """
 
     def __init__(self, most_images: int) -> None:
@@ -73,7 +74,7 @@ class Admission:
 
     @contextlib.contextmanager
     def request(self) -> Iterator[None]:
-        """From when a request came until it is answered. Raises `StoppingError`."""
+        """Hold this from a request's arrival until its response is sent. Raises `StoppingError`."""
         if self._stopping:
             raise StoppingError
         self._requests += 1
@@ -84,8 +85,10 @@ class Admission:
 
     @contextlib.contextmanager
     def images(self, count: int) -> Iterator[None]:
-        """While `count` images are worked on. Raises `BusyError`; one alone, or the only request's,
-        always has room."""
+        """Hold this while `count` images are computed. Raises `BusyError` if they are too many.
+
+        When no other images are being computed, any number is accepted.
+        """
         if self._images and self._images + count > self._most:
             raise BusyError
         self._images += count
@@ -95,8 +98,8 @@ class Admission:
             self._images -= count
 
     async def drain(self, *, notice: float, patience: float) -> bool:
-        """Let in what comes within `notice` seconds, nothing after, and wait up to `patience`
-        seconds until all of it is answered; False when it is not."""
+        """Accept requests for `notice` more seconds and none after that. Then wait up to `patience`
+        seconds until all are answered; False if some are not."""
         await asyncio.sleep(notice)
         self._stopping = True
         loop = asyncio.get_running_loop()

@@ -1,7 +1,6 @@
-"""Batches: what is asked at about the same time is worked on together.
+"""Batches: requests that come at about the same time are computed together.
 
-Ray's `serve.batch` does the same; by a profile of one replica it took a tenth of the event loop's
-time for each request, which is all the time that a small model's server has.
+Our own code: in a profile of a replica, Ray's `serve.batch` took a tenth of the event loop's time.
 """
 
 from __future__ import annotations
@@ -20,18 +19,23 @@ Answer = TypeVar("Answer")
 class _Waiting(Generic[Asked, Answer]):
     asked: Asked
     until: float
-    """When it has waited long enough, on the event loop's clock."""
+    """When its batch must begin, on the event loop's clock."""
     answer: asyncio.Future[Answer]
 
 
 class Batcher(Generic[Asked, Answer]):
-    """Of one event loop. One batch is worked on at a time; what comes meanwhile is the next."""
+    """Computes one batch at a time; what comes meanwhile makes up the next. For one event loop."""
 
     def __init__(
         self, work: Callable[[list[Asked]], Awaitable[list[Answer]]], *, size: int, wait_s: float
     ) -> None:
-        """`work` answers each of at most `size`, in order; the first waits up to `wait_s` seconds
-        for the others. What it raises, everybody in the batch gets."""
+        """
+        Args:
+            work: Takes a batch and returns the answers in the same order. If it raises, all callers
+                in the batch get the error.
+            size: Largest batch.
+            wait_s: Seconds that the first of a batch waits for others.
+        """
         self._work = work
         self._size = size
         self._wait_s = wait_s
@@ -40,8 +44,8 @@ class Batcher(Generic[Asked, Answer]):
         self._working: asyncio.Task[None] | None = None
 
     async def ask(self, asked: Asked) -> Answer:
-        """The answer. It is worked out even if nobody waits for it any more: whether that is worth
-        its while is for `work` to judge."""
+        """The answer to `asked`. A caller that stops waiting doesn't take `asked` out of its batch:
+        `work` decides whether to compute it."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Answer] = loop.create_future()
         self._waiting.append(_Waiting(asked, loop.time() + self._wait_s, answer))
@@ -49,9 +53,10 @@ class Batcher(Generic[Asked, Answer]):
         return await answer
 
     def _begin(self, loop: asyncio.AbstractEventLoop, *, due: bool = False) -> None:
-        """Begin a batch, unless one is worked on, if it is full or due; else see to it once it is.
+        """Begin a batch if it is full or due and no other is running; else set a timer for it.
 
-        Without a wait it is due in the event loop's next turn: what has come already is read first.
+        With `wait_s` 0 it is due in the event loop's next turn, so that requests that have already
+        arrived are read first.
         """
         if self._working is not None or not self._waiting:
             return
@@ -83,6 +88,6 @@ class Batcher(Generic[Asked, Answer]):
                     each.answer.set_exception(error)
         finally:
             for each in batch:
-                each.answer.cancel()  # of no effect on what is answered
+                each.answer.cancel()  # does nothing to those that have an answer
             self._working = None
             self._begin(loop, due=bool(self._waiting) and self._waiting[0].until <= loop.time())

@@ -1,4 +1,4 @@
-"""From request bytes to a checked image: type, size and pixel count before any pixel is decoded."""
+"""Decodes the image in a request. Checks type, size and pixel count before it decodes a pixel."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from serving.errors import ServingError
 
 MAX_ASPECT = 20
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-# Pillow warns of a bomb by its own limit; ours is checked before anything is decoded.
+# Pillow warns of decompression bombs by its own limit; `open_image` checks the settings' limit.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 class DecodeError(ServingError):
-    """The bytes are not an image that we take. `status` is the HTTP status that fits."""
+    """The bytes are not an image that is accepted. `status` is the HTTP status to answer with."""
 
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail)
@@ -25,15 +25,18 @@ class DecodeError(ServingError):
 
 
 def decode_image(data: bytes, *, max_pixels: int) -> Image.Image:
-    """Decode `data` whole. Raises as `open_image` and `load_image`."""
+    """Decode all of `data`. Raises as `open_image` and `load_image`."""
     image = open_image(data, max_pixels=max_pixels)
     load_image(image)
     return image
 
 
 def open_image(data: bytes, *, max_pixels: int) -> Image.Image:
-    """Read the header, no pixel yet. Raises `DecodeError`: 400 empty, 413 too many pixels, 422 not
-    an image or a strip."""
+    """Read the header and no pixels.
+
+    Raises `DecodeError`: 400 for no bytes, 413 for too many pixels, 422 for what is not an image or
+    is too long and narrow.
+    """
     if not data:
         raise DecodeError(400, "The body is empty; send the bytes of one image.")
     try:
@@ -50,16 +53,16 @@ def open_image(data: bytes, *, max_pixels: int) -> Image.Image:
     if width * height > max_pixels:
         raise DecodeError(413, f"{_too_many(max_pixels)} It has {width} x {height}.")
     if max(width, height) > MAX_ASPECT * min(width, height):
-        # Scaling the short side to the model's size would blow the long one up.
+        # Pre-processing scales the short side to the model's size; the long side would be huge.
         raise DecodeError(422, f"The image is {width} x {height}; at most {MAX_ASPECT}:1 is taken.")
     return image
 
 
 def load_image(image: Image.Image) -> None:
-    """Decode the pixels. Raises `DecodeError`: 422 damaged."""
+    """Decode the pixels. Raises `DecodeError`: 422 for a damaged image."""
     try:
         image.load()
-    except Exception as error:  # likewise
+    except Exception as error:  # a damaged image can raise nearly anything in Pillow
         raise DecodeError(422, f"The image is damaged or cut off: {error}.") from None
 
 

@@ -1,11 +1,11 @@
-"""A replica's side of the lease: whether it may answer, and until when.
+"""The lease protocol, on a replica's side: whether the replica may answer, and until when.
 
-The coordinator's side is `serving.coordination.membership`. A replica counts its lease from the
-moment at which it *sent* the heartbeat, less a margin, so its lease always ends before the one that
-the coordinator counts. A reply counts only if the lease was not given up since its heartbeat was
-sent: a slow reply must not bring back a lease that a suspension has ended.
+The coordinator's side is `serving.coordination.membership`. A replica counts its lease from when it
+*sent* the heartbeat, less a margin, so its lease always ends before the coordinator takes it as
+ended. A reply is ignored if the lease was given up after its heartbeat was sent: a slow reply must
+not bring back a lease that a suspension has ended.
 
-Pure: no thread, no Ray and no I/O. `Member` owns one and serialises the calls that change it.
+No threads, Ray or I/O here. `Member` owns a `Lease` and serialises the calls that change it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from serving.errors import ServingError
 
 
 class NotCurrentError(ServingError):
-    """This replica can't prove that it is current, so it doesn't serve."""
+    """This replica can't prove that it runs the current release, so it doesn't serve."""
 
 
 class SuspendedError(ServingError):
-    """The ledger says that nothing may be served."""
+    """Serving is suspended."""
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """What a replica says of itself, and what it must remember until the reply comes."""
+    """What a replica reports, and what it must remember until the reply comes."""
 
     number: int
     """Counts this replica's heartbeats from 1."""
@@ -38,7 +38,7 @@ class Heartbeat:
     sent: float
     """When it was sent, on the replica's clock."""
     voids: int
-    """How often the lease had been given up by then."""
+    """How often the lease was given up before it was sent."""
 
 
 class Lease:
@@ -55,7 +55,7 @@ class Lease:
         self._beats = 0
         self._voids = 0
 
-    # -- what the request path asks
+    # -- the request path calls these
 
     @property
     def left(self) -> float:
@@ -77,59 +77,59 @@ class Lease:
     # -- heartbeats
 
     def beat(self) -> Heartbeat:
-        """The next heartbeat, as of now."""
+        """The next heartbeat, to be sent now."""
         self._beats += 1
         return Heartbeat(self._beats, self._running, self._silent, self._clock(), self._voids)
 
     def take(self, sent: Heartbeat, pulse: Pulse) -> bool:
         """Extend the lease by the reply to `sent`; True when it was extended.
 
-        The length is the coordinator's, which waits by its own terms, and not the one that this
-        process was started with.
+        The reply names the length. It is the coordinator's, which may differ from the length in the
+        terms that this process was started with.
         """
         if not pulse.granted or self._ended or sent.voids != self._voids:
             return False
         self._until = sent.sent + pulse.granted - self._terms.margin
         return True
 
-    # -- what the replica has done
+    # -- the replica reports what it has done
 
     @property
     def running(self) -> int:
-        """The newest release that `confirm` was told of; -1: none yet."""
+        """The newest release that was confirmed; -1: none yet."""
         return self._running
 
     @property
     def silent(self) -> bool:
-        """Whether nothing is answered and nothing is on its way out."""
+        """Whether serving is suspended and all earlier responses have been sent."""
         return self._silent
 
     def confirm(self, release: int) -> None:
-        """This replica serves `release`, and answers nothing from an older one any more."""
+        """Note that this replica serves `release` and has drained all older ones."""
         self._running = release
 
     def halt(self) -> None:
-        """Answer nothing from here on. To stop, the coordinator's word is enough."""
+        """Give the lease up and refuse all requests. The coordinator's word is enough for this."""
         self._suspended = True
         self._void()
 
     def fall_silent(self, *, drained: bool) -> None:
-        """After `halt`: whether the answers that were checked before it are all out."""
+        """Note, after `halt`, whether all responses that were checked before it have been sent."""
         self._silent = drained
 
     def go_on(self) -> None:
-        """The ledger says that serving is not suspended. The next heartbeat asks for a lease."""
+        """End the suspension, as the ledger says. The next heartbeat asks for a lease."""
         self._silent = False
         self._void()
         self._suspended = False
 
     def end(self) -> None:
-        """Stop serving for good: no reply brings a lease any more."""
+        """Give the lease up for good; later replies are ignored."""
         self._ended = True
         self._void()
 
     def stands_as(self, wake: Wake) -> bool:
-        """Whether this replica has done what `wake` says of a suspension."""
+        """Whether this replica has already suspended or resumed as `wake` says."""
         return self._silent if wake.suspended else not self._suspended
 
     def _void(self) -> None:

@@ -1,9 +1,8 @@
-"""A replica's side of the swap: register, follow, build, flip, drain, confirm; refuse when cut off.
+"""A replica's side of the swap: register, follow, build, flip, drain, confirm.
 
-Two threads of its own, so that neither a busy event loop nor a long forward pass delays a
-heartbeat: one keeps the lease, the other waits for wake-ups and does what they ask. What is
-active is read from the signed ledger, never taken from the coordinator's word: the coordinator
-only says *that* there is something to read.
+`Member` has two threads, so that neither a busy event loop nor a long forward pass delays a
+heartbeat: one keeps the lease, the other waits for wake-ups and acts on them. The coordinator only
+says *that* there is something to read. What is active comes from the signed ledger.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ from serving.replica.slot import BuildError, Slot
 log = logging.getLogger(__name__)
 
 FOLLOW_S = 5.0
-"""Longest long poll; a lost wake-up costs no more than this."""
+"""Longest wait of a long poll. If a wake-up is lost, the member waits this long at most."""
 RETRY_S = 0.2
 STUCK_LEASES = 3
-"""After so many leases without the committed release a replica asks to be replaced."""
+"""After this many leases without the committed release, a replica reports itself unhealthy."""
 
 OnSwap = Callable[[str, float], None]
-"""Told (phase or outcome, seconds) of each step of a swap."""
+"""Called with (phase or outcome, seconds) for each step of a swap."""
 OnFailure = Callable[[Stage], None]
-"""Told which step a release failed at."""
+"""Called with the stage at which a release failed."""
 
 
 class Member:
@@ -69,7 +68,7 @@ class Member:
         self._swapping = threading.Lock()
         self._threads: list[threading.Thread] = []
 
-    # -- what the request path asks
+    # -- the request path calls these
 
     @property
     def lease_left(self) -> float:
@@ -86,8 +85,11 @@ class Member:
         self._lease.check()
 
     def catch_up_to(self, number: int, timeout: float) -> None:
-        """Serve release `number` or a newer one. Raises `NotCurrentError` when it can't, at once
-        when no such release is active."""
+        """Return once this replica serves release `number` or a newer one.
+
+        Raises `NotCurrentError` when that takes longer than `timeout` seconds, and immediately when
+        the ledger has no such release active.
+        """
         try:
             if self._reader.active() < number:
                 raise NotCurrentError(f"release {number} is not active yet")
@@ -98,21 +100,23 @@ class Member:
             raise NotCurrentError(f"this replica has not reached release {number}")
 
     def check_following(self) -> None:
-        """Raises `NotCurrentError` when a release could not be taken up for several leases."""
+        """Raises `NotCurrentError` when this replica could not serve the committed release for
+        `STUCK_LEASES` leases."""
         if self._stuck_since is not None:
             stuck = self._clock() - self._stuck_since
             if stuck > STUCK_LEASES * self._terms.seconds:
                 raise NotCurrentError(f"this replica has been stuck for {stuck:.0f} s")
 
-    # -- life
+    # -- start and stop
 
     def start(self, timeout: float) -> None:
-        """Register, reach the active release and obtain a lease, all before serving.
+        """Register, reach the active release and obtain a lease. Serve only after this.
 
-        While serving is suspended there is no lease: then it returns without one, and `check`
-        refuses. Raises `NotCurrentError` when it takes longer than `timeout` seconds.
+        While serving is suspended, it returns without a lease, and `check` raises. Raises
+        `NotCurrentError` when it takes longer than `timeout` seconds.
         """
         deadline = self._clock() + timeout
+        # By hand, not with tenacity: the deadline is on the lease's clock, and also holds below.
         while True:
             try:
                 self._coordinator.register(self.name, timeout=self._timeout)
@@ -175,21 +179,21 @@ class Member:
                 self._stop.wait(RETRY_S)
                 continue
             if wake.prepare > max(seen.prepare, self._lease.running):
-                # Aside, so that a long build holds up no guard.
+                # In a thread of its own, so that a long build doesn't delay a guard.
                 threading.Thread(
                     target=self._prepare, args=(wake.prepare,), name="prepare", daemon=True
                 ).start()
             seen = Wake(seen.committed, wake.prepare, seen.suspended, seen.trial)
             if wake.suspended:
-                # To stop, the coordinator's word is enough; to go on, only the ledger's is.
+                # The coordinator's word is enough to stop. To answer again, the ledger must say so.
                 self._halt()
             changed = wake.committed > self._lease.running or wake.trial != seen.trial
             if changed or not self._lease.stands_as(wake):
                 try:
                     self.catch_up()
                 except Exception as error:
-                    # Whatever it is: the lease is no longer extended, so this replica soon stops
-                    # serving, and this thread must live to try again.
+                    # Any error may come here. The lease isn't extended any more, so this replica
+                    # soon stops serving; this thread must survive to try again.
                     log.exception("can't reach the committed release: %s", type(error).__name__)
                     self._on_swap("failed", 0.0)
                     self._report_failure(wake.committed, error)
@@ -224,9 +228,11 @@ class Member:
             log.warning("the coordinator that asked for release %d is gone", state.release)
 
     def catch_up(self) -> None:
-        """Flip to the ledger's active release, drain, confirm, and stop or go on serving as it
-        says; take up the release that is on trial, or let it go. Raises `RegistryError` or
-        `BuildError`; the active release then stays."""
+        """Do what the ledger says: suspend or resume, flip to the active release (then drain and
+        confirm), and begin or end a trial.
+
+        Raises `RegistryError` or `BuildError`; what was active then stays active.
+        """
         with self._swapping:
             started = self._clock()
             number = self._reader.active()
@@ -245,8 +251,8 @@ class Member:
         self._follow_trial()
 
     def _follow_trial(self) -> None:
-        """Answer the ledger's share of the requests from the release on trial. Raises nothing: a
-        replica that can't build it answers all of them from the active release."""
+        """Answer the trial's share of the requests from the release on trial. Raises nothing: a
+        replica that can't build that release answers all requests from the active one."""
         with self._swapping:
             trial = self._reader.trial
             if trial is None:
@@ -256,7 +262,7 @@ class Member:
                 ready = self._reader.ready(trial.release, self._slot)
             except Exception as error:
                 log.exception("release %d can't be tried out", trial.release)
-                self._slot.end_trial()  # of a trial that has ended meanwhile, if there is one
+                self._slot.end_trial()  # an older trial may still be on
                 self._report_failure(trial.release, error)
             else:
                 self._slot.try_out(ready, trial.percent / 100)
@@ -264,7 +270,7 @@ class Member:
     def _stand_as_the_ledger_says(self) -> None:
         if self._reader.suspended:
             self._halt()
-            # Answers that were checked before the stop may still be on their way.
+            # Responses whose lease was checked before the stop may not be sent yet.
             drained = self._slot.drain(None, timeout=self._terms.seconds)
             with self._lease_lock:
                 self._lease.fall_silent(drained=drained)
@@ -273,7 +279,7 @@ class Member:
                 self._lease.go_on()
 
     def _halt(self) -> None:
-        """Answer nothing from here on."""
+        """Refuse all requests from now on."""
         with self._lease_lock:
             self._lease.halt()
         self._decided.set()

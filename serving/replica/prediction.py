@@ -1,4 +1,4 @@
-"""What a replica answers: an image's guesses, and the scores that they come from."""
+"""A replica's answers: the scores of a batch of images, and the predictions made from them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from serving.replica.slot import ReadyRelease
 
 TOP_K = 5
-"""Labels that an answer has unless it is asked for another number."""
+"""How many labels an answer has by default."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,12 @@ class Guess:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one image was taken for. `before_mask`: what the weights alone say, best first, where an
-    auditor asks."""
+    """The answer for one image."""
 
     guesses: tuple[Guess, ...]
+    """Best first, after the mask."""
     before_mask: tuple[Guess, ...] | None
+    """Best first, from the weights alone; None unless the auditor's token was shown."""
     release: int
     parent: int
     request_id: str
@@ -35,20 +36,20 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Scores:
-    """What one release says of N images."""
+    """One release's scores of N images."""
 
     logits: Tensor
     """(N, K), before the mask."""
     masked: Tensor
-    """(N, K), minus infinity where the guard is."""
+    """(N, K), minus infinity for the classes in the guard."""
     named: Sequence[int]
-    """The class that the weights alone name, by image."""
+    """For each image, the best class before the mask."""
     best: Sequence[Sequence[tuple[int, float]]]
-    """The `TOP_K` best classes behind the mask with their probabilities, by image."""
+    """For each image, the `TOP_K` best classes after the mask with their probabilities."""
 
 
 def scores_of(logits: Tensor, guard: frozenset[int]) -> Scores:
-    """Of a batch at once: for one image it takes as long. `logits` (N, K)."""
+    """Mask and rank a whole batch, `logits` (N, K), at once: one image would take as long."""
     masked = logits
     if guard:
         masked = logits.clone()
@@ -57,7 +58,10 @@ def scores_of(logits: Tensor, guard: frozenset[int]) -> Scores:
 
 
 def best_of(logits: Tensor, top_k: int) -> list[list[tuple[int, float]]]:
-    """The `top_k` best classes of each row (N, K) that are possible at all, and how likely."""
+    """The `top_k` best classes of each row of `logits` (N, K) with their probabilities.
+
+    Classes of probability 0, such as masked ones, are left out.
+    """
     shares, classes = logits.softmax(-1).topk(min(top_k, logits.shape[-1]))
     rows = zip(classes.tolist(), shares.tolist(), strict=True)
     return [[(c, p) for c, p in zip(*row, strict=True) if p > 0] for row in rows]
@@ -65,16 +69,16 @@ def best_of(logits: Tensor, top_k: int) -> list[list[tuple[int, float]]]:
 
 @dataclass(frozen=True)
 class Scored:
-    """What one release says of a request's images, rows `first` to `first + count` of `batch`."""
+    """One release's scores of a request's images: rows `first` to `first + count` of `batch`."""
 
     batch: Scores
     first: int
     count: int
     ready: ReadyRelease
     queued: float
-    """Seconds that it waited for its batch."""
+    """Seconds that the request waited for its batch."""
     computed: float
-    """Seconds of the batch's forward pass."""
+    """Seconds that the batch's forward pass took."""
 
     @property
     def logits(self) -> Tensor:
@@ -83,16 +87,16 @@ class Scored:
 
     @property
     def masked(self) -> Tensor:
-        """(count, K), minus infinity where the guard is."""
+        """(count, K), minus infinity for the classes in the guard."""
         return self.batch.masked[self.first : self.first + self.count]
 
     @property
     def named(self) -> Sequence[int]:
-        """The class that the weights alone name, by image."""
+        """For each image, the best class before the mask."""
         return self.batch.named[self.first : self.first + self.count]
 
     def best(self, top_k: int) -> Sequence[tuple[int, float]]:
-        """The first image's `top_k` best classes behind the mask, and how likely they are."""
+        """The first image's `top_k` best classes after the mask with their probabilities."""
         if top_k <= TOP_K:
             return self.batch.best[self.first][:top_k]
         return best_of(self.masked[:1], top_k)[0]

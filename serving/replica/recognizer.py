@@ -1,8 +1,8 @@
-"""The Recognizer: one replica of the served model. Decode, batch, forward, mask, answer.
+"""One replica of the served model, run by Ray Serve: decode, batch, forward, mask, answer.
 
-Every interface ends in `Recognizer.score`: one path, whatever the protocol. A request holds a
-ticket from before its batch until its response is sent. The lease is checked when a batch starts
-and again just before the response leaves.
+Every protocol ends in `Recognizer.score`, so all take the same path. A request holds a ticket from
+before its batch until its response is sent. The lease is checked when a batch starts and again just
+before the response is sent.
 """
 
 from __future__ import annotations
@@ -57,18 +57,18 @@ PUSH_S = 1.0
 LEASE_POLL_S = 0.02
 LARGEST_TARGET = 0.99
 SWITCH_S = 0.0005
-"""A thread that computes hands Python's lock on after so long. By default ten times as long, which
-every step of a request that waits for I/O could have to wait while a swap reads the ledger."""
+"""Seconds after which a computing thread gives up Python's global lock. Python's default is ten
+times as long: while a swap reads the ledger, each step of a request could wait that long."""
 AT_ONCE_BYTES, AT_ONCE_PIXELS = 16 * 1024, 64 * 64
-"""A file that is no longer, of an image that is no larger, for a model that takes no larger ones,
-is decoded in the event loop: that is shorter than handing it to a thread."""
+"""Files and images up to these sizes are decoded in the event loop, if the model's input is no
+larger than that either: it takes less time than handing them to a thread."""
 SWAP_OUTCOMES = ("ok", "rejected", "failed")
 
 
 @dataclass(frozen=True, eq=False)
 class _Item:
     images: Tensor
-    """(B, C, H, W); all are answered from one release."""
+    """(B, C, H, W); one release answers all of them."""
     call: Call
     wish: Wish
     queued: float
@@ -91,7 +91,7 @@ class Recognizer:
         self.metrics = Metrics("replica", RayMirror("replica", self.name) if exported else None)
         self.stance = Stance(settings)
         for outcome in SWAP_OUTCOMES:
-            # From 0 on, so that Prometheus sees the first failure as an increase.
+            # Start at 0: Prometheus sees the first failure as an increase only then.
             self.metrics.count("lethe_swaps_total", outcome, by=0)
         backbone = open_backbone(settings)
         self.classes = backbone.spec.classes
@@ -99,7 +99,8 @@ class Recognizer:
         self.admission = Admission(settings.limits.in_flight)
         self._transform = transform(backbone.spec.preprocess)
         self._takes_small = self.input_size[1] * self.input_size[2] <= AT_ONCE_PIXELS
-        # Two decoders, and one thread for every forward pass and nothing else.
+        # Two threads decode, one runs all forward passes and nothing else, one builds releases that
+        # auditors ask for.
         self._decoders = concurrent.futures.ThreadPoolExecutor(2, "decode")
         self._forwarder = concurrent.futures.ThreadPoolExecutor(
             1, "forward", initializer=torch.set_num_threads, initargs=(settings.threads,)
@@ -140,7 +141,7 @@ class Recognizer:
         self._batches = Batcher(
             self._classify, size=self._batch_size, wait_s=settings.batch.wait_ms / 1000
         )
-        # Serve routes to this replica once the constructor returns: be current before that.
+        # Serve routes requests here once the constructor returns, so be current before that.
         self.member.start(START_S + settings.lease.seconds)
         threading.Thread(target=self._push, name="push", daemon=True).start()
 
@@ -165,7 +166,7 @@ class Recognizer:
 
     async def decode(self, data: bytes, call: Call) -> Tensor:
         """An image file, decoded and pre-processed: (C, H, W). Raises `DecodeError`, and
-        `DeadlineError` for what has no time left."""
+        `DeadlineError` when the deadline has passed."""
         loop = asyncio.get_running_loop()
         if loop.time() >= call.deadline:
             self.metrics.count("lethe_images_skipped_total")
@@ -185,12 +186,12 @@ class Recognizer:
         return tensor
 
     async def score(self, images: Tensor, call: Call) -> Scored:
-        """What the release in service, or the one that an auditor asks for, says of pre-processed
-        images (B, C, H, W).
+        """Score pre-processed images (B, C, H, W) with the active release, the release on trial,
+        or the one that an auditor asks for.
 
-        Raises `NotCurrentError` when this replica may not serve or can't reach `call.min_release`,
-        `SuspendedError` when none may, `OtherReleaseError` when another than `call.release` serves,
-        `AskedError` when it can't be built for an auditor, and `DeadlineError`.
+        Raises `NotCurrentError` when this replica may not serve or can't reach `call.min_release`;
+        `SuspendedError` when serving is suspended; `OtherReleaseError` when `call.release` is not
+        the active one; `AskedError` when it can't be built for an auditor; and `DeadlineError`.
         """
         loop = asyncio.get_running_loop()
         asked = None
@@ -203,7 +204,7 @@ class Recognizer:
         if asked is None:
             self._check_release(call, self.slot.active)
         await self._lease(loop.time() + self.settings.lease.patience)
-        # Who names the release that serves is answered by that one, and by none on trial.
+        # A request that names the active release is never answered by the one on trial.
         place = lot(call.request_id) if call.release is None else 1.0
         item = _Item(images, call, Wish(call.ticket, place, asked), time.perf_counter())
         scored = await self._batches.ask(item)
@@ -211,7 +212,7 @@ class Recognizer:
             raise DeadlineError
         if asked is None:
             self._check_release(call, scored.ready)
-        # What an auditor asks an old release says nothing of live traffic.
+        # An auditor's request to an old release says nothing about live traffic.
         if not call.probe and asked is None:
             self._watch(images, scored, call.request_id)
         self.member.check()
@@ -224,7 +225,8 @@ class Recognizer:
             )
 
     def _watch(self, images: Tensor, scored: Scored, request_id: str) -> None:
-        """Count what the weights give away, and offer the sample to the shadow."""
+        """Count answers that name a forgotten class before the mask, and offer a sample to the
+        shadow."""
         sample = sampled(request_id, self._sampled_of(scored.ready))
         if not sample and not scored.ready.erased:
             return
@@ -235,15 +237,15 @@ class Recognizer:
                 self.shadow.offer(images[index], named, scored.ready)
 
     def _sampled_of(self, ready: ReadyRelease) -> float:
-        """The share of the requests answered by `ready` that are shadowed."""
+        """The share to shadow of the requests that `ready` answers."""
         tried = self.slot.trial
         if tried is not None and tried.number == ready.number and self.stance.shadowing:
             return self.settings.canary.shadowed
         return self.stance.share
 
     async def _lease(self, deadline: float) -> None:
-        """Wait for a lease until `deadline`: a replica that was frozen for a moment answers late
-        and not never. Raises as `Member.check`."""
+        """Wait for a lease until `deadline`, so that a replica that was frozen for a moment answers
+        late instead of failing. Raises as `Member.check`."""
         while self.member.lease_left <= 0:
             if self.member.suspended or asyncio.get_running_loop().time() >= deadline:
                 self.member.check()
@@ -257,9 +259,10 @@ class Recognizer:
         return self._transform(image)
 
     async def _classify(self, items: list[_Item]) -> list[Scored | None]:
-        """Every item by one release; None for one whose client is gone or whose time is up.
+        """Score each item; None if its client is gone or its deadline has passed.
 
-        All by the active one, but for the share of a release on trial and what auditors ask for.
+        The active release answers all items but the trial's share and those that an auditor sends
+        to another release. One release answers all images of an item.
         """
         self.member.check()
         loop = asyncio.get_running_loop()
@@ -293,7 +296,7 @@ class Recognizer:
         return [next(scored) if item in live else None for item in items]
 
     def _forward(self, ready: ReadyRelease, images: list[Tensor]) -> Scores:
-        """What `ready` says of images (C, H, W), in forward passes of at most the batch's size."""
+        """Score images (C, H, W) with `ready`, in forward passes of at most the batch size."""
         size = self._batch_size
         logits = []
         self._forwarding.set()
@@ -309,7 +312,7 @@ class Recognizer:
     async def _release_asked(self, number: int) -> ReadyRelease:
         """Release `number`, built if it isn't resident. Raises `AskedError`."""
         try:
-            # One at a time, so that an auditor's builds never take more than a thread.
+            # One at a time, so that auditors' requests never occupy more than one thread.
             return await asyncio.get_running_loop().run_in_executor(
                 self._builder, self._build, number
             )
@@ -323,7 +326,7 @@ class Recognizer:
         return self.reader.ready(number, self.slot)
 
     async def drain(self, notice: float, patience: float) -> bool:
-        """The server is to stop: finish what is in flight. See `Admission.drain`."""
+        """Finish the requests in flight before the server stops. See `Admission.drain`."""
         return await self.admission.drain(notice=notice, patience=patience)
 
     def _guesses(self, best: Sequence[tuple[int, float]]) -> tuple[Guess, ...]:
@@ -340,7 +343,7 @@ class Recognizer:
             self.metrics.observe("lethe_swap_duration_seconds", seconds, step)
 
     def snapshot(self) -> Snapshot | None:
-        """This replica's numbers as they stand now; None before its first release."""
+        """This replica's current numbers; None before its first release."""
         ready = self.slot.active
         if ready is None:
             return None
@@ -361,7 +364,8 @@ class Recognizer:
         )
 
     def _targets(self, ready: ReadyRelease) -> Targets:
-        """What a report found is what its release promises, where that is more than the limit."""
+        """The rates that evidence counts against: the settings' limits or, if higher, the rates
+        that the release's own reports measured."""
         limits, measured = self.settings.monitor, ready.measured
         return Targets(
             leak=min(max(limits.leak_target, measured.leak), LARGEST_TARGET),
@@ -389,7 +393,7 @@ class Recognizer:
     # -- Serve calls these
 
     def check_health(self) -> None:
-        """Raises when this replica, for reasons of its own, can't follow the ledger."""
+        """Raises when this replica can't follow the ledger; Serve then replaces it."""
         self.member.check_following()
 
     def __del__(self) -> None:

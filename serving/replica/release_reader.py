@@ -1,4 +1,4 @@
-"""From a signed record to something a replica can serve: verified adapters and class indices."""
+"""Makes releases of the signed ledger ready to serve: verified adapters and class indices."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ReleaseReader:
         *,
         tolerance: float = TOLERANCE,
     ) -> None:
-        """`tolerance`: of what a release makes of the golden image, against its report."""
+        """`tolerance`: how far the golden figures may be from those in the report."""
         self._tolerance = tolerance
         self._ledger = ledger
         self._subjects = subjects
@@ -71,17 +71,17 @@ class ReleaseReader:
 
     @property
     def suspended(self) -> bool:
-        """Whether nothing may be served, as of the last look at the ledger."""
+        """Whether serving is suspended, as of the last `Ledger.refresh`."""
         return self._ledger.state.suspended
 
     @property
     def trial(self) -> Trial | None:
-        """What is on trial, as of the last look at the ledger."""
+        """The trial that is on, as of the last `Ledger.refresh`."""
         return self._ledger.state.canary
 
     @property
     def seq(self) -> int:
-        """Sequence number of the last record that was accepted."""
+        """Sequence number of the newest record that was read and accepted."""
         return self._ledger.state.seq
 
     def ready(self, number: int, slot: Slot) -> ReadyRelease:
@@ -134,8 +134,11 @@ class ReleaseReader:
         return effective_state(self._backbone.model, adapters)
 
     def _check(self, release: Release, logits: Tensor) -> None:
-        """Hold what was built against what was measured, where the report of the top adapter says
-        it for just this stack. Raises `SelfCheckError`."""
+        """Compare the golden figures with those that the report of the top adapter holds.
+
+        Does nothing if that adapter was measured on another stack, or its report has no figures.
+        Raises `SelfCheckError`.
+        """
         if not release.adapters:
             return
         *below, top = release.adapters
@@ -149,11 +152,11 @@ class ReleaseReader:
             raise SelfCheckError(
                 f"on the golden image, release {release.number} is off by "
                 f"{error:.2g} from what the report of adapter {top} says; at most "
-                f"{self._tolerance:g} is let through"
+                f"{self._tolerance:g} is allowed"
             )
 
     def _golden(self, adapter_id: str) -> list[float] | None:
-        """What the report says of the golden image; None where it says nothing or is gone."""
+        """The report's golden figures; None if it has none or can't be read."""
         try:
             report = json.loads(
                 self._ledger.get_blob(self._ledger.state.adapters[adapter_id].report)
@@ -174,12 +177,14 @@ class ReleaseReader:
     def _measured_by(self, release: Release) -> Measured:
         reports = [self._report(adapter_id) for adapter_id in release.adapters]
         leak = max((report.leak for report in reports), default=0.0)
-        # Each task's retained side was measured with all adapters below it.
+        # The top adapter's report measured retained classes with the whole stack.
         return Measured(leak, reports[-1].drift if reports else 0.0)
 
     def _report(self, adapter_id: str) -> Measured:
-        """Zeros where the report is no longer there or can't be read: it only raises targets of
-        evidence above the settings', so serving need not wait for it."""
+        """What the report measured; zeros if it is gone or can't be read.
+
+        Serving doesn't depend on it: it only raises the targets of evidence.
+        """
         if adapter_id not in self._measured:
             try:
                 digest = self._ledger.state.adapters[adapter_id].report
@@ -210,14 +215,14 @@ def _share(figures: Mapping[str, Json], name: str) -> float:
 
 
 def failed(release: int, error: Exception) -> ReleaseState:
-    """What `error`, raised while `release` was made ready, says of it."""
+    """The state of `release` after `error` was raised while it was made ready."""
     words = " ".join(f"{type(error).__name__}: {error}".split())
     stage = stage_of(error)
     return ReleaseState(release, stage, f"not {stage}: {words}"[:LONGEST_PROBLEM])
 
 
 def stage_of(error: Exception) -> Stage:
-    """The stage that was not reached."""
+    """The stage at which a release failed with `error`."""
     match error:
         case StoreError() | NotFoundError() | OSError() | CheckError(check="presence"):
             return "fetched"

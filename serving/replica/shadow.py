@@ -1,8 +1,8 @@
-"""The shadow: a share of live requests is also scored by the unadapted backbone.
+"""The shadow: the unadapted backbone also scores a share of the live requests.
 
-Off the response path, in a thread of its own behind a bounded queue; what doesn't fit is dropped
-and counted. Which requests are sampled is fixed by a hash of the request id before anything is
-computed, so the sample is uniform and nobody can pick it.
+A thread in each replica does this behind a bounded queue, so no response waits for it; samples that
+don't fit are dropped and counted. A hash of the request's id decides whether it is sampled, before
+anything is computed. So the sample is uniform and doesn't depend on the answers.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ log = logging.getLogger(__name__)
 
 _LARGEST_BATCH = 16
 _GATHER_S = 1.0
-"""How long a sample waits for others, so that they are scored in one pass."""
+"""Seconds that a sample waits for others to be scored in the same pass."""
 _NICENESS = 19
 _POLL_S = 0.005
 _BUSY_SHARE = 0.01
-"""The part of its time for which the thread may score while requests are being computed."""
+"""Largest share of its time that the thread scores while requests are being computed."""
 _STACKS = 16
-"""Stacks whose counts are reported: the latest that were asked."""
+"""How many stacks' counts are reported: those that were sampled last."""
 
 
 def sampled(request_id: str, share: float) -> bool:
@@ -73,8 +73,8 @@ class Shadow:
         confidence: float,
         busy: Callable[[], bool] = lambda: False,
     ):
-        """`confidence`: the backbone must give a class this probability for it to count. `busy`:
-        whether a request is being computed, which the scoring then lets go first."""
+        """`confidence`: a sample counts only if the backbone gives its best class this probability.
+        `busy`: returns whether a request is being computed; scoring then waits."""
         self._bare = bare
         self._metrics = metrics
         self._confidence = confidence
@@ -92,7 +92,7 @@ class Shadow:
             self._metrics.count("lethe_shadow_drops_total")
 
     def counts(self) -> dict[str, Counts]:
-        """What was found since the start, by stack of adapters."""
+        """Name of the stack -> what was found since the start."""
         with self._books:
             return dict(list(self._counts.items())[-_STACKS:])
 
@@ -107,7 +107,7 @@ class Shadow:
             try:
                 self._score(batch)
             except Exception as error:
-                # Whatever it is, the thread must outlive it: without it every leak goes unseen.
+                # Any error may come here. The thread must survive it: without it no leak is seen.
                 log.error("%d samples were not scored (%s)", len(batch), type(error).__name__)
                 self._metrics.count("lethe_shadow_drops_total", by=len(batch))
             allowed = time.monotonic() + (time.thread_time() - used) / _BUSY_SHARE
@@ -119,7 +119,7 @@ class Shadow:
             self._count(sample, int(index), sure >= self._confidence)
 
     def _gather(self) -> list[_Sample]:
-        """The next samples, once there is one."""
+        """Wait for a sample, then return it with those that follow within `_GATHER_S`."""
         batch = [self._waiting.get()]
         until = time.monotonic() + _GATHER_S
         while len(batch) < _LARGEST_BATCH:
@@ -149,7 +149,7 @@ class Shadow:
 
 
 def _yield_to_others() -> None:
-    """Have the calling thread run on what others leave; only Linux knows threads' priorities."""
+    """Give the calling thread the lowest priority. Only Linux has priorities for threads."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -1,14 +1,14 @@
-"""The slot: the only writer of live weights. It builds a release on the side, then flips to it.
+"""The slot holds a replica's live weights. It builds a release on the side, then flips to it.
 
-A request holds a `Ticket`. The batch that computes it pins the ticket to a release that is in
-service at that moment, and the ticket lets go when the response has been sent. `flip` replaces one
-reference; `drain` waits until no ticket holds an older release. A batch reads the references once.
+A request holds a `Ticket`. When a batch computes the request, it pins the ticket to a release that
+is served at that moment; the ticket lets go of it when the response has been sent. `flip` replaces
+one reference, and `drain` waits until no ticket holds an older release.
 
-In service are the active release and, for a share of the requests, a release on trial: one that was
-defined on the active release and forgets more. A flip ends the trial of the release before.
+Served are the active release and, for a share of the requests, a release on trial: one that was
+defined on the active release and forgets more. A flip ends the trial on the release before.
 
-An auditor may ask for any release that can be built. It answers under the guard that is in force,
-and counts as the active release, because it has that release's guard.
+An auditor may ask for any release that can be built. It answers under the active release's guard,
+so its ticket is pinned to the active release.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from serving.replica.engines import Engine, EngineError, Forward
 
 
 class BuildError(ServingError):
-    """A release could not be built; the active one serves on."""
+    """A release could not be built; the active one is still served."""
 
 
 class SelfCheckError(BuildError):
-    """A release was built, and does not compute what it should."""
+    """A release was built, but its logits on the golden image are wrong."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What the reports of a release's adapters found on held-out images."""
+    """What the reports of a release's adapters measured on held-out images (0 to 1)."""
 
     leak: float
-    """Highest share of a forgotten task's images that is still recognised."""
+    """The share of forgotten images that is still recognised, for the worst adapter."""
     drift: float
-    """Accuracy lost on retained classes against the bare backbone."""
+    """Accuracy on retained classes that was lost compared with the bare backbone."""
 
 
 @dataclass(frozen=True)
 class ReadyRelease:
-    """A release that stands ready to serve. Class indices are the head's."""
+    """A release that is ready to be served. Class indices are the head's."""
 
     number: int
     parent: int
@@ -56,14 +56,14 @@ class ReadyRelease:
     erased: frozenset[int]
     """Classes that the weights were taught to forget (the guard may hold more)."""
     groups: int
-    """LoRA groups that are in effect."""
+    """How many LoRA groups are in effect."""
     stack: str
-    """Names the adapters that are in effect, whatever the guard."""
+    """Name of the stack of adapters; it doesn't depend on the guard."""
     measured: Measured
 
 
 class Ticket:
-    """One request's hold on the releases that answer it: one for each of its images."""
+    """Counts a request as in flight on the releases that answer it, until it is closed."""
 
     def __init__(self, slot: Slot) -> None:
         self._slot = slot
@@ -74,7 +74,7 @@ class Ticket:
         self._held.append(number)
 
     def close(self) -> None:
-        """The response is out (or never will be)."""
+        """Call this when the response has been sent, or will not be sent."""
         self.closed = True
         held, self._held = self._held, []
         for number in held:
@@ -83,19 +83,21 @@ class Ticket:
 
 @dataclass(frozen=True)
 class Wish:
-    """One image to be answered. `lot`: its place in [0, 1); a release on trial answers the images
-    below its share. `asked`: the release that an auditor wants it answered by."""
+    """What decides which release answers a request."""
 
     ticket: Ticket
     lot: float = 1.0
+    """Its place in [0, 1); a release on trial answers the places below its share."""
     asked: ReadyRelease | None = None
+    """The release that an auditor asks for."""
 
 
 class Slot:
     """What one replica serves. Thread-safe."""
 
     def __init__(self, engine: Engine, golden: Tensor, *, resident: int = 4) -> None:
-        """`golden` (B, C, H, W): the images that every new forward pass is checked with."""
+        """`golden` (B, C, H, W): the images on which every new forward pass is checked. `resident`:
+        how many forward passes are kept in memory."""
         self._engine = engine
         self._golden = golden
         self._resident = resident
@@ -114,7 +116,7 @@ class Slot:
 
     @property
     def trial(self) -> ReadyRelease | None:
-        """The release that answers a share of the requests on trial."""
+        """The release on trial; None if there is none."""
         trial = self._trial
         return None if trial is None else trial[0]
 
@@ -124,17 +126,17 @@ class Slot:
         state: Callable[[], EffectiveState],
         check: Callable[[Tensor], None] = lambda logits: None,
     ) -> Forward:
-        """The forward pass of the backbone under `stack` (adapter ids), built unless resident.
+        """The forward pass of the backbone under `stack` (adapter ids); built if not resident.
 
-        `check` gets the golden images' logits of a pass that was just built, and raises
-        `SelfCheckError` where they are not what they should be.
-        Raises `BuildError` when the engine can't build it, or the check that it computes finite
-        numbers fails.
+        `check` is called with the golden images' logits of a pass that was just built; it raises
+        `SelfCheckError` when they are wrong.
+        Raises `BuildError` when the engine can't build the pass, and `SelfCheckError` when its
+        logits are not finite.
         """
         forward = self._find(stack)
         if forward is not None:
             return forward
-        with self._building:  # one at a time; what is resident is found meanwhile
+        with self._building:  # one build at a time; resident passes are found meanwhile
             forward = self._find(stack)
             if forward is not None:
                 return forward
@@ -170,7 +172,7 @@ class Slot:
                 del self._forwards[key]
 
     def flip(self, ready: ReadyRelease) -> bool:
-        """Serve `ready` from the next batch on. False when a newer release is already active."""
+        """Serve `ready` from the next batch on. False when it or a newer one is already active."""
         with self._changed:
             if self._active is not None and self._active.number >= ready.number:
                 return False
@@ -181,8 +183,8 @@ class Slot:
             return True
 
     def try_out(self, ready: ReadyRelease, share: float) -> bool:
-        """Answer `share` (0 to 1) of the requests from `ready`. False unless it was defined on the
-        active release; that it forgets no less is the ledger's rule."""
+        """Answer `share` (0 to 1) of the requests from `ready`. False unless `ready` was defined on
+        the active release. (The ledger's rules ensure that it forgets no less.)"""
         with self._changed:
             if self._active is None or ready.parent != self._active.number:
                 return False
@@ -195,7 +197,7 @@ class Slot:
             self._trial = None
 
     def pin(self, wishes: Sequence[Wish]) -> list[ReadyRelease]:
-        """The release that answers each of `wishes`, held by its ticket until that is closed."""
+        """The release that answers each of `wishes`. Its ticket holds it until that is closed."""
         with self._changed:
             active = self._active
             if active is None:
@@ -205,7 +207,8 @@ class Slot:
                 ready = self._chosen(wish, active)
                 chosen.append(ready)
                 if not wish.ticket.closed:
-                    # What was asked for has the active release's guard, so it ends with that.
+                    # A release that an auditor asked for answers under the active release's guard,
+                    # so it must be drained when the active one is.
                     number = active.number if wish.asked is not None else ready.number
                     self._pins[number] += 1
                     wish.ticket.hold(number)
@@ -226,8 +229,8 @@ class Slot:
                 self._changed.notify_all()
 
     def drain(self, number: int | None, timeout: float) -> bool:
-        """Wait until nothing older than release `number` is being answered, or with None nothing
-        at all; False on timeout."""
+        """Wait until no request is being answered by a release older than `number`, or with None by
+        any release. False after `timeout` seconds."""
 
         def drained() -> bool:
             return all(number is not None and pinned >= number for pinned in self._pins)
@@ -236,7 +239,7 @@ class Slot:
             return self._changed.wait_for(drained, timeout)
 
     def wait_for(self, number: int, timeout: float) -> bool:
-        """Wait until release `number` or a newer one is active; False on timeout."""
+        """Wait until release `number` or a newer one is active; False after `timeout` seconds."""
         with self._changed:
             return self._changed.wait_for(
                 lambda: self._active is not None and self._active.number >= number, timeout

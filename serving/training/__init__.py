@@ -1,1 +1,1 @@
-"""The trainer actor: it learns one adapter at a time."""
+"""The trainer actor, which trains one adapter at a time, and its client."""

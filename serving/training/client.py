@@ -1,14 +1,14 @@
-"""A training in the trainer's process, watched from the forget worker's."""
+"""Typed client of the trainer actor, with which control's forget worker runs a training."""
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
+from tenacity import Retrying, retry_if_exception_type, stop_before_delay, wait_fixed
 
 from serving.errors import ServingError
 from serving.training.messages import NotTrained, Trained, TrainJob
@@ -18,12 +18,15 @@ log = logging.getLogger(__name__)
 POLL_S = 0.25
 RETRY_S = 0.5
 BACK_S = 120.0
-"""How long a trainer that died is waited for."""
+"""Seconds to wait until a trainer that died is back."""
 
 
 class HeldUpError(ServingError):
-    """A job can't go on now. `stage`: where it failed, if a job that keeps failing there is to be
-    given up; None: the cause lies outside the job, and it waits for as long as that takes."""
+    """A job can't go on now.
+
+    `stage`: where it failed; a job that keeps failing there is given up. None: the cause lies
+    outside the job, so the job waits for as long as it takes.
+    """
 
     def __init__(self, detail: str, *, stage: str | None = None) -> None:
         super().__init__(detail)
@@ -43,7 +46,7 @@ class TrainerClient:
         return progress
 
     def cancel(self, job: str) -> None:
-        """Give `job`'s training up at its next step; nothing happens when another one runs."""
+        """End the training of `job` at its next step. Does nothing if that one isn't running."""
         self._ask("cancel", job)
 
     def train(
@@ -53,10 +56,12 @@ class TrainerClient:
         cancelled: Callable[[], bool],
         note: Callable[[dict[str, Any]], None],
     ) -> Trained | NotTrained:
-        """What the training made, or why nothing; `note` is told how far it is. Once `cancelled`,
-        the trainer is told to give it up, and what it says of that is returned.
+        """Train, and return what came out. `note` is called with the progress.
 
-        Raises: HeldUpError (stage "training") when the trainer died, once it is back.
+        When `cancelled` returns True, the trainer is told to end the training; its answer is
+        returned.
+
+        Raises: HeldUpError (stage "training") when the trainer died; first waits until it is back.
         """
         try:
             return self._watched(task, cancelled, note)
@@ -74,20 +79,19 @@ class TrainerClient:
             if result is not None:
                 return result
             if cancelled():
-                # Waited for, so that it can't end the training of whoever is left.
+                # Blocks until the trainer has it: arriving late, it could end a later training.
                 self.cancel(task.job)
             note(self.progress() or {"phase": "starting"})
 
     def _wait_until_back(self) -> None:
-        """Ray restarts it; until it answers again a call would only fail."""
-        deadline = time.monotonic() + BACK_S
-        while time.monotonic() < deadline:
-            try:
-                self.progress()
-            except RayActorError:
-                time.sleep(RETRY_S)
-            else:
-                return
+        """Wait until Ray has restarted the trainer and it answers, for `BACK_S` at most."""
+        asking = Retrying(
+            retry=retry_if_exception_type(RayActorError),
+            wait=wait_fixed(RETRY_S),
+            stop=stop_before_delay(BACK_S),
+            retry_error_callback=lambda _: None,  # the next training finds out
+        )
+        asking(self.progress)
 
     def _ask(self, method: str, *arguments: object, timeout: float | None = None) -> Any:
         return ray.get(getattr(self._actor, method).remote(*arguments), timeout=timeout)

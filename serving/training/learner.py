@@ -1,4 +1,4 @@
-"""What the trainer actor runs: one forget task at a time, and how far it is."""
+"""Runs one forget task at a time and reports its progress. Only the trainer's process loads it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from serving.training.uploads import with_uploads
 KINDS: tuple[tuple[type[ForgettingError], str], ...] = (
     (DataError, "the images of the data set can't be used as they are"),
     (TargetError, "the backbone's FFNs were not recognised"),
-    (TrainingError, "training gave nothing that may be published"),
+    (TrainingError, "training made no adapter that may be published"),
     (AdapterError, "an adapter of the stack can't be read"),
     (ForgettingError, "the task can't be carried out"),
 )
@@ -47,11 +47,11 @@ _CANCELLED = NotTrained("the job was cancelled", "the job was cancelled")
 
 
 class CancelledError(ServingError):
-    """An operator cancelled the job, or nobody waits for it any more."""
+    """An operator cancelled the job, or a newer call to `train` takes its place."""
 
 
 class Learner:
-    """Holds the backbone and the images between tasks."""
+    """Keeps the backbone and the images loaded between tasks. Thread-safe."""
 
     def __init__(self, settings: Settings) -> None:
         torch.set_num_threads(settings.threads)
@@ -66,8 +66,11 @@ class Learner:
         self._turn = threading.Lock()
 
     def train(self, job: TrainJob) -> Trained | NotTrained:
-        """Learn and measure one adapter. A training that still runs is given up at its next step:
-        one worker asks, and it asks again only after it was restarted."""
+        """Learn and measure one adapter.
+
+        A training that still runs ends at its next step. Only one worker calls this, one task at a
+        time, so a second call means that control was restarted and no longer waits for the first.
+        """
         with self._asking:
             self._asked += 1
             turn = self._asked
@@ -120,7 +123,8 @@ class Learner:
             self._progress, self._training = {}, None
 
     def _golden(self, stack: list[AnyAdapter], files: Mapping[str, bytes]) -> tuple[float, ...]:
-        """What a replica has to find when it has built the stack with this adapter on top."""
+        """The golden figures of the stack with this adapter on top. A replica that builds that
+        stack compares its own with them."""
         model = adapted_model(self._backbone, [*stack, from_files(files, self._backbone)])
         with torch.no_grad():
             return golden_figures(model(golden_image(self._backbone.spec.preprocess.input_size)))
@@ -130,7 +134,7 @@ class Learner:
         return dict(self._progress)
 
     def cancel(self, job: str) -> None:
-        """End `job`'s training at its next step, if it is the one that runs."""
+        """End the training of `job` at its next step. Does nothing if that one isn't running."""
         if self._training == job:
             self._cancelled = job
 
@@ -144,12 +148,13 @@ class Learner:
 
 
 def per_class(gates: GateConfig) -> GateConfig:
-    """The gates for classes of several jobs: no class hides behind the mean of the others."""
+    """The gates for a task of several jobs: the limit on the mean `acc_f` also holds for the worst
+    class, so that each class passes what it would have to pass alone."""
     return replace(gates, worst_class=min(gates.worst_class, gates.acc_f))
 
 
 def kind_of(error: Exception) -> str:
-    """A sentence for the ledger: the error's own words may name a class."""
+    """A sentence for the ledger. It doesn't quote the error, whose words may name a class."""
     for cls, words in KINDS:
         if isinstance(error, cls):
             return f"{words}; `lethe status` has the details for as long as the server runs"

@@ -1,4 +1,4 @@
-"""What control hands to the trainer and gets back. Plain values, so that control needs no torch."""
+"""What control sends to the trainer and gets back. Plain values: control doesn't import torch."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class TrainJob:
-    """One forget task. Class names stay inside this process; only subjects are written."""
+    """One forget task. The trainer writes subjects into its results, never class names."""
 
     job: str
     forget: tuple[str, ...]
     earlier: tuple[str, ...]
-    """Classes that the stack was already taught to forget."""
+    """Classes that the stack's adapters have forgotten already."""
     withheld: tuple[str, ...]
-    """Classes that are under erasure and still in the stack's weights."""
+    """Classes that are under erasure and that the stack's weights still know."""
     subjects: Mapping[str, str]
     """Class name -> subject, for all three."""
     stack: tuple[str, ...]
@@ -27,18 +27,21 @@ class TrainJob:
     closed_form: bool = False
     """Fit an erasure of the feature, in seconds, instead of training."""
     together: bool = False
-    """Several jobs are trained as this one: each class has to pass what it would pass alone."""
+    """The task is for several jobs: each class must pass the gates that it would pass alone."""
     attempt: int = 0
-    """Which retry of the job this is: each draws from another seed."""
+    """The number of the retry, 0 for the first try. Each retry uses the next seed."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What one training made. `refused` names the gates that failed, with advice."""
+    """What one training made."""
 
     files: dict[str, bytes]
+    """File name -> content, of the adapter."""
     report: bytes
+    """JSON."""
     refused: str | None
+    """Which gates failed, and advice; None: all passed."""
     seconds: float
 
 
@@ -47,6 +50,6 @@ class NotTrained:
     """Training could not make an adapter."""
 
     kind: str
-    """A sentence that names nobody, for the ledger."""
+    """A sentence for the ledger, without class names."""
     detail: str
-    """The whole message, for the operator's eyes alone."""
+    """The whole message. It may name classes, so only the operator may see it."""

@@ -1,7 +1,7 @@
-"""The trainer actor: learns one adapter at a time, far from the replicas and after them in line.
+"""The trainer actor: trains one adapter at a time, in its own process, at a lower priority.
 
-Whoever holds an actor's handle imports the actor's module, so this one leaves torch to
-`serving.training.learner`, which only the actor's own process imports.
+A process that holds an actor's handle imports the actor's module. So this module doesn't import
+torch: `serving.training.learner` does, and only the trainer's process imports that.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from serving.training.messages import NotTrained, Trained, TrainJob
 
 ACTOR = "lethe-trainer"
 NICENESS = 10
-"""The trainer gets what the replicas leave."""
+"""Added to the process's `nice` value: the replicas get the CPU first."""
 
 
 class Trainer:
@@ -25,7 +25,8 @@ class Trainer:
         os.nice(NICENESS)
         self._settings = settings
         self._learner: Any = None
-        # Ray gives an actor up for good whose constructor raises; `train` tries again.
+        # Ray doesn't restart an actor whose constructor raises, so errors wait for `train`, which
+        # loads again and reports them.
         with contextlib.suppress(Exception):
             self._learner = self._load()
 
@@ -44,7 +45,7 @@ class Trainer:
         return self._learner.progress() if self._learner else {}
 
     def cancel(self, job: str) -> None:
-        """Give `job`'s training up at its next step; nothing happens when another one runs."""
+        """End the training of `job` at its next step. Does nothing if that one isn't running."""
         if self._learner:
             self._learner.cancel(job)
 

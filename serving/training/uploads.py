@@ -1,4 +1,4 @@
-"""Images that came with a forget command, beside those of the data set."""
+"""Adds images that came with a forget command to the data set. Runs in the trainer's process."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from forgetting.data.image_set import ImageSet, Source, class_index
 
 
 def with_uploads(images: ImageSet, uploads: Mapping[str, Sequence[bytes]]) -> ImageSet:
-    """`images` with those of `uploads` (class name -> image files) to learn from as well.
+    """`images` plus `uploads` (class name -> image files).
 
-    Training alone sees them: selection and the report stay on the data set's held-out images.
+    The added images are in the training split only: selection and the report use the data set's
+    held-out images.
 
     Raises: `DataError` for a class that the set doesn't have.
     """

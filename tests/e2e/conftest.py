@@ -1,4 +1,4 @@
-"""A real `lethe serve` over real HTTP, and the means to kill, freeze and restart its processes."""
+"""Starts a real `lethe serve` for tests over HTTP, and finds, kills and restarts its processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.ports import free_port
 
 START_S = 300.0
 LETHE = [sys.executable, "-m", "serving.cli"]
-# A quarter of the training, for tests that don't judge how well a class is forgotten.
+# A short training, for tests that don't judge how well a class is forgotten.
 QUICK = "[forget.train]\nselect_steps = 10\nrefit_steps = 20\ncopies = 1\n"
 
 
@@ -57,7 +57,7 @@ class Server:
                 start_new_session=True,
             )
         deadline = time.monotonic() + START_S
-        # It says so once every replica is there; the first answers earlier.
+        # "serving on" is printed when all replicas serve; the first one answers earlier.
         while self.log.read_text().count("serving on") < self._starts:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"lethe serve did not start:\n{self.log.read_text()}")
@@ -66,18 +66,18 @@ class Server:
 
     @property
     def process_of_start(self) -> subprocess.Popen[bytes]:
-        """`lethe serve` itself."""
+        """The process of `lethe serve` itself."""
         assert self._process is not None
         return self._process
 
     def stop(self) -> int:
-        """End it as an operator would; its exit code."""
+        """Stop the server with SIGTERM; return its exit code."""
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
         return self._process.wait(timeout=60)
 
     def kill(self) -> None:
-        """A power cut: every process of it at once."""
+        """Kill all processes of the server at once, as a power cut would."""
         assert self._process is not None
         self.end_all()
         self._process.wait(timeout=30)
@@ -88,7 +88,10 @@ class Server:
                 os.kill(pid, signal.SIGKILL)
 
     def processes(self, title: str) -> list[int]:
-        """Its processes whose title begins with `title`, known by the home in their environment."""
+        """Ids of the server's processes whose title begins with `title`.
+
+        They are found by LETHE_HOME in their environment.
+        """
         mark = f"LETHE_HOME={self.home}".encode()
         found = []
         for entry in Path("/proc").glob("[0-9]*"):
@@ -134,14 +137,14 @@ class Server:
 def make_server(
     tmp_path_factory: pytest.TempPathFactory, digits_backbones: Path
 ) -> Iterator[Callable[..., Server]]:
-    """Makes servers of the digits default; whatever still runs at the end is killed."""
+    """A function that makes servers of the digits default. All are killed at the end."""
     made: list[Server] = []
 
     def make(toml: str = "", *, quick: bool = True) -> Server:
         home = tmp_path_factory.mktemp("home")
         shutil.copytree(digits_backbones, home / "backbones")
         if made and (measured := Home(made[0].home, "").engines).is_dir():
-            shutil.copytree(measured, Home(home, "").engines)  # measured by the first server
+            shutil.copytree(measured, Home(home, "").engines)  # the first server measured them
         made.append(Server(home, toml + QUICK if quick else toml))
         return made[-1]
 

@@ -1,4 +1,4 @@
-"""Replicas come and go with the traffic while guards are issued."""
+"""Replicas start and stop with the traffic while classes are masked."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATIENCE_S = 90.0
 
 
 def guard(client: Client, name: str, acks: list[tuple[float, int]]) -> float:
-    """Mask a class, train nothing; when that was acknowledged."""
+    """Mask a class without training; return the time of the acknowledgement."""
     job = client.forget([name])
     acks.append((time.monotonic(), job["guard"]["release"]))
     client.cancel(job["job"], reason="the guard is what is tested")
@@ -41,7 +41,7 @@ def guard_until(
     acks: list[tuple[float, int]],
     masked: dict[str, float],
 ) -> None:
-    """Issue guards, and take them back once all are used, until there are as many replicas."""
+    """Mask and restore classes by turns until `reached` accepts the number of replicas."""
     deadline = time.monotonic() + PATIENCE_S
     for turn in range(1000):
         name = classes[turn % len(classes)]

@@ -20,7 +20,7 @@ pytest.importorskip("obstore", reason="the extra `s3` is not installed")
 pytest.importorskip("moto", reason="moto, the S3 server of these tests, is not installed")
 
 URL = "s3://bucket/lethe/registry"
-# What is forgotten how well is for other tests.
+# Other tests judge how well a class is forgotten.
 LENIENT = "[forget.gates]\nprobe = 1.0\nprototypes = 1.0\n"
 
 

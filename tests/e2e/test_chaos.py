@@ -1,4 +1,4 @@
-"""Killed, frozen and cut-off processes: what is promised must hold all the same."""
+"""The promises hold while processes are killed, frozen and cut off."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def running(make_server: Callable[..., Server]) -> Iterator[Server]:
 
 
 def replicas(status: dict[str, Any], release: int) -> set[int]:
-    """Process ids of the replicas that run `release`; their names begin with them."""
+    """Process ids of the replicas that run `release`. A replica's name begins with its id."""
     return {
         int(name.partition("-")[0])
         for name, member in status["replicas"].items()
@@ -62,10 +62,10 @@ def test_a_killed_replica_comes_back_at_the_current_release(running: Server) -> 
             back = wait_for_replicas(running, 2, ack["release"])
             traffic.wait_for(20)
     assert victim not in back
-    # A dead process can't confirm: it is waited for as long as its lease could have lasted.
+    # A dead process can't confirm, so the coordinator waits until its lease has run out.
     assert acknowledged - killed <= LEASE_S + 2
     assert stale(traffic.answers, [(acknowledged, ack["release"])]) == []
-    # What the process held when it was shot is lost; nothing that was sent later is.
+    # Requests that the killed process held are lost; none that was sent later is.
     lost = [a for a in traffic.answers if not a.ok]
     assert len(lost) <= 3, lost
     assert all(a.sent <= killed + 1 for a in lost), lost
@@ -85,7 +85,7 @@ def test_a_frozen_replica_never_answers_from_the_old_release_when_it_thaws(
             os.kill(victim, signal.SIGSTOP)
             try:
                 started = time.monotonic()
-                # Should the command itself reach the frozen process, it is sent again.
+                # If the command reaches the frozen process, the client sends it again.
                 with Client(running.operator_url, running.operator_token, timeout=8) as hasty:
                     job = hasty.forget(["9"], reason="while one replica is frozen")
                 acknowledged = time.monotonic()
@@ -101,13 +101,13 @@ def test_a_frozen_replica_never_answers_from_the_old_release_when_it_thaws(
     assert stale(traffic.answers, [(acknowledged, guard["release"])]) == []
     named = [a for a in traffic.answers if a.ok and a.sent > acknowledged and a.named == "9"]
     assert named == []
-    # Requests that the frozen process held may be refused when it thaws, never answered stale.
+    # The thawed process may refuse the requests that it held, but must not answer them stale.
     refused = [a for a in traffic.answers if not a.ok]
     assert all(a.status in (503, 0) for a in refused), refused
     assert len(refused) <= 10, refused
     late = [a for a in traffic.answers if a.ok and a.got > thawed and a.sent < acknowledged]
     old = [a for a in late if a.release < guard["release"]]
-    # But for what was on its way out, the lease checked, at the moment of the freeze.
+    # Except a response whose lease was checked before the freeze and that was not sent yet.
     assert all(a.sent <= started for a in old), old
     assert len(old) <= 2, old
 

@@ -1,4 +1,4 @@
-"""The rung between the guard and the trained adapter, served for real."""
+"""A closed form is served between the guard and the trained adapter, on a real server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A long stack becomes one adapter while a real server answers, and can be taken apart again."""
+"""A stack becomes one adapter while a real server answers, and a rollback brings the stack back."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ prototypes = 1.0
 
 
 def _answers(server: Server) -> list[tuple[str | None, str | None]]:
-    """For every held-out image: what is answered, and what the weights say before the mask."""
+    """For every held-out image, the answer, and the weights' own answer before the mask."""
     images = held_out(open_image_set("digits"), ["1", "3", "5", "8"])
     answers = audit(server.url, server.auditor_token, images)
     assert all(answer.ok for answer in answers)

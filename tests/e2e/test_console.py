@@ -1,4 +1,4 @@
-"""The console in a real browser against a real server: every button, by hand and by keyboard.
+"""The console in a real browser against a real server: every button, by mouse and by keyboard.
 
 A violation of the page's content security policy, or an error in its scripts, fails the test in
 which it happens.
@@ -30,7 +30,7 @@ from serving.loadgen.traffic import Traffic
 from tests.e2e.conftest import Server
 
 HOSTILE = "<img src=x onerror=alert(1)>"
-"""The name of a class of this server, in place of "3"."""
+"""This server's name for the class "3": it contains markup."""
 REASON = "file <b>114</b> & more"
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 360, "height": 780}
 TRAINED_MS = 240_000
@@ -55,7 +55,7 @@ expect.set_options(timeout=30_000)
 
 @pytest.fixture(scope="module")
 def chromium(project_root: Path) -> tuple[str, dict[str, str]]:
-    """A chromium's path, and the environment that it runs in."""
+    """The path of a chromium, and its environment."""
     found = shutil.which("chromium")
     if found is not None:
         return found, dict(os.environ)
@@ -72,7 +72,7 @@ def chromium(project_root: Path) -> tuple[str, dict[str, str]]:
 @pytest.fixture(scope="module")
 def browser(chromium: tuple[str, dict[str, str]]) -> Iterator[Browser]:
     path, environment = chromium
-    # Chromium's sandbox refuses root, which is who runs tests in a container.
+    # Chromium's sandbox refuses to run as root, and tests in a container run as root.
     arguments = ["--no-sandbox"] if os.getuid() == 0 else []
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(
@@ -84,7 +84,7 @@ def browser(chromium: tuple[str, dict[str, str]]) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The digits as a folder of images, where the class "3" has a name that is markup."""
+    """The digits as a folder of images, in which the class "3" has a name with markup."""
     folder = tmp_path_factory.mktemp("pictures")
     images = open_image_set("digits")
     with (folder / "index.csv").open("w", newline="") as file:
@@ -111,7 +111,7 @@ def server(
     digits_backbones: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:
-    """A server that knows the hostile class; every request is shadowed."""
+    """A server whose model knows the class with markup in its name; every request is shadowed."""
     backbone = tmp_path_factory.mktemp("backbone") / "digits"
     shutil.copytree(embedded_folder(load_settings()), backbone)
     spec = json.loads((backbone / "backbone.json").read_text())
@@ -125,7 +125,7 @@ def server(
 
 
 class Console:
-    """A tab with the console in it, and what went wrong in it."""
+    """A browser tab with the console, and the errors in it."""
 
     def __init__(self, browser: Browser, server: Server, **options: Any) -> None:
         self.context = browser.new_context(viewport=WIDE, **options)
@@ -169,7 +169,7 @@ def page(console: Console) -> Page:
 
 
 def focused(page: Page) -> str:
-    """The name of what has the focus, as a screen reader would say it."""
+    """The accessible name of the focused element, as a screen reader says it."""
     name: str = page.evaluate(
         "(() => { const n = document.activeElement;"
         " return n.getAttribute('aria-label') ?? (n.labels?.[0] ?? n).textContent.trim(); })()"
@@ -178,7 +178,7 @@ def focused(page: Page) -> str:
 
 
 def tab_to(page: Page, name: str, *, limit: int = 60) -> None:
-    """Press Tab until the control of that name has the focus."""
+    """Press Tab until the control with that name has the focus."""
     for _ in range(limit):
         if focused(page) == name:
             return
@@ -261,7 +261,7 @@ def test_an_empty_console_says_what_to_do_first(page: Page, erased_later: None) 
 
 @pytest.fixture
 def erased_later(server: Server) -> None:
-    """Fails where a class was forgotten already: the order of this file matters."""
+    """Fails if a class was forgotten before: the tests of this file depend on their order."""
     with server.client() as client:
         assert client.status()["jobs"] == []
 
@@ -303,19 +303,19 @@ def test_nothing_is_sent_by_enter_or_without_a_class(console: Console, page: Pag
 
 @dataclass(frozen=True)
 class Erased:
-    """What the console showed of a forget command that was given by keyboard alone."""
+    """What the console showed of a forget command that was entered by keyboard alone."""
 
     asked: str
     notice: str
     running: str
-    """Everything that was said of the running job, one after the other."""
+    """Each text that the console showed for the running job, in order."""
     job: dict[str, Any]
-    """As the API says when it is done."""
+    """The job's view from the API when it is done."""
 
 
 @pytest.fixture(scope="module")
 def erased(browser: Browser, server: Server) -> Erased:
-    """The hostile class, forgotten."""
+    """The class with markup in its name, forgotten."""
     console = Console(browser, server)
     page = console.unlock()
     page.evaluate(
@@ -426,7 +426,7 @@ def test_live_traffic_is_counted_and_judged(
 
 
 def settled_leak_counts(server: Server) -> dict[str, Any]:
-    """What the monitor knows of leaks once all that was sampled has been scored and counted."""
+    """The monitor's numbers on leaks, after all samples have been scored and counted."""
     deadline = time.monotonic() + 60
     seen: list[dict[str, Any]] = []
     with httpx.Client(base_url=server.operator_url, trust_env=False) as visitor:
@@ -486,7 +486,7 @@ def test_restore_needs_a_reason_and_brings_the_class_back(
     expect(page.locator("#notice")).to_contain_text(f"{HOSTILE} is restored by release")
     expect(row(page, "erasures", "job-1")).to_contain_text("Restored: the erasure was ended")
     expect(restore).to_have_count(0)
-    # The button is gone with its row's erasure; the focus is not lost with it.
+    # The button is gone, since the row's erasure has ended; the focus must not be lost.
     expect(page.locator("#headline")).to_be_focused()
     with server.client() as client:
         assert client.status()["under_erasure"] == []

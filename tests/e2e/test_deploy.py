@@ -1,4 +1,4 @@
-"""`serve deploy deploy/serve.yaml` on a real Ray cluster that was started by other means."""
+"""`serve deploy deploy/serve.yaml` on a real Ray cluster that `lethe serve` didn't start."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Cluster:
     """A one-node Ray cluster with ports and a folder of its own, on loopback."""
 
     def __init__(self) -> None:
-        # Sockets lie in here, and their paths may have 107 characters: not below pytest's folder.
+        # Not in pytest's folder: paths of sockets have at most 107 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="lethe-", dir="/tmp"))
         self.ports = {name: free_port() for name in PORTS}
         self.dashboard = f"http://127.0.0.1:{self.ports['dashboard-port']}"
@@ -51,8 +51,8 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """No LETHE_* of ours, so that what is deployed has its settings from the file alone.
-        RAY_TMPDIR is also what the cluster's processes are known by."""
+        """Without LETHE_* variables, so that the settings come from the file alone.
+        The cluster's processes are found by RAY_TMPDIR in their environment."""
         ours = {n: v for n, v in os.environ.items() if not n.startswith(("LETHE_", "RAY_"))}
         ray = {"RAY_TMPDIR": str(self.folder), "RAY_AUTH_MODE": "disabled"}
         return {**ours, **ray, "OMP_NUM_THREADS": "1"}
@@ -129,7 +129,7 @@ def deploy_file(project_root: Path, home: Path, port: int, operator_port: int) -
     """deploy/serve.yaml with this test's ports and settings file; the rest is as it ships."""
     deploy: dict[str, Any] = yaml.safe_load((project_root / "deploy" / "serve.yaml").read_text())
     config = home / "lethe.toml"
-    # One replica, where the default is two: the file is what counts.
+    # One replica, as the file says; the default is two.
     config.write_text(f"home = '{home}'\nreplicas = 1\noperator.port = {operator_port}\n")
     deploy["http_options"] = {"host": "127.0.0.1", "port": port}
     deploy["applications"][0]["args"]["config"] = str(config)

@@ -1,4 +1,4 @@
-"""The same path on an image folder: 40 faces, a backbone of our own, one identity forgotten."""
+"""A server on an image folder: 40 faces, a backbone from `lethe pretrain`, one face forgotten."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def running(make_server: Callable[..., Server]) -> Iterator[Server]:
 
 
 def accuracy(answers: list[Answer], classes: set[str]) -> float:
-    """Share of the images of `classes` that the weights, before the mask, name rightly."""
+    """Share of the images of `classes` that the weights, before the mask, classify correctly."""
     own = [a for a in answers if a.label in classes]
     assert all(a.ok for a in answers)
     return sum(a.weights == a.label for a in own) / len(own)
@@ -54,7 +54,7 @@ def test_the_whole_life_of_two_forgets_and_a_rollback(running: Server) -> None:
         Traffic(running.url, running.auditor_token, images="digits", rate=RATE) as traffic,
     ):
         traffic.wait_for(25)
-        # Several times as fast as PyTorch for so small a model, so `auto` finds it anywhere.
+        # ONNX Runtime is several times as fast for this model, so `auto` always takes it.
         assert client.status()["engine"] == "onnxruntime"
         told = " ".join(running.log.read_text().split())
         assert re.search(r"engine: onnxruntime, batches of at most (4|16) \(measured", told)
@@ -77,7 +77,7 @@ def test_the_whole_life_of_two_forgets_and_a_rollback(running: Server) -> None:
         assert accuracy(first, retained) >= accuracy(before, retained) - 0.01
         report = client.report(job["job"])
         assert report["groups_kept"] <= report["groups_total"] - 2
-        # The report is of the same images and weights, so it says what the endpoint says.
+        # The report measured the same images and weights, so it agrees with the endpoint.
         assert report["acc_f_after"]["value"] == pytest.approx(accuracy(first, {"3"}))
         assert report["acc_r_after"]["value"] == pytest.approx(accuracy(first, retained))
 
@@ -117,8 +117,8 @@ def test_the_whole_life_of_two_forgets_and_a_rollback(running: Server) -> None:
 
 
 def test_every_response_is_wholly_of_the_release_that_it_names(running: Server) -> None:
-    """Releases with and without the adapter of a class take turns under load: what the weights say
-    of that class's images must be what the stamped release's weights say, never the other's."""
+    """Releases with and without a class's adapter take turns under load. For that class's images,
+    the weights' answer must always be that of the release that the response names."""
     knows_three: dict[int, bool] = {}
     with (
         running.client() as client,
@@ -165,7 +165,7 @@ def test_an_auditor_is_answered_by_any_release_under_the_guard_of_now(running: S
         missing = ask(9999, auditor, threes[0][1])
         assert missing.status_code == 404
         assert "no release 9999" in missing.json()["detail"]
-        # A pin is no swap: everybody else is answered by the active release.
+        # A request that pins a release swaps nothing: the active one answers all others.
         assert set(client.rollback(0)["replicas"].values()) == {"confirmed"}
 
 
@@ -203,7 +203,7 @@ def test_a_cancelled_job_stays_masked_and_its_stream_says_so(running: Server) ->
         assert "9" in status["masked_only"]
         with pytest.raises(ClientError, match="Forgotten already"):
             client.forget(["9"])
-        # Tried again by the same command twice: one retry, which a new stream follows.
+        # The same retry command twice makes one retry; a new stream follows it.
         for _ in range(2):
             retried = client.retry(job, reason="it was right", key="retry-of-this-test")
             assert (retried["retries"], retried["refused"]) == (1, None)
@@ -234,7 +234,7 @@ def test_a_canary_answers_its_share_is_masked_as_now_and_is_promoted(running: Se
                     assert view["release"] is None
                     if len(tried) == 1:
                         traffic.wait_for(40)
-                        # Somebody else's guard: it holds on both, and the trial goes on after it.
+                        # Another class's guard holds on both releases, and the trial goes on.
                         other = client.forget(["2"])
                         masked = time.monotonic()
             assert view["state"] == "done", view["refused"]
@@ -309,7 +309,7 @@ def test_a_restart_of_everything_comes_back_at_the_last_release(
         job = client.forget(["1"])
         assert client.wait(job["job"])["state"] == "done"
         before = client.status()
-        # Accepted, and cut off by a power cut before its training has ended.
+        # The command is accepted; then a power cut ends its training.
         cut = client.forget(["2"])
     server.kill()
     server.start()

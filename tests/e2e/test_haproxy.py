@@ -1,4 +1,4 @@
-"""Inference behind Serve's HAProxy: the same promises, and none of its traps."""
+"""Inference behind Serve's HAProxy keeps the promises, and avoids the traps of Serve's setup."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 RATE = 30.0
 GUARDED = ("1", "4", "6")
 STOP_S = 30.0
-"""Serve's own defaults take longer than that to stop."""
+"""Seconds for a stop; with Serve's own defaults it takes longer."""
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_haproxy_listens_on_the_port_of_inference_alone(server: Server) -> None:
     port = f"0100007F:{server.port:04X}"
     assert {place for pid in haproxies(server) for place in listening(pid)} == {port}
     for pid in server.processes("ray::ServeReplica"):
-        # Beside the address of inference Ray opens ports of its own, for actors' calls.
+        # Ray also opens ports of its own, for calls of actors.
         served = {p for p in listening(pid) if 30000 <= int(p.rpartition(":")[2], 16) <= 31000}
         assert {p.rpartition(":")[0] for p in served} == {"0100007F"}
 
@@ -116,7 +116,7 @@ def test_without_a_replica_there_is_an_answer(server: Server) -> None:
     replicas = server.processes("ray::ServeReplica")
     for pid in replicas:
         os.kill(pid, signal.SIGKILL)
-    # What dies with a request in its hands is another matter: HAProxy ends that connection.
+    # A replica that dies while it holds a request is another case: HAProxy ends that connection.
     psutil.wait_procs([psutil.Process(pid) for pid in replicas if psutil.pid_exists(pid)], 10)
     seen = set()
     deadline = time.monotonic() + 60

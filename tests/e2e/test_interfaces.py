@@ -1,7 +1,7 @@
-"""A server that takes its time over a batch, so that clients can go and deadlines pass meanwhile;
-the Open Inference Protocol over gRPC; and how a server stops.
+"""Clients that go away, deadlines that pass, the Open Inference Protocol over gRPC, and stopping.
 
-The gRPC client runs in a process of its own, as another machine's would.
+The server waits long for a batch to fill, so that clients can go away and deadlines can pass
+meanwhile. The gRPC client runs in a process of its own, like a client on another machine.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def visitor(patient: Server) -> Iterator[httpx.Client]:
 
 
 def computed(visitor: httpx.Client) -> tuple[float, float]:
-    """Images that were classified, and that were skipped."""
+    """(images that were classified, images that were skipped)."""
     families = text_string_to_metric_families(visitor.get("/metrics").text)
     found = {sample.name: sample.value for family in families for sample in family.samples}
     return found["lethe_images_total"], found["lethe_images_skipped_total"]
@@ -69,10 +69,10 @@ def test_what_a_client_that_has_gone_asked_is_not_computed(
             b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
             b"Content-Length: %d\r\n\r\n%s" % (len(seven), seven)
         )
-        time.sleep(WAIT_S / 3)  # in the queue by now
+        time.sleep(WAIT_S / 3)  # the request is in the queue now
     time.sleep(WAIT_S * 1.5)
     assert computed(visitor)[0] == before[0]
-    # One that stays is answered, so the queue is in order.
+    # A client that stays gets its answer, so the queue works.
     assert visitor.post("/v1/predict", content=seven, headers=PNG).status_code == 200
     assert computed(visitor)[0] == before[0] + 1
 
@@ -163,8 +163,8 @@ def test_tritonclient_infers_over_grpc(
 
 
 def ask(server: Server, image: bytes) -> tuple[float, int, str]:
-    """When the request had been sent whole, and its status: -1 where nothing listened any more, 0
-    where the connection broke."""
+    """(when the request was sent, the status, the text). Status -1: nothing listened any more; 0:
+    the connection broke."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
     sent = time.monotonic()
     try:
@@ -181,7 +181,7 @@ def ask(server: Server, image: bytes) -> tuple[float, int, str]:
 
 
 def test_a_stop_finishes_what_is_in_flight(patient: Server, seven: bytes) -> None:
-    """Under steady load, with many requests waiting for their batch."""
+    """Stop under steady load, while many requests wait for their batch."""
 
     def ask_in_turn(number: int) -> tuple[float, int, str]:
         time.sleep(number * 0.02)
@@ -197,5 +197,5 @@ def test_a_stop_finishes_what_is_in_flight(patient: Server, seven: bytes) -> Non
     before = [answer for answer in answers if answer[0] < stopped]
     assert len(before) >= 20
     assert [answer for answer in before if answer[1] != 200] == []
-    # Later ones are answered, refused with a word, or find nobody; none is an error of ours.
+    # Later requests are answered, refused with a reason, or find no listener; none gets a 500.
     assert {status for _, status, _ in answers} <= {200, 503, -1, 0}

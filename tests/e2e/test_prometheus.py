@@ -1,4 +1,4 @@
-"""A real Prometheus over a real server: silent while forgetting holds, loud when it doesn't."""
+"""A real Prometheus scrapes a real server: no alert while forgetting holds, and one when not."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WAIT_S = 90.0
 
 
 class Prometheus:
-    """One that scrapes and evaluates every second, with our rules."""
+    """A Prometheus with this project's rules that scrapes and evaluates every second."""
 
     def __init__(
         self,
@@ -75,14 +75,14 @@ class Prometheus:
         return float(sample["value"][1])
 
     def wait_until(self, expression: str) -> None:
-        """Until `expression` has a result; it fails with the server's log after a while."""
+        """Wait until `expression` has a result. Fails with the server's log after some time."""
         deadline = time.monotonic() + WAIT_S
         while time.monotonic() < deadline:
             try:
                 if self.query(expression):
                     return
             except httpx.TransportError:
-                pass  # it starts
+                pass  # Prometheus is still starting
             time.sleep(0.5)
         raise AssertionError(f"{expression} never had a result:\n{self.log.read_text()[-3000:]}")
 
@@ -129,10 +129,10 @@ def prometheus(
 
 
 def record_an_adapter_that_forgets_nothing(server: Server, name: str) -> None:
-    """Behind the stopped server's back, with its own keys: the class `name` is put under erasure,
-    and what is recorded as having forgotten it is a copy of the first adapter, of another class,
-    too faint to change anything. Every signature and digest is right; only the weights are not."""
-    settings = load_settings(server.config, home=server.home)  # whatever LETHE_HOME says
+    """While the server is stopped, use its keys to put the class `name` under erasure and to record
+    an adapter as having forgotten it. The adapter is a copy of another class's, scaled down so that
+    it changes nothing. All signatures and digests are right, but the weights are not."""
+    settings = load_settings(server.config, home=server.home)  # not the caller's LETHE_HOME
     home = home_of(settings)
     ledger, backbone = open_ledger(home), open_backbone(settings)
     operator, publisher = signer(home, "operator"), signer(home, "publisher")
@@ -188,7 +188,7 @@ def test_the_alert_is_silent_while_forgetting_holds_and_fires_when_the_weights_s
     prometheus.wait_until(f'ALERTS{{alertname="{ALERT}", alertstate="firing"}}')
     assert prometheus.firing() <= {ALERT, "LeakSuspected"}
 
-    # Other replicas, another monitor, no request: what was proven stays proven, and is shown.
+    # After a restart without any request, the page still shows what was proven.
     assert running.stop() == 0
     running.start()
     shown = running.lethe("top", "--once")

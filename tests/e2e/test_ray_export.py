@@ -1,4 +1,4 @@
-"""The same metrics through Ray's own exporter, from a real server to a real Prometheus."""
+"""A real Prometheus reads the metrics of a real server from Ray's own exporter."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ __all__ = ["prometheus_binary"]
 
 WAIT_S = 90.0
 GONE_S = 45.0
-"""Ray drops a gauge that was not set again after about 30 s."""
+"""Seconds; Ray drops a gauge that isn't set again for about 30 s."""
 
 
 def ours(port: int) -> dict[str, set[str]]:
-    """Label names by series name, of what Ray exports for us."""
+    """Series name -> label names, for the metrics of this project that Ray exports."""
     try:
         page = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
     except httpx.TransportError:
@@ -58,7 +58,7 @@ def test_rays_exporter_has_the_table_and_gauges_that_stay(
     exported = f"replicas = 1\n[monitor]\nray_metrics = true\nray_metrics_port = {port}\n"
     server = make_server(exported).start()
     audit(server.url, server.auditor_token, held_out(open_image_set("digits"), ["8"]))
-    # What never happened here has no series: Ray takes no counter's zero.
+    # Events that never happened have no series, since Ray rejects a counter's zero.
     never = {row.name for row in TABLE if row.source in ("trainer", "watch")}
     never |= {row.name for row in TABLE if row.kind == "counter"} - {
         "lethe_requests_total",
@@ -75,7 +75,7 @@ def test_rays_exporter_has_the_table_and_gauges_that_stay(
     assert wanted <= set(found), wanted - set(found)
     assert {"stage", "replica"} <= found["ray_lethe_stage_duration_seconds_bucket"]
 
-    # With the relabelling that we ship, the series are those of the application's own page.
+    # With the relabelling in `deploy/`, the series are those of the application's own page.
     config = yaml.safe_load((project_root / "deploy" / "prometheus" / "ray.yml").read_text())
     relabelling = config["scrape_configs"][0]["metric_relabel_configs"]
     prometheus = Prometheus(

@@ -1,4 +1,4 @@
-"""The operator's commands, as the README prints them, and how each fails."""
+"""The operator's commands work as the README prints them; each fails with one line."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_operators_commands_do_what_the_readme_says(
     assert "adapter" in said["releases"]
     assert "still masked: 7" in said["rollback"]
 
-    # The same as JSON, now that the class is masked.
+    # The same commands with --json, now that the class is masked.
     answer = json.loads(running.lethe("predict", str(scan), "--json").stdout)[0]
     assert "7" not in [p["label"] for p in answer["predictions"]]
     assert answer["release"] == 3

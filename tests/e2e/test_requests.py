@@ -37,7 +37,7 @@ def http(server: Server) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def operations(server: Server) -> Iterator[httpx.Client]:
-    """The operator API, with nobody's token."""
+    """An HTTP client of the operator API, without a token."""
     with httpx.Client(base_url=server.operator_url, timeout=30, trust_env=False) as client:
         yield client
 
@@ -105,7 +105,7 @@ def test_batches_that_are_too_long_or_empty_are_refused(http: httpx.Client, seve
 
 @pytest.fixture(scope="module")
 def triton(server: Server) -> Iterator[tritonclient.http.InferenceServerClient]:
-    """NVIDIA's client as it is."""
+    """NVIDIA's client, unchanged."""
     with tritonclient.http.InferenceServerClient(f"127.0.0.1:{server.port}") as client:
         yield client
 
@@ -195,8 +195,8 @@ def test_tritonclient_is_told_what_was_wrong(
 def test_no_path_or_address_that_a_client_gives_is_ever_opened(
     http: httpx.Client, operations: httpx.Client, server: Server, tmp_path: Path
 ) -> None:
-    """Every place for a text that could be taken for one; the server's files are watched, and so is
-    a listener that waits to be called."""
+    """Sends paths and URLs in every text of a request. The test watches the server's files, and
+    listens at the URLs."""
     bait = tmp_path / "bait.png"
     bait.write_bytes(b"bait")
     os.utime(bait, (1, 1))
@@ -230,7 +230,7 @@ def test_no_path_or_address_that_a_client_gives_is_ever_opened(
                 assert b"bait" not in response.content.replace(where.encode(), b"")
         with pytest.raises(TimeoutError):
             trap.accept()
-    # Read once, its time of access would be newer than its time of change (relatime).
+    # If it were read, its access time would be newer than its change time (relatime).
     assert bait.stat().st_atime == 1
 
 

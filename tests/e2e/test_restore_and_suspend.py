@@ -1,4 +1,4 @@
-"""An erasure that is ended, and serving that is suspended, over real HTTP and under traffic."""
+"""Restoring a class and suspending serving, over real HTTP and under traffic."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def running(make_server: Callable[..., Server]) -> Iterator[Server]:
 
 
 def shares(server: Server, *classes: str) -> dict[str, tuple[float, float]]:
-    """For each class: how often it is named rightly, and by the weights before the mask."""
+    """For each class, the shares of correct answers: after the mask, and before it."""
     answers = audit(
         server.url, server.auditor_token, held_out(open_image_set("digits"), list(classes))
     )
@@ -69,7 +69,7 @@ def test_a_restored_class_is_recognised_again_and_who_was_learned_on_top_is_lear
             traffic.wait_for(10)
         assert [a for a in traffic.answers if not a.ok] == []
         assert (ack["class"], ack["trained_again"], ack["still_masked"]) == ("3", ["8"], ["8"])
-        # Sent again, it is the same command; from somebody else there is nothing left to end.
+        # The same command again succeeds; another one has nothing left to end.
         assert client.restore("3", reason="the request was withdrawn", key="restore-3")["release"]
         with pytest.raises(ClientError, match="restored before"):
             client.restore(subject=ack["subject"], reason="once more")
@@ -88,7 +88,7 @@ def test_a_restored_class_is_recognised_again_and_who_was_learned_on_top_is_lear
     told = running.lethe("audit", ack["subject"]).stdout
     assert "the request was withdrawn" in told
     assert "restored" in told
-    # Now that nobody needs to know whose id it is, all that is kept of it may go.
+    # No replica needs the class's name now, so everything about it may be deleted.
     kept = running.home / "registry" / "subjects" / ack["subject"] / "images"
     assert len(list(kept.iterdir())) == 5
     gone = running.lethe("tombstone", "3", "--reason", "and nothing is to be kept")
@@ -141,7 +141,7 @@ def test_no_request_is_answered_while_serving_is_suspended(running: Server) -> N
         ready = httpx.get(f"{running.url}/readyz", trust_env=False)
         assert ready.status_code == 503
         assert "suspended" in ready.json()["detail"]
-        # A replica and a coordinator that start now don't serve either.
+        # A replica and a coordinator that start while serving is suspended don't serve either.
         before = replica_names(running)
         os.kill(int(min(before).partition("-")[0]), signal.SIGKILL)
         os.kill(running.process("ray::Coordinator"), signal.SIGKILL)
@@ -160,7 +160,7 @@ def test_no_request_is_answered_while_serving_is_suspended(running: Server) -> N
         assert "2 replicas answer again" in said.stdout
         traffic.wait_for(160)  # four seconds of it
     answers = traffic.answers
-    # Late ones included: nothing came in after the acknowledgement, whenever it was sent.
+    # No answer arrived after the acknowledgement, not even to earlier requests.
     assert [a for a in answers if a.ok and suspended < a.got < resuming] == []
     assert len([a for a in answers if a.status == 503 and a.sent > suspended]) >= 80
     assert [a for a in answers if a.ok and a.sent < suspending]
@@ -196,7 +196,7 @@ def test_what_is_sealed_is_served_as_a_backbone_that_never_knew_the_forgotten_cl
     said = running.lethe("seal", "--out", str(to), "--reason", "it is final")
     assert said.returncode == 0, said.stderr
     assert "9 classes, without 1 forgotten ones" in said.stdout
-    # Who runs goes on; nothing new can be recorded.
+    # The running server goes on; nothing new can be recorded.
     assert predict(running).status_code == 200
     with running.client() as client, pytest.raises(ClientError, match="sealed"):
         client.forget(["2"])

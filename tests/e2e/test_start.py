@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e.conftest import LETHE, Server
 
-# Runs in every Python process; Ray ends itself when this one of its own takes over 15 s.
+# Runs in every Python process. Ray gives up when one of its own takes more than 15 s.
 SLOW_AGENT = """
 import pathlib, sys, time
 seen = pathlib.Path({seen!r})
@@ -25,7 +25,7 @@ if any(name.endswith("dashboard/agent.py") for name in sys.orig_argv):
 
 
 class SlowRay(Server):
-    """One whose Ray does not come up the first `times` times, by a hook in `folder`."""
+    """A server whose Ray fails to start the first `times` times, because of a hook in `folder`."""
 
     def __init__(self, home: Path, folder: Path, *, times: int) -> None:
         super().__init__(home)
@@ -49,7 +49,7 @@ def test_a_start_that_ray_gives_up_is_tried_again(
     try:
         assert len(list(server.seen.iterdir())) == 1
         assert httpx.get(f"{server.url}/readyz").status_code == 200
-        # Nothing of the first try is left beside the second.
+        # No process of the first try is left.
         titles = [psutil.Process(pid).name() for pid in server.processes("")]
         assert titles.count("gcs_server") == titles.count("raylet") == 1, titles
     finally:
@@ -72,7 +72,7 @@ def test_a_ray_that_never_comes_up_is_one_plain_sentence(
     assert ended.returncode == 1
     assert "Ray did not start in 3 tries" in ended.stderr
     assert "Traceback" not in ended.stderr
-    for _ in range(100):  # what is on its way out looks for its parent now and then
+    for _ in range(100):  # ending processes check for their parent only from time to time
         if not server.processes(""):
             break
         time.sleep(0.1)

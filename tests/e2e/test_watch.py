@@ -1,4 +1,4 @@
-"""Canary classes, probed through a real server, and what a server does unasked."""
+"""Canary classes are probed through a real server, and a server reacts by itself."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def probed(now: Look, outcome: str) -> float:
 
 
 def evidence(now: Look, source: str) -> float:
-    """Not a number before a replica was heard of."""
+    """The evidence on the metrics page; NaN before a replica has reported."""
     found = now.gauge("lethe_leak_evidence_log10", source=source)
     return math.nan if found is None else found
 
@@ -82,7 +82,7 @@ def test_probes_are_quiet_while_a_canary_class_is_forgotten_and_prove_when_it_is
         (tmp_path / name / f"{number}.png").write_bytes(png)
     server = make_server(settings(tmp_path)).start()
 
-    # Before anything is forgotten probes are no trials; afterwards they are, and all is quiet.
+    # Before a class is forgotten, probes count as waiting; after that, as quiet.
     waiting = wait_until(server, lambda now: probed(now, "waiting") >= 5)
     assert probed(waiting, "quiet") == 0
     with server.client() as client:
@@ -95,7 +95,7 @@ def test_probes_are_quiet_while_a_canary_class_is_forgotten_and_prove_when_it_is
     assert quiet.chosen("lethe_monitor_blind", "reason") is None
     assert quiet.gauge("lethe_canary_classes_forgotten") == 1
 
-    # Weights that are recorded as having forgotten a class and have not.
+    # The ledger says that these weights have forgotten a class, but they have not.
     assert server.stop() == 0
     record_an_adapter_that_forgets_nothing(server, "3")
     server.start()
@@ -112,9 +112,9 @@ def test_probes_are_quiet_while_a_canary_class_is_forgotten_and_prove_when_it_is
 
 
 def record_an_adapter_that_harms_everyone(server: Server, name: str) -> None:
-    """Behind the back of a server that never ran, with its own keys: noise in one block's weights,
-    published and activated as what makes the class `name` forgotten."""
-    chosen = load_settings(server.config, home=server.home)  # whatever LETHE_HOME says
+    """Before the server runs, use its keys to publish and activate an adapter for forgetting the
+    class `name`. It is noise in one block's weights, so it harms all classes."""
+    chosen = load_settings(server.config, home=server.home)  # not the caller's LETHE_HOME
     backbone = prepare(chosen)
     home = home_of(chosen)
     ledger = open_ledger(home)
@@ -181,7 +181,7 @@ def test_a_release_that_harms_everyone_goes_by_itself_once_and_the_mask_stays(
         again = audit(server.url, server.auditor_token, digits)
         assert all(answer.ok and answer.named != "5" for answer in again)
 
-        # An operator who wants that release gets it, whatever the evidence goes on to say.
+        # When an operator serves that release again, the server doesn't roll it back.
         back = client.rollback(1, reason="accepted")
         for _ in range(2):
             audit(server.url, server.auditor_token, digits)

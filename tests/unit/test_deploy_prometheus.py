@@ -1,4 +1,4 @@
-"""Rules, their promtool tests, dashboard and runbook: against promtool, and against the table."""
+"""Prometheus rules, dashboards and runbook agree with promtool and with the metric table."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FIGURES = ControlFigures(
     families=[],
 )
 TARGET_LABELS = {"job", "instance"}
-"""What Prometheus itself adds to every series of a scrape."""
+"""Labels that Prometheus itself adds to every series of a scrape."""
 ANNOTATIONS = {"summary", "description", "runbook_url"}
 
 
@@ -60,7 +60,7 @@ def promtool(project_root: Path) -> str:
 
 @pytest.fixture(scope="session")
 def rules(deploy: Path) -> list[dict[str, Any]]:
-    """Every rule, recording or alerting."""
+    """Every recording rule and alerting rule."""
     parsed = yaml.safe_load((deploy / "prometheus" / "rules" / "lethe.yml").read_text())
     return [rule for group in parsed["groups"] for rule in group["rules"]]
 
@@ -117,7 +117,7 @@ def test_alerts_fire_and_stay_silent_as_their_tests_say(promtool: str, deploy: P
 
 
 def counted(source: Source) -> Metrics:
-    """Every counter counted and every histogram fed once."""
+    """The metrics of a process after each counter and histogram was used once."""
     metrics = Metrics(source)
     for row in TABLE:
         labels = ["x"] * len(row.labels)
@@ -178,7 +178,7 @@ _OPERATORS = {"and", "or", "unless", "offset", "bool", "by", "without", "on", "i
 
 
 def selectors(expression: str) -> Iterator[tuple[str, set[str]]]:
-    """(name, labels it is matched by) of every series selector in a PromQL expression."""
+    """(name, labels in the selector) of every series selector in a PromQL expression."""
     plain = re.sub(r"\[[^\]]*\]", "", _GROUPING.sub("", without_strings(expression)))
     for name, matchers in _SELECTOR.findall(plain):
         if name not in _OPERATORS:
@@ -195,7 +195,7 @@ def without_strings(expression: str) -> str:
 
 
 def labels_by_series(rules: list[dict[str, Any]]) -> dict[str, set[str]]:
-    """Every series that can be asked for, and its labels: the table's and the recorded ones."""
+    """Series name -> labels, for the series of the metric table and of recording rules."""
     series: dict[str, set[str]] = {
         rule["record"]: grouping_labels(rule["expr"]) for rule in rules if "record" in rule
     }

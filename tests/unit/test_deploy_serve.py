@@ -1,4 +1,4 @@
-"""deploy/serve.yaml against Ray's schema, and against what the application takes."""
+"""deploy/serve.yaml fits Ray's schema and the application's arguments."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def unknown_keys(given: dict[str, Any], model: type[BaseModel]) -> list[str]:
 
 
 def all_unknown_keys(deploy: dict[str, Any]) -> list[str]:
-    """Keys that Ray would take without a word and ignore."""
+    """Keys that Ray would ignore silently."""
     http = ServeDeploySchema.model_fields["http_options"].annotation
     assert http is not None
     return [
@@ -70,7 +70,7 @@ def test_the_application_is_found_by_the_name_that_lethe_serve_gives_it(
 def test_the_arguments_are_what_build_takes(deploy: dict[str, Any]) -> None:
     (app,) = deploy["applications"]
     assert BuildArgs.model_validate(app["args"]).config == Path("/etc/lethe/lethe.toml")
-    # As Ray's own build task calls it; the file is not on this machine.
+    # Called as Ray's own build task calls it. The file doesn't exist on this machine.
     with pytest.raises(SettingsError, match="does not exist"):
         call_user_app_builder_with_args_if_necessary(build, {"config": "/nonexistent/lethe.toml"})
     with pytest.raises(ValidationError, match="confg"):

@@ -1,14 +1,16 @@
-"""Who may import whom, by folder, read from the source."""
+"""The import rules between folders, checked in the source."""
 
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 from tests.structure import (
     PACKAGES,
+    ROOT,
     arrows_of,
     circle_of,
     imports_of,
@@ -22,9 +24,9 @@ FORBIDDEN = {
     "registry": {"forgetting", "serving", "ray", "torch"},
 }
 MOST_ARROWS = 45
-"""Between the rooms of `serving`."""
+"""The largest number of arrows between the rooms of `serving`; see `tests.structure`."""
 WITHOUT_RAY = ("client", "config", "errors", "cli", "loadgen")
-"""Rooms of `serving` that never meet Ray: they run before it starts, or beside it."""
+"""Rooms of `serving` that must not import Ray: they run before Ray starts, or without it."""
 PURE = (
     "serving.coordination.membership",
     "serving.coordination.messages",
@@ -32,9 +34,9 @@ PURE = (
     "serving.monitoring.metrics",
     "serving.replica.lease",
 )
-"""Neither Ray nor torch, in themselves or in what they import of ours."""
+"""Modules that import neither Ray nor torch, directly or through modules of this project."""
 ACTOR_CALLERS = ("client.py", "actors.py")
-"""Files that call an actor's methods: the typed clients, and what starts actors."""
+"""Files that may call an actor's methods: the typed clients, and the one that starts actors."""
 
 
 @pytest.mark.parametrize("package", sorted(FORBIDDEN))
@@ -111,6 +113,49 @@ def test_actors_are_called_through_their_typed_clients_alone(project_root: Path)
         if isinstance(node, ast.Attribute) and node.attr == "remote"
     }
     assert not callers
+
+
+def private_of_ray(path: Path, root: Path = ROOT) -> list[str]:
+    """What a module uses of Ray that Ray keeps for itself."""
+    found = [
+        each.imported
+        for each in imports_of(path, root)
+        if each.imported.startswith("ray.") and "._" in each.imported
+    ]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and re.match(r"ray\.(.*\.)?_", ast.unparse(node)):
+            found.append(ast.unparse(node))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found += re.findall(r"RAY_\w+", node.value)
+        elif isinstance(node, ast.Call) and re.match(r"(ray|serve)\.", ast.unparse(node.func)):
+            found += [word.arg for word in node.keywords if (word.arg or "").startswith("_")]
+    return found
+
+
+def test_what_ray_keeps_for_itself_is_used_in_cluster_alone() -> None:
+    found = {
+        name: private_of_ray(path)
+        for package in PACKAGES
+        for name, path in modules_of(package).items()
+        if not name.startswith("serving.cluster")
+    }
+    assert {name: each for name, each in found.items() if each} == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from ray._private import node",
+        "import ray.serve._private.constants",
+        "ray._private.worker.global_worker.node",
+        "ray.init(_system_config={})",
+        "os.environ['RAY_SERVE_ENABLE_HA_PROXY'] = '1'",
+    ],
+)
+def test_a_private_use_of_ray_is_noticed(tmp_path: Path, line: str) -> None:
+    module = tmp_path / "module.py"
+    module.write_text(line)
+    assert private_of_ray(module, tmp_path)
 
 
 def test_only_publish_appends_to_the_ledger(project_root: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every erasure that the ledger knows of, and how far it is, from the ledger's fold alone."""
+"""The console's list of erasures and how far each is: pure functions of the ledger's fold."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from serving.control.job_views import ClassOf, named
 
 
 def standing(state: State, subject: str) -> Standing:
-    """What every replica does with `subject` now; the same word as on its audit card."""
+    """What every replica does with `subject` now; its audit card uses the same word."""
     if subject not in state.erasing:
         return "restored"
     if state.seal is not None:
         return "sealed"
-    # Until the active release is confirmed, a replica may serve either.
+    # A replica may serve the last confirmed release until the active one is confirmed.
     served = {state.confirmed, state.active}
     if all(subject in state.subjects_erased_by_weights(number) for number in served):
         return "forgotten"
@@ -26,9 +26,9 @@ def standing(state: State, subject: str) -> Standing:
 
 
 def erasures_view(state: State, *, class_of: ClassOf) -> list[dict[str, Any]]:
-    """One row for each subject that was ever named, by the job that named it last, oldest first.
+    """One row for each subject of any job, with the newest job that names it; oldest job first.
 
-    `concealed`: masked, or erased by the weights, in the active release.
+    `concealed`: the active release masks the subject, or its weights erase it.
     """
     latest: dict[str, Job] = {}
     for job in state.jobs.values():

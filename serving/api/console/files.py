@@ -1,6 +1,6 @@
-"""The console's static files, and the headers under which a browser may use them.
+"""The console's static files, and the security headers that are sent with them.
 
-No build step and no other host: what stands in this folder is what the browser gets.
+There is no build step and no other host: the browser gets the files of this folder as they are.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ POLICY = "; ".join(
         "base-uri 'none'",
         "form-action 'none'",
         "frame-ancestors 'none'",
-        # No string ever becomes markup or code: class names and reasons are other people's text.
+        # No string becomes markup or code: class names and reasons may hold anybody's text.
         "require-trusted-types-for 'script'",
         "trusted-types 'none'",
     )
 )
-"""The page's Content-Security-Policy: its own files, its own server, nothing inline."""
+"""The page's Content-Security-Policy: only its own files and server, and nothing inline."""
 
 HEADERS: Mapping[str, str] = {
     "Content-Security-Policy": POLICY,
@@ -42,14 +42,14 @@ HEADERS: Mapping[str, str] = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    # Asked for again each time: the page and its script must be of one version.
+    # Checked at each load: the page and its scripts must be of the same version.
     "Cache-Control": "no-cache",
 }
 
 
 @dataclass(frozen=True)
 class File:
-    """`tag`: its entity tag, quoted as the header wants it."""
+    """One static file. `tag`: its entity tag, quoted as in the header."""
 
     content: bytes
     type: str

@@ -1,6 +1,6 @@
-"""The console's live numbers: the metrics page as plain values, replica by replica.
+"""The console's live numbers, for each replica: plain values from the metrics page.
 
-Counters stay counters: the console makes rates of them, between two looks of its own.
+Counters are passed on as they are: the console computes rates from two readings.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _COUNTS = {
 
 
 def watching_view(now: Look) -> dict[str, Any] | None:
-    """How leaks are watched for, and why one could not be seen; None where the monitor says
-    nothing."""
+    """How leaks are watched for, and why one could not be seen; None without numbers from the
+    monitor."""
     posture = now.chosen("lethe_monitor_posture", "posture")
     if posture is None:
         return None
@@ -50,9 +50,9 @@ def watching_view(now: Look) -> dict[str, Any] | None:
 
 
 def leak_view(now: Look, counts: Counts, *, source: Source = "shadow") -> dict[str, Any] | None:
-    """What live traffic, or probes, say of leaks; None where the monitor says nothing.
+    """The evidence on leaks from live traffic or probes; None without numbers from the monitor.
 
-    `counts` are those of the active release's stack of adapters from that source.
+    `counts` are those of the active release's stack of adapters from `source`.
     """
     evidence = now.gauge("lethe_leak_evidence_log10", source=source)
     if evidence is None:
@@ -70,7 +70,8 @@ def leak_view(now: Look, counts: Counts, *, source: Source = "shadow") -> dict[s
 
 
 def drift_view(now: Look, counts: Counts) -> dict[str, Any] | None:
-    """Agreement with the backbone on retained classes; None where the monitor says nothing."""
+    """The evidence on drift: disagreement with the backbone on retained classes; None without
+    numbers from the monitor."""
     evidence = now.gauge("lethe_drift_evidence_log10")
     if evidence is None:
         return None
@@ -84,7 +85,7 @@ def drift_view(now: Look, counts: Counts) -> dict[str, Any] | None:
 
 
 def replicas_view(now: Look) -> dict[str, dict[str, Any]]:
-    """Each replica that was heard of lately."""
+    """The numbers of each replica that has reported lately."""
     names = [labels["replica"] for labels, _ in now.samples.get("lethe_release", ())]
     return {name: _replica(now, name) for name in names}
 
@@ -110,7 +111,10 @@ def _one(now: Look, metric: str, replica: str) -> float | None:
 
 
 def _buckets(now: Look, replica: str) -> list[tuple[float | None, float]]:
-    """(upper edge in seconds, predictions at most that slow), rising; the last edge is None."""
+    """(upper edge in seconds, number of predictions that took at most that long), in rising order.
+
+    The last edge is None: it has no limit.
+    """
     wanted = {"replica": replica, "route": PREDICT}.items()
     found = [
         (float(labels["le"]), count)

@@ -1,5 +1,5 @@
 """The Open Inference Protocol, version 2: its tensors, requests and answers, as REST and as gRPC.
 
-https://github.com/kserve/open-inference-protocol. Nothing here asks a model: `answering` of the two
-transports hands images to the one path that all interfaces share, `Recognizer.score`.
+https://github.com/kserve/open-inference-protocol. Runs in the replicas. `asking.infer` hands the
+images of both transports to `Recognizer.score`, the path of all interfaces.
 """

@@ -1,4 +1,4 @@
-"""From a request of the protocol to its outputs, on a replica: the path of every interface."""
+"""Answers a request of the protocol on a replica, through the path of all interfaces."""
 
 from __future__ import annotations
 
@@ -20,32 +20,35 @@ if TYPE_CHECKING:
 
 
 class NoModelError(ServingError):
-    """Another model than ours was asked for. HTTP 404."""
+    """The request names a model that isn't served here. HTTP 404."""
 
 
 @dataclass(frozen=True)
 class Inferred:
+    """The answer to a request, and the release that gave it."""
+
     outputs: tuple[NamedTensor, ...]
     release: int
     parent: int
 
 
 def check_model(model: str) -> None:
-    """Raises `NoModelError`."""
+    """Raises `NoModelError` unless `model` is the served one."""
     if model != MODEL:
         raise NoModelError(f"there is no model {model[:64]!r}; there is {MODEL!r}")
 
 
 def release_of(version: str) -> int:
-    """A version is a release's number. Raises `OtherReleaseError` for what is none."""
+    """The release that a version names: its number. Raises `OtherReleaseError` if it is not a
+    number."""
     if not version.isascii() or not version.isdigit() or len(version) > 18:
         raise OtherReleaseError(f"{version[:64]!r} is no release's number")
     return int(version)
 
 
 def serving_release(replica: Recognizer, model: str, version: str | None) -> int:
-    """The number of the release that serves. Raises `NoModelError`, and `OtherReleaseError` where
-    that is not the `version` that was asked for."""
+    """The number of the active release. Raises `NoModelError`, `OtherReleaseError` if `version`
+    names another release, and `NotCurrentError` before the first."""
     check_model(model)
     active = replica.slot.active
     if active is None:
@@ -65,7 +68,8 @@ def check_ready(replica: Recognizer) -> int:
 
 
 async def infer(replica: Recognizer, request: InferRequest, call: Call) -> Inferred:
-    """All images by one release. Raises as `Recognizer.score`, `ProtocolError`, `BusyError`."""
+    """Answer all images of `request` by one release. Raises as `Recognizer.score`, and
+    `ProtocolError` and `BusyError`."""
     with replica.admission.images(len(request.images)):
         scored = await replica.score(await _images(replica, request, call), call)
     masked = scored.masked.numpy()
@@ -77,7 +81,7 @@ async def infer(replica: Recognizer, request: InferRequest, call: Call) -> Infer
 
 
 async def _images(replica: Recognizer, request: InferRequest, call: Call) -> Tensor:
-    """(B, C, H, W)."""
+    """The request's images, decoded and pre-processed: (B, C, H, W)."""
     if not isinstance(request.images, tuple):
         return torch.from_numpy(checked_pixels(request.images, replica.input_size))
     decoded = await asyncio.gather(*(replica.decode(data, call) for data in request.images))

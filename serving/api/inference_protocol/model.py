@@ -1,8 +1,8 @@
-"""The one model behind the protocol: what it takes, what it answers, how it is described.
+"""The served model as the protocol sees it: its inputs, outputs and metadata.
 
 Inputs, one of: `image` BYTES [B] or [B, 1], image files; `pixels` FP32 [B, C, H, W], pre-processed.
 Outputs, all after the mask: `probabilities` FP32 [B, K], `logits` FP32 [B, K] (the lowest finite
-number where the guard is), `label` BYTES [B]. With the classification extension an output of
+number for masked classes), `label` BYTES [B]. With the classification extension an output of
 numbers becomes BYTES [B, k] of "value:index:label", best first.
 """
 
@@ -26,7 +26,11 @@ DEFAULT_OUTPUTS = ("probabilities", "label")
 
 @dataclass(frozen=True)
 class Wanted:
-    """One output that is asked for. `classes`: how many, as the classification extension has it."""
+    """One output that the client asks for.
+
+    `classes`: how many classes to return by the classification extension; 0: it is not used.
+    Raises `ProtocolError` for an unknown output, or for classes of `label`.
+    """
 
     name: str
     classes: int = 0
@@ -41,7 +45,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class InferRequest:
-    """A request of either transport."""
+    """A request, from either transport."""
 
     id: str
     images: tuple[bytes, ...] | Floats
@@ -52,7 +56,11 @@ class InferRequest:
 def request_of(
     id: str, inputs: Sequence[NamedTensor], outputs: Sequence[Wanted], *, most: int
 ) -> InferRequest:
-    """Raises `ProtocolError` unless `inputs` is one of ours, of at most `most` images."""
+    """The request with these inputs and outputs.
+
+    Raises `ProtocolError` unless there is one input that the model takes, with at most `most`
+    images, and no output is named twice.
+    """
     if len(inputs) != 1 or inputs[0].name not in ("image", "pixels"):
         names = ", ".join(repr(each.name) for each in inputs) or "none"
         raise ProtocolError(f"the inputs are {names}; send either 'image' or 'pixels'")
@@ -74,7 +82,8 @@ def request_of(
 
 
 def checked_pixels(pixels: Floats, input_size: tuple[int, int, int]) -> Floats:
-    """Raises `ProtocolError` unless `pixels` (B, C, H, W) are finite and of the model's size."""
+    """`pixels` (B, C, H, W). Raises `ProtocolError` unless all are finite and the size is the
+    model's."""
     if pixels.shape[1:] != tuple(input_size):
         raise ProtocolError(
             f"input 'pixels' has images of {list(pixels.shape[1:])}; the model takes "
@@ -86,7 +95,7 @@ def checked_pixels(pixels: Floats, input_size: tuple[int, int, int]) -> Floats:
 
 
 def answer(masked: Floats, classes: Sequence[str], wanted: Sequence[Wanted]) -> list[NamedTensor]:
-    """The outputs, out of the masked logits (B, K); minus infinity is where the guard is."""
+    """The outputs, from the masked logits (B, K), which are minus infinity for masked classes."""
     return [_output(masked, classes, each) for each in wanted]
 
 
@@ -119,7 +128,7 @@ def server_metadata() -> dict[str, Any]:
 
 
 def model_metadata(release: int, classes: int, input_size: tuple[int, int, int]) -> dict[str, Any]:
-    """`classes`: how many the head has."""
+    """The model's metadata. `classes`: how many the head has."""
     return {
         "name": MODEL,
         "versions": [str(release)],

@@ -1,4 +1,4 @@
-"""The protocol's REST bodies: JSON, with raw tensors behind it (binary tensor data extension)."""
+"""The protocol's REST bodies: JSON, followed by raw tensors (binary tensor data extension)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ HEADER = "Inference-Header-Content-Length"
 
 
 def read_request(body: bytes, header_length: int | None, *, most: int) -> InferRequest:
-    """`body`: JSON of `header_length` bytes (None: all of it), then the raw inputs in their order.
+    """The request in `body`: JSON of `header_length` bytes (None: all of it), then the raw inputs.
 
-    Raises `ProtocolError`. `most`: images in one request.
+    `most`: largest number of images. Raises `ProtocolError`.
     """
     end = len(body) if header_length is None else header_length
     if end > len(body):
@@ -52,7 +52,7 @@ def read_request(body: bytes, header_length: int | None, *, most: int) -> InferR
 def write_response(
     request: InferRequest, release: int, outputs: Sequence[NamedTensor]
 ) -> tuple[bytes, int | None]:
-    """The body, and the length of its JSON where raw tensors follow that."""
+    """The body, and the length of its JSON in bytes; None if no raw tensors follow it."""
     described, raws = [], []
     for wanted, tensor in zip(request.outputs, outputs, strict=True):
         entry: dict[str, Any] = {
@@ -74,7 +74,7 @@ def write_response(
 
 
 def _input(given: Mapping[str, Any], raw: memoryview) -> tuple[NamedTensor, memoryview]:
-    """One input, and the raw bytes that it leaves to the others."""
+    """One input, and the raw bytes that are left for the others."""
     name = _text(given.get("name"), "an input's name")
     described = name, given.get("datatype"), given.get("shape")
     size = _parameters(given).get("binary_data_size")

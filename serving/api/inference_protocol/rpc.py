@@ -1,9 +1,10 @@
-"""The protocol's gRPC messages, and their requests and answers. The service's methods: `servicer`.
+"""The protocol's gRPC messages, and requests and answers from and to them.
 
-The descriptors, `open_inference.binpb`, are made from `open_inference.proto` by
+`serving.api.routes.grpc` has the service's methods. The descriptors, `open_inference.binpb`, are
+made from `open_inference.proto` by
 `python -m grpc_tools.protoc -I. --descriptor_set_out=open_inference.binpb open_inference.proto`.
-They live in a pool of their own, so that a process may also load a client's copy of them. Messages
-travel between Serve's proxy and a replica as the bytes that they came as.
+They have a descriptor pool of their own, so that a process may also load a client's copy of them.
+Serve's proxy hands a message to a replica as the bytes that it received.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ METHODS = (
 
 
 def add_to_server(servicer: Any, server: Any) -> None:
-    """What Serve's proxy calls to learn the methods."""
+    """Register the methods. Serve's proxy calls this."""
     handlers = {
         name: grpc.unary_unary_rpc_method_handler(getattr(servicer, name)) for name in METHODS
     }
@@ -50,7 +51,7 @@ def add_to_server(servicer: Any, server: Any) -> None:
 
 @cache
 def message(name: str) -> Any:
-    """The class of the message `name`."""
+    """The class of the message type `name`."""
     pool = _pool()
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"inference.{name}"))
 
@@ -70,7 +71,7 @@ def _pool() -> Any:
 
 
 def parse(name: str, data: bytes) -> Any:
-    """The message `name` out of its bytes. Raises `ProtocolError`."""
+    """A message of type `name` from its bytes. Raises `ProtocolError`."""
     try:
         return message(name).FromString(data)
     except DecodeError:
@@ -78,7 +79,8 @@ def parse(name: str, data: bytes) -> Any:
 
 
 def read_request(asked: Any, *, most: int) -> InferRequest:
-    """Out of a ModelInferRequest. Raises `ProtocolError`. `most`: images in one request."""
+    """The request in a ModelInferRequest. `most`: largest number of images. Raises
+    `ProtocolError`."""
     raws = list(asked.raw_input_contents)
     if raws and len(raws) != len(asked.inputs):
         raise ProtocolError(f"{len(raws)} raw_input_contents for {len(asked.inputs)} inputs")
@@ -101,7 +103,7 @@ def read_request(asked: Any, *, most: int) -> InferRequest:
 
 
 def write_response(request: InferRequest, release: int, outputs: Sequence[NamedTensor]) -> Message:
-    """A ModelInferResponse: raw where the request was."""
+    """A ModelInferResponse; its tensors are raw if the request's were."""
     response = message("ModelInferResponse")(
         model_name=MODEL, model_version=str(release), id=request.id
     )
@@ -118,7 +120,7 @@ def write_response(request: InferRequest, release: int, outputs: Sequence[NamedT
 
 
 def describe(metadata: Mapping[str, Any], name: str) -> Message:
-    """Metadata, as REST gives it, as the message `name`."""
+    """The metadata that REST answers with, as a message of type `name`."""
     plain = {key: value for key, value in metadata.items() if key not in ("inputs", "outputs")}
     response = message(name)(**plain)
     for side in ("inputs", "outputs"):

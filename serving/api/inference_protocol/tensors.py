@@ -1,7 +1,7 @@
-"""A tensor of the protocol, out of JSON and raw bytes and back. FP32 and BYTES: no other is used.
+"""Reads and writes the protocol's tensors as JSON and as raw bytes. Only FP32 and BYTES are known.
 
-Raw FP32 is little-endian, row-major; raw BYTES is a 4-byte little-endian length before each
-element. In JSON an element of BYTES that comes in is base64, because it is a file; what goes out is
+Raw FP32 is little-endian and row-major; raw BYTES has a 4-byte little-endian length before each
+element. In JSON, an incoming element of BYTES is base64, because it is a file; an outgoing one is
 text.
 """
 
@@ -27,7 +27,7 @@ Floats = NDArray[np.float32]
 
 
 class ProtocolError(ServingError):
-    """A request is not as the protocol has it; the message says where. HTTP 400."""
+    """A request breaks the protocol's rules; the message says where. HTTP 400."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def floats(name: str, data: Floats) -> NamedTensor:
 
 
 def checked_shape(name: str, datatype: object, shape: object) -> tuple[int, ...]:
-    """`shape` as a tuple. Raises `ProtocolError` for one that no tensor of ours has."""
+    """`shape` as a tuple. Raises `ProtocolError` for a datatype or shape that isn't supported."""
     if datatype not in DATATYPES:
         raise ProtocolError(f"input {name!r} has the datatype {datatype!r}; {DATATYPES} are taken")
     if not isinstance(shape, Sequence) or isinstance(shape, str) or len(shape) > LARGEST_RANK:
@@ -59,7 +59,7 @@ def checked_shape(name: str, datatype: object, shape: object) -> tuple[int, ...]
 
 
 def from_raw(name: str, datatype: object, shape: object, raw: bytes) -> NamedTensor:
-    """Raises `ProtocolError` unless `raw` holds exactly the elements of `shape`."""
+    """The tensor in `raw`. Raises `ProtocolError` unless it holds exactly `shape`'s elements."""
     sizes = checked_shape(name, datatype, shape)
     count = math.prod(sizes)
     if datatype == "FP32":
@@ -81,7 +81,8 @@ def from_raw(name: str, datatype: object, shape: object, raw: bytes) -> NamedTen
 
 
 def from_json(name: str, datatype: object, shape: object, data: object) -> NamedTensor:
-    """Raises `ProtocolError` unless `data`, flat or nested, holds the elements of `shape`."""
+    """The tensor in `data`, flat or nested. Raises `ProtocolError` unless `data` holds exactly the
+    elements of `shape`."""
     sizes = checked_shape(name, datatype, shape)
     if datatype == "FP32":
         try:
@@ -94,7 +95,7 @@ def from_json(name: str, datatype: object, shape: object, data: object) -> Named
             raise ProtocolError(
                 f"input {name!r} has {array.size} numbers; {list(sizes)} has {math.prod(sizes)}"
             )
-        with np.errstate(over="ignore"):  # what becomes infinite is refused as such
+        with np.errstate(over="ignore"):  # `checked_pixels` refuses infinite numbers
             return floats(name, array.astype(np.float32).reshape(sizes))
     try:
         elements = tuple(base64.b64decode(each, validate=True) for each in _flat(data))
@@ -104,14 +105,14 @@ def from_json(name: str, datatype: object, shape: object, data: object) -> Named
 
 
 def _flat(data: object) -> list[Any]:
-    """The elements of a list, or of a list of lists as [B, 1] has."""
+    """The elements of a list, or of a list of lists (for shape [B, 1])."""
     if not isinstance(data, list):
         raise TypeError
     return [each for row in data for each in (row if isinstance(row, list) else [row])]
 
 
 def from_elements(name: str, shape: tuple[int, ...], elements: tuple[bytes, ...]) -> NamedTensor:
-    """BYTES. Raises `ProtocolError` unless there are as many as `shape` has."""
+    """A tensor of BYTES. Raises `ProtocolError` unless `shape` has as many elements."""
     if len(elements) != math.prod(shape):
         raise ProtocolError(
             f"input {name!r} has {len(elements)} elements; {list(shape)} has {math.prod(shape)}"
@@ -126,7 +127,7 @@ def to_raw(tensor: NamedTensor) -> bytes:
 
 
 def to_json(tensor: NamedTensor) -> list[Any]:
-    """Flat, as the protocol would have it of a server."""
+    """The elements as a flat list, as the protocol recommends for servers."""
     if isinstance(tensor.data, tuple):
         return [each.decode() for each in tensor.data]
     flat: list[Any] = tensor.data.reshape(-1).tolist()

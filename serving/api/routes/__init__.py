@@ -1,1 +1,1 @@
-"""The HTTP face of a replica, one module for each kind of caller."""
+"""The routes of the inference API and the operator API, and the middleware around them."""

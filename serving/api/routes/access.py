@@ -1,4 +1,4 @@
-"""Who is calling, and the desk behind operators' routes."""
+"""Checks bearer tokens, and holds what the operators' routes work with."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from serving.monitoring.client import AsyncMonitorClient
 
 @dataclass(frozen=True)
 class Desk:
-    """What operators' routes are answered with. No replica is among it: a frozen one holds up no
+    """What operators' routes work with. It has no replica, so that a frozen one delays no
     command."""
 
     settings: Settings
@@ -53,6 +53,6 @@ def operator_only(desk: AtDesk, authorization: Authorization = None) -> None:
             Rejection(
                 401,
                 "This needs the operator's bearer token.",
-                "It stands in LETHE_HOME/tokens/operator on the machine that serves.",
+                "The token is in LETHE_HOME/tokens/operator on the machine that serves.",
             )
         )

@@ -1,4 +1,4 @@
-"""The replica behind an inference route: how a request is begun, and why it may not be answered."""
+"""What all inference routes share: the replica, a request's call, and the replica's refusals."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ SUSPENDED_RETRY_S = 30
 
 
 def recognizer() -> Recognizer:
-    """The replica that this process serves."""
+    """The replica in this process."""
     replica: Recognizer = serve.get_replica_context().servable_object
     return replica
 
 
 async def replica_of_route() -> Recognizer:
-    """Async, or FastAPI would call it in a thread."""
+    """`recognizer` for FastAPI. It is async because FastAPI calls other functions in a thread."""
     return recognizer()
 
 
@@ -52,22 +52,26 @@ async def begin(
         int | None, Header(ge=0, lt=2**63, description="oldest release that may answer")
     ] = None,
     x_lethe_deadline_ms: Annotated[
-        int | None, Header(ge=1, le=LONGEST_MS, description="what waits longer is not computed")
+        int | None,
+        Header(ge=1, le=LONGEST_MS, description="an image that waits longer is skipped"),
     ] = None,
     x_lethe_release: Annotated[
-        int | None, Header(ge=0, lt=2**63, description="auditors: the release that is to answer")
+        int | None, Header(ge=0, lt=2**63, description="for auditors: the release that must answer")
     ] = None,
     authorization: Authorization = None,
 ) -> AsyncIterator[Call]:
-    """A call whose ticket is closed after the response was sent. Raises `StoppingError`, and a
-    problem for a release that is asked for without the auditor's token."""
+    """The call of a request, from its headers. FastAPI ends it after the response was sent.
+
+    Raises `StoppingError`, and a 401 problem if the request names a release without the auditor's
+    token.
+    """
     auditing = shows(authorization, replica.auditor_token)
     if x_lethe_release is not None and not auditing:
         raise ProblemError(
             Rejection(
                 401,
-                "To choose the release that answers needs the auditor's bearer token.",
-                "It stands in LETHE_HOME/tokens/auditor on the machine that serves.",
+                "To choose the release that answers, show the auditor's bearer token.",
+                "The token is in LETHE_HOME/tokens/auditor on the machine that serves.",
             )
         )
     with begun(
@@ -89,7 +93,7 @@ def begun(
     release: int | None = None,
     auditing: bool = False,
 ) -> Iterator[Call]:
-    """A call that is let in, until its response was sent. Raises `StoppingError`."""
+    """Admit a request and hold its ticket while the block lasts. Raises `StoppingError`."""
     milliseconds = deadline_ms or replica.settings.limits.deadline_ms
     ticket = Ticket(replica.slot)
     with replica.admission.request():
@@ -121,29 +125,29 @@ REFUSALS = (
 
 
 def rejection_of(error: Exception) -> Rejection:
-    """What whoever asked is told of one of `REFUSALS`."""
+    """The status and words for one of `REFUSALS`."""
     match error:
         case AskedError():
             return Rejection(error.status, f"{error}.", "`lethe releases` lists them.")
         case DecodeError():
             return Rejection(error.status, error.detail)
         case BusyError():
-            return Rejection(429, "This replica has all the images it takes at once.", "Ask later.")
+            return Rejection(429, "This replica is working on all it can take.", "Ask again later.")
         case DeadlineError():
             return Rejection(
                 504,
-                "The deadline passed before the image was computed, so it was not.",
+                "The deadline passed before the image was computed, so it wasn't computed.",
                 "X-Lethe-Deadline-Ms says how long a request may wait.",
             )
         case OtherReleaseError():
-            return Rejection(404, f"Not answered: {error}.", "Name that one, or none.")
+            return Rejection(404, f"Not answered: {error}.", "Name that release, or none.")
         case StoppingError():
-            return Rejection(503, "This server is being stopped.", "Ask another, or again later.")
+            return Rejection(503, "This server is stopping.", "Ask another one, or again later.")
         case SuspendedError():
             return Rejection(
                 503,
                 "Nothing is answered: an operator has suspended serving.",
-                "It goes on after `lethe resume`; `lethe log` shows who suspended it and why.",
+                "`lethe resume` starts it again; `lethe log` shows who suspended it and why.",
             )
         case _:
             return Rejection(
@@ -159,7 +163,7 @@ def refusal(error: Exception) -> Response:
 
 
 def install(app: FastAPI) -> None:
-    """Answer a replica's refusals with a problem."""
+    """Make `app` answer each of `REFUSALS` with a problem."""
 
     async def _refused(_: Request, error: Exception) -> Response:
         return refusal(error)

@@ -1,4 +1,4 @@
-"""POST /v1/predict/batch: many images in, a line for each out, in order, as they are ready."""
+"""POST /v1/predict/batch: takes many images, and answers a line for each as soon as it is ready."""
 
 from __future__ import annotations
 
@@ -52,19 +52,19 @@ _BODY: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class _Image:
-    """One image on its way; its ticket is held until its line was sent."""
+    """One image being computed. Its ticket is held until its line was sent."""
 
     call: Call
     answer: asyncio.Task[Prediction]
 
     def end(self) -> None:
         if not self.answer.cancel() and not self.answer.cancelled():
-            self.answer.exception()  # looked at, or asyncio would log it
+            self.answer.exception()  # retrieved, or asyncio would log it
         self.call.ticket.close()
 
 
 async def hold() -> AsyncIterator[contextlib.ExitStack]:
-    """What a request holds until its last line was sent, or whoever asked has gone."""
+    """What a request holds until its last line was sent or its client has gone."""
     with contextlib.ExitStack() as held:
         yield held
 
@@ -77,7 +77,7 @@ async def predict_batch(
     held: Annotated[contextlib.ExitStack, Depends(hold)],
     top_k: TopK = TOP_K,
 ) -> StreamingResponse:
-    """Name what each image of a form shows. Each line tells which release answered it."""
+    """Classify each image of a form. Each line names the release that answered it."""
     files = await _read_files(request, replica)
     held.enter_context(replica.admission.images(len(files)))
     images = []
@@ -88,7 +88,7 @@ async def predict_batch(
     await asyncio.wait([images[0].answer])
     failed = images[0].answer.exception()
     if failed is not None and not isinstance(failed, DecodeError):
-        raise failed  # the first tells of the replica, so let the status say it
+        raise failed  # the replica can't answer at all, so the status says it
     return StreamingResponse(_lines(replica, images), media_type=NDJSON)
 
 
@@ -96,7 +96,7 @@ async def _lines(replica: Recognizer, images: Sequence[_Image]) -> AsyncIterator
     for index, image in enumerate(images):
         try:
             prediction = await image.answer
-            replica.member.check()  # it may have waited for the lines before it
+            replica.member.check()  # the answer may have waited for earlier lines
             line = {"index": index, **answer_of(prediction)}
         except REFUSALS as error:
             why = rejection_of(error)
@@ -106,7 +106,7 @@ async def _lines(replica: Recognizer, images: Sequence[_Image]) -> AsyncIterator
 
 
 async def _read_files(request: Request, replica: Recognizer) -> list[bytes]:
-    """The form's files. Raises a problem where there are none, or too many."""
+    """The form's files. Raises a problem if there are none or too many."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data":
         raise ProblemError(

@@ -1,4 +1,4 @@
-"""A limit on every request's body, whatever its form and whether or not it says how long it is."""
+"""Middleware that limits the size of every request's body, with or without a Content-Length."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from serving.api.routes.problems import problem
 
 
 class BodyLimit:
-    """Answers 413 to a body of more than `limit` bytes, at once where its length is declared."""
+    """Answers 413 to a body of more than `limit` bytes; before reading it if it has a length."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self._app = app
@@ -31,7 +31,7 @@ class BodyLimit:
             message = await receive()
             received += len(message.get("body", b""))
             if received > self._limit:
-                # Raised where the app reads the body, so its handlers answer it.
+                # Raised where the application reads the body, so its handlers answer.
                 raise HTTPException(413, words)
             return message
 

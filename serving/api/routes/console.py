@@ -1,6 +1,6 @@
-"""The console's page and files, and what the page asks for that no other route tells.
+"""The console's page and files, and the routes that only the page uses.
 
-The files are public, they hold nothing; every number and name needs the operator's token.
+The files are public, since they hold no data. Every number and name needs the operator's token.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ asked = APIRouter(prefix="/v1", dependencies=[Depends(operator_only)])
 
 MONITOR_S = 3.0
 COMMANDS = ("forget", "rollback", "restore", "suspend", "resume")
-"""Commands that have a button, where this server has their route."""
+"""Commands that have a button in the console."""
 
 
 # -- the page
 
 
 def _files(request: Request) -> dict[str, File]:
-    """Read at the first request."""
+    """The console's files by name, read at the first request."""
     held: dict[str, File] | None = getattr(request.app.state, "console", None)
     if held is None:
         held = request.app.state.console = read_files()
@@ -61,7 +61,7 @@ def page(files: Files, known: KnownTag = None) -> Response:
 
 @pages.get("/console/{name}")
 def file(name: str, files: Files, known: KnownTag = None) -> Response:
-    """One of its scripts, its style or its icon."""
+    """A script, the style sheet or the icon of the console."""
     if name not in files:
         raise ProblemError(Rejection(404, "The console has no such file.", "Open /console."))
     return _answer(files[name], known)
@@ -74,12 +74,12 @@ def _answer(file: File, known: str | None) -> Response:
     return Response(file.content, media_type=file.type, headers=headers)
 
 
-# -- what it asks
+# -- the routes that the page uses
 
 
 @asked.get("/live")
 async def live(request: Request, desk: AtDesk) -> dict[str, Any]:
-    """Live evidence, and every replica's counters as they stand now."""
+    """Live evidence, and every replica's current counters."""
     try:
         page = await asyncio.wait_for(desk.monitor.page(None), MONITOR_S)
     except TimeoutError:
@@ -107,19 +107,18 @@ async def live(request: Request, desk: AtDesk) -> dict[str, Any]:
 
 @asked.get("/erasures")
 async def erasures(request: Request, desk: AtDesk) -> dict[str, Any]:
-    """Every class that was ever to be forgotten, how far that is, and what is left."""
+    """Every class for which an erasure was requested, how far it is, and the retained classes."""
     return await asyncio.to_thread(_erasures, desk, request.app)
 
 
 @asked.get("/audit/{subject}")
 async def audit_card(subject: str, request: Request, desk: AtDesk) -> dict[str, Any]:
-    """The whole life of one erasure, from the ledger: times, actors, digests, figures."""
+    """The history of one erasure from the ledger: times, actors, digests, figures."""
     return await asyncio.to_thread(_audit, subject, desk, request.app)
 
 
 def _counts(desk: Desk, app: FastAPI) -> tuple[Counts, Counts]:
-    """What shadow and probes found of the active stack, as the monitor keeps it beside the
-    registry."""
+    """What shadow samples and probes found for the active stack, from the monitor's file."""
     ledger, _ = _registry(desk, app)
     state = ledger.refresh()
     stack = stack_name(state.releases[state.active].adapters)
@@ -128,13 +127,15 @@ def _counts(desk: Desk, app: FastAPI) -> tuple[Counts, Counts]:
 
 
 def _commands(app: FastAPI) -> list[str]:
-    """Of `COMMANDS`, those that this server takes. Its first call is slow."""
+    """Those of `COMMANDS` for which this server has a route. The first call is slow: it builds the
+    OpenAPI document."""
     paths = app.openapi()["paths"]
     return [command for command in COMMANDS if "post" in paths.get(f"/v1/{command}", {})]
 
 
 def _registry(desk: Desk, app: FastAPI) -> tuple[Ledger, SubjectMap]:
-    """A reader of the ledger for the console alone, so that no look of it holds up a swap."""
+    """The ledger and the subject map, opened for the console alone, so that reading delays no
+    swap."""
     held: tuple[Ledger, SubjectMap] | None = getattr(app.state, "registry", None)
     if held is None:
         home = home_of(desk.settings)
@@ -162,7 +163,9 @@ def _audit(subject: str, desk: Desk, app: FastAPI) -> dict[str, Any]:
         found = audit(ledger, subject)
     except NotFoundError:
         raise ProblemError(
-            Rejection(404, f"No record names the subject {subject[:64]}.", "/v1/erasures has all.")
+            Rejection(
+                404, f"No record names the subject {subject[:64]}.", "/v1/erasures lists them all."
+            )
         ) from None
     return {"class": named(subject, subjects.class_of), **audit_to_json(found)}
 

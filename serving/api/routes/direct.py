@@ -1,9 +1,9 @@
-"""POST /v1/predict for a request that is nothing but an image, past FastAPI.
+"""Answers POST /v1/predict without FastAPI when the request is only an image.
 
-Most requests ask for nothing beside their image. Looking for parameters that aren't there took
-longer than everything else around the model, so such a request is answered at once: by the same
-functions, its errors by the same handlers. One with a query, a header of ours, a token, a form or
-JSON goes the usual way.
+Most requests have no parameters. FastAPI's search for them took longer than everything else around
+the model. So such a request skips FastAPI; the same functions answer it, and the same handlers
+answer its errors. Requests with a query, an `X-Lethe-` header, a token, a form or JSON go through
+FastAPI.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OURS = b"x-lethe-"
 
 
 def is_plain(scope: Scope) -> bool:
-    """Whether all that a request asks is what its image shows."""
+    """Whether the request is an image to predict, without any parameter."""
     if scope["type"] != "http" or scope["path"] != PATH or scope["method"] != "POST":
         return False
     kinds = []
@@ -37,10 +37,10 @@ def is_plain(scope: Scope) -> bool:
 
 
 class Direct:
-    """Answers plain requests; hands all others on."""
+    """Middleware that answers plain requests and hands all others on."""
 
     def __init__(self, app: ASGIApp, handlers: Mapping[Any, Any]) -> None:
-        """`handlers`: the application's, by exception or status."""
+        """`handlers`: the application's exception handlers, by exception or status."""
         own = {kind: h for kind, h in handlers.items() if kind not in (500, Exception)}
         self._app = app
         self._answering = ExceptionMiddleware(_answer, handlers=own)

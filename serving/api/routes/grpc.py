@@ -1,7 +1,7 @@
-"""A replica that also answers the protocol's gRPC methods, which Serve's proxy calls by name.
+"""A replica that also answers the Open Inference Protocol's gRPC methods. Serve's proxy calls them.
 
-Errors are gRPC status codes. Of the headers, `x-lethe-min-release` and `x-lethe-deadline-ms` are
-taken as metadata; `x-lethe-release` comes back as trailing metadata.
+Errors are gRPC status codes. A client may send `x-lethe-min-release`, `x-lethe-deadline-ms` and
+`authorization` as metadata; `x-lethe-release` comes back as trailing metadata.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ OUTCOMES = {503: "not_current", 504: "late"}
 
 
 class GrpcRecognizer(Recognizer):
-    """`Recognizer` with the methods of `rpc.METHODS`; each takes and gives a message's bytes."""
+    """`Recognizer` with the methods of `rpc.METHODS`: each takes bytes and returns a message."""
 
     async def ServerLive(self, request: bytes) -> Message:
         return _say("ServerLiveResponse", live=True)
@@ -111,7 +111,7 @@ class GrpcRecognizer(Recognizer):
     async def _answer(
         self, method: str, answer: Callable[[], Awaitable[Message]], context: Any
     ) -> Message:
-        """What `answer` gives; for what it refuses, an empty message and a status."""
+        """What `answer` returns; if it raises, an empty message and a gRPC status."""
         route, outcome = f"/{rpc.SERVICE}/{method}", "error"
         try:
             found = await answer()
@@ -120,7 +120,7 @@ class GrpcRecognizer(Recognizer):
         except (NoModelError, ProtocolError, *REFUSALS) as error:
             why = _rejection(error)
             outcome = OUTCOMES.get(why.status, "client_error")
-            # Set, not raised: Serve would log a stack trace for each of a client's mistakes.
+            # Set and not raised, since Serve logs a stack trace for an error that is raised.
             context.set_code(CODES.get(why.status, grpc.StatusCode.INVALID_ARGUMENT))
             context.set_details(f"{why.detail} {why.advice}".strip())
             return _say(f"{method}Response")

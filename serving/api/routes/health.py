@@ -1,4 +1,4 @@
-"""Liveness, readiness and the metrics page."""
+"""Liveness, readiness and the metrics page of a replica."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ router = APIRouter(tags=["health"])
 
 @dataclass(frozen=True)
 class Sources:
-    """Who fills the metrics page."""
+    """Where the metrics page comes from."""
 
     control: ControlClient
     monitor: AsyncMonitorClient
@@ -39,14 +39,14 @@ async def healthz(replica: Replica) -> dict[str, Any]:
 
 @router.get("/readyz")
 async def readyz(replica: Replica) -> dict[str, Any]:
-    """This replica can prove that it is current, so it serves."""
+    """This replica holds a lease, so it can prove that it serves the current release."""
     release = check_ready(replica)
     return {"status": "ready", "replica": replica.name, "release": release}
 
 
 @router.get("/metrics")
 async def metrics(replica: Replica, sources: Annotated[Sources, Depends(sources_of)]) -> Response:
-    """Every replica's numbers in Prometheus' text format. A missing control leaves its rows out."""
+    """Every replica's metrics in Prometheus' text format. Without control, its rows are missing."""
     snapshot = replica.snapshot()
     if snapshot is not None:
         await sources.monitor.push(replica.name, snapshot)

@@ -1,4 +1,4 @@
-"""POST /v1/predict: one image in, the best labels out."""
+"""POST /v1/predict: takes one image and answers with the best labels."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class PredictResponse(BaseModel):
     release: int
     request_id: str
     before_mask: list[Label] | None = None
-    """What the weights alone say; only the auditor is told."""
+    """The labels that the weights alone give; only with the auditor's token."""
 
 
 @router.post("/v1/predict", response_model=PredictResponse, openapi_extra=_BODY)
@@ -86,10 +86,10 @@ async def predict(
     call: Begun,
     top_k: TopK = TOP_K,
     x_lethe_probe: Annotated[
-        bool, Header(description="the auditor's alone: keep this out of the shadow's sample")
+        bool, Header(description="for auditors: keep this out of the shadow's sample")
     ] = False,
 ) -> Response:
-    """Name what an image shows. Send the image as the raw body, as multipart or as JSON base64."""
+    """Classify an image. Send it as the raw body, as multipart or as JSON base64."""
     started = time.perf_counter()
     data = await read_image(request, limit=replica.settings.limits.body_bytes)
     own = replace(call, probe=call.auditing and x_lethe_probe)
@@ -99,7 +99,7 @@ async def predict(
 async def answer(
     replica: Recognizer, data: bytes, call: Call, *, started: float, top_k: int = TOP_K
 ) -> Response:
-    """The response to one image, which came at `started` (perf_counter). Raises as
+    """The response to one image. `started`: when the request came (perf_counter). Raises as
     `Recognizer.predict`, and `BusyError`."""
     with replica.admission.images(1):
         prediction = await replica.predict(data, call, top_k=top_k)
@@ -124,8 +124,10 @@ def release_headers(
     started: float,
     stages: Mapping[str, float] = MappingProxyType({}),
 ) -> dict[str, str]:
-    """What every answer says of where it came from, and how long it took since `started`, and in
-    each of `stages` (seconds)."""
+    """The headers of every answer: its release and replica, and how long it took.
+
+    `started`: when the request came (perf_counter); `stages`: seconds by stage.
+    """
     timing = {**stages, "total": time.perf_counter() - started}
     return {
         "X-Lethe-Release": str(release),
@@ -152,9 +154,10 @@ def _labels(guesses: tuple[Guess, ...]) -> list[dict[str, Any]]:
 
 
 async def read_image(request: Request, *, limit: int) -> bytes:
-    """The image's bytes out of a raw, multipart or JSON body of at most `limit` bytes.
+    """The image's bytes from a raw, multipart or JSON body of at most `limit` bytes.
 
-    Raises a problem: 413 too large, 415 another content type, 400 or 422 not well formed.
+    Raises a problem: 413 for a body that is too large, 415 for another content type, 422 for a form
+    or JSON without an image.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":

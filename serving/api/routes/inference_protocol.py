@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, version 2, over HTTP: `/v2`."""
+"""The routes of the Open Inference Protocol, version 2, over HTTP: `/v2`."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ HeaderLength = Annotated[
 
 @router.get("")
 async def server() -> dict[str, Any]:
-    """What this server is."""
+    """The server's name, version and extensions."""
     return described.server_metadata()
 
 
@@ -86,32 +86,32 @@ async def live() -> dict[str, bool]:
 
 @router.get("/health/ready")
 async def ready(replica: Replica) -> dict[str, bool]:
-    """This replica can prove that it is current, so it infers."""
+    """This replica holds a lease, so it can prove that it serves the current release."""
     check_ready(replica)
     return {"ready": True}
 
 
 @router.get("/models/{model}")
 async def model_metadata(model: str, replica: Replica) -> dict[str, Any]:
-    """What the model takes and answers; its versions are the releases that serve."""
+    """The model's inputs and outputs. Its version is the number of the active release."""
     return _metadata(replica, model, None)
 
 
 @router.get("/models/{model}/versions/{version}")
 async def version_metadata(model: str, version: str, replica: Replica) -> dict[str, Any]:
-    """The same, if that release serves."""
+    """The model's inputs and outputs, if that release is the active one."""
     return _metadata(replica, model, version)
 
 
 @router.get("/models/{model}/ready")
 async def model_ready(model: str, replica: Replica) -> dict[str, Any]:
-    """Whether the model infers here."""
+    """Whether the model is ready to infer."""
     return _ready(replica, model, None)
 
 
 @router.get("/models/{model}/versions/{version}/ready")
 async def version_ready(model: str, version: str, replica: Replica) -> dict[str, Any]:
-    """Whether that release of it does."""
+    """Whether that release is the active one and ready to infer."""
     return _ready(replica, model, version)
 
 
@@ -119,7 +119,7 @@ async def version_ready(model: str, version: str, replica: Replica) -> dict[str,
 async def model_infer(
     model: str, request: Request, replica: Replica, call: Begun, header_length: HeaderLength = None
 ) -> Response:
-    """Name what images show: the release that serves answers."""
+    """Classify images by the active release."""
     check_model(model)
     return await _infer(request, replica, call, header_length)
 
@@ -133,7 +133,7 @@ async def version_infer(
     call: Begun,
     header_length: HeaderLength = None,
 ) -> Response:
-    """The same, by that release and no other."""
+    """Classify images by that release and no other."""
     check_model(model)
     pinned = replace(call, release=release_of(version))
     return await _infer(request, replica, pinned, header_length)
@@ -169,7 +169,7 @@ def _ready(replica: Recognizer, model: str, version: str | None) -> dict[str, An
 
 
 def install(app: FastAPI) -> None:
-    """Answer what is not as the protocol has it with a problem."""
+    """Make `app` answer the protocol's errors with a problem."""
 
     @app.exception_handler(ProtocolError)
     async def _malformed(_: Request, error: ProtocolError) -> Response:

@@ -1,4 +1,4 @@
-"""Counts and times every request, whatever becomes of it."""
+"""Middleware that counts and times every request, also those that fail."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving.monitoring.metrics import Metrics, outcome_of
 
 GONE = 499
-"""Stands for a status where the client went before there was one."""
+"""The status that is counted for a client that went away before the response."""
 
 
 class Measured:
-    """Middleware. `metrics`: a replica's, asked for at each request."""
+    """The middleware. `metrics` returns the replica's metrics and is called for each request."""
 
     def __init__(self, app: ASGIApp, metrics: Callable[[], Metrics]) -> None:
         self._app = app
@@ -38,7 +38,7 @@ class Measured:
         metrics.add("lethe_requests_in_flight", 1)
         try:
             await self._app(scope, receive, note_status)
-        except asyncio.CancelledError:  # so Serve ends what a client no longer waits for
+        except asyncio.CancelledError:  # Serve cancels a request whose client has gone
             status = GONE
             raise
         finally:
@@ -49,6 +49,6 @@ class Measured:
 
 
 def _route_of(scope: Scope) -> str:
-    """The route's template, never the path as given: a label must not grow with the input."""
+    """The route's template. The path itself would make a new label value for each path sent."""
     path: str = getattr(scope.get("route"), "path", "unknown")
     return path

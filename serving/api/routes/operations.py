@@ -1,4 +1,4 @@
-"""What operators command and ask. Every route needs the operator's token."""
+"""Operators' commands and questions. Every route needs the operator's token."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import AfterValidator, Base64Bytes, BaseModel, ConfigDict, Field, model_validator
+from sse_starlette import EventSourceResponse
 
 from serving.api.routes.access import AtDesk, Desk, operator_only
-from serving.api.routes.job_events import job_events
+from serving.api.routes.job_events import event_stream
 from serving.api.routes.problems import ProblemError
 from serving.control.messages import (
     Answer,
@@ -31,7 +32,7 @@ router = APIRouter(prefix="/v1", tags=["operations"], dependencies=[Depends(oper
 ACTOR = "operator"
 IdempotencyKey = Annotated[
     str | None,
-    Header(pattern=r"^[!-~]{1,128}$", description="the same key again: the same command"),
+    Header(pattern=r"^[!-~]{1,128}$", description="a command with the same key again counts once"),
 ]
 
 
@@ -60,20 +61,20 @@ class ForgetCommand(_Command):
     classes: list[str] = Field(min_length=1, max_length=1000, examples=[["7"]])
     images: dict[str, list[Base64Bytes]] = Field(
         default_factory=dict,
-        description="class -> images of it (base64), to learn from beside the data set's",
+        description="class -> images (base64) to train on, in addition to the data set's",
     )
 
     canary: int | None = Field(
         None, ge=1, le=99, description="percentage of requests to try the adapter on first"
     )
     batch: bool = Field(
-        False, description="train it as one task with others that wait and say so, if there are"
+        False, description="it may be trained as one task with others that allow it and wait"
     )
 
     @model_validator(mode="after")
     def _not_both(self) -> ForgetCommand:
         if self.batch and self.canary is not None:
-            raise ValueError("what is tried on a share of the requests is trained by itself")
+            raise ValueError("name either canary or batch: a release on trial is trained alone")
         return self
 
 
@@ -93,7 +94,7 @@ class ReasonedCommand(_Command):
 
 class RetryCommand(ReasonedCommand):
     images: dict[str, list[Base64Bytes]] = Field(
-        default_factory=dict, description="class -> more images of it (base64), to learn from"
+        default_factory=dict, description="class -> more images (base64) to train on"
     )
 
 
@@ -112,7 +113,7 @@ class RestoreCommand(ReasonedCommand):
 async def forget(
     command: ForgetCommand, desk: AtDesk, idempotency_key: IdempotencyKey = None
 ) -> Response:
-    """Forget classes: they are masked on every replica when this answers, trained away after."""
+    """Forget classes. When this answers, every replica masks them; then the training begins."""
     images = await _checked(command.images, desk)
     request = ForgetRequest(tuple(command.classes), images, command.canary, command.batch)
     job = _or_problem(await desk.control.forget(request, _author(command, idempotency_key)))
@@ -136,24 +137,20 @@ async def report(job: str, desk: AtDesk) -> Response:
 
 @router.get(
     "/jobs/{job}/events",
-    response_class=StreamingResponse,
+    response_class=EventSourceResponse,
     responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
 )
 async def events(job: str, desk: AtDesk) -> Response:
     """The job as server-sent events: one `job` event for each change, `end` with the last."""
     first = _or_problem(await desk.control.job(job))
-    return StreamingResponse(
-        job_events(desk.control, first),
-        media_type="text/event-stream",
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-    )
+    return event_stream(desk.control, first)
 
 
 @router.post("/jobs/{job}/cancel")
 async def cancel(
     job: str, command: ReasonedCommand, desk: AtDesk, idempotency_key: IdempotencyKey = None
 ) -> dict[str, Any]:
-    """Train a job no further. Its classes stay under erasure and masked on every replica."""
+    """Stop training a job. Its classes stay under erasure and masked on every replica."""
     return _or_problem(await desk.control.cancel(job, _author(command, idempotency_key)))
 
 
@@ -161,14 +158,14 @@ async def cancel(
 async def retry(
     job: str, command: RetryCommand, desk: AtDesk, idempotency_key: IdempotencyKey = None
 ) -> dict[str, Any]:
-    """Train a refused or cancelled job again, from another seed and from more images."""
+    """Train a refused or cancelled job again, with another seed and, if sent, more images."""
     request = RetryRequest(job, await _checked(command.images, desk))
     return _or_problem(await desk.control.retry(request, _author(command, idempotency_key)))
 
 
 @router.get("/status")
 async def status(desk: AtDesk) -> dict[str, Any]:
-    """What is active, what is being forgotten, and which replica runs what."""
+    """What is active, what is forgotten, and which release each replica runs."""
     return {**await desk.control.status(), "engine": desk.settings.engine.name}
 
 
@@ -206,7 +203,7 @@ async def restore(
 async def suspend(
     command: ReasonedCommand, desk: AtDesk, idempotency_key: IdempotencyKey = None
 ) -> dict[str, Any]:
-    """Answer no prediction any more, on any replica, when this answers; until resumed."""
+    """Stop all predictions. When this answers, no replica answers any until serving is resumed."""
     return _or_problem(await desk.control.suspend(_author(command, idempotency_key)))
 
 
@@ -223,10 +220,8 @@ def _author(command: _Command, idempotency_key: str | None) -> Author:
 
 
 async def _checked(images: Mapping[str, Sequence[bytes]], desk: Desk) -> Images:
-    """The images, all of which can be decoded: whoever trains finds no surprises.
-
-    Raises `DecodeError`.
-    """
+    """The images. Raises `DecodeError` unless all can be decoded, so that no training fails later
+    because of one."""
     for data in (data for given in images.values() for data in given):
         await asyncio.to_thread(decode_image, data, max_pixels=desk.settings.limits.pixels)
     return {name: tuple(given) for name, given in images.items()}

@@ -1,4 +1,4 @@
-"""The operator listener's own liveness, and the metrics page, for which no replica is asked."""
+"""The operator API's liveness, and the metrics page from the monitor, without asking a replica."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ async def healthz() -> dict[str, Any]:
 
 @router.get("/metrics")
 async def metrics(desk: AtDesk) -> Response:
-    """Every replica's numbers in Prometheus' text format, as they were a second ago at most."""
+    """Every replica's metrics in Prometheus' text format, at most about a second old."""
     return await metrics_page(desk.control, desk.monitor)
 
 
 async def metrics_page(control: ControlClient, monitor: AsyncMonitorClient) -> Response:
-    """What the monitor holds, with control's figures; a missing control leaves its rows out."""
+    """The monitor's page with control's figures. If control is away, its rows are left out."""
     try:
         figures = await asyncio.wait_for(control.figures(), FIGURES_S)
     except (RayError, TimeoutError):

@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem details: what was wrong, and what to do."""
+"""Answers errors as RFC 9457 problem details: what was wrong, and what to do."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RETRY_AFTER_S = 1
 
 
 class ProblemError(ServingError):
-    """Ends a request with `rejection`'s status and words."""
+    """Ends a request with the status and words of `rejection`."""
 
     def __init__(self, rejection: Rejection) -> None:
         super().__init__(rejection.detail)
@@ -39,7 +39,7 @@ class Problem(JSONResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"].startswith("/v2"):
-            # Clients of the Open Inference Protocol look for the words under this name.
+            # Clients of the Open Inference Protocol read the message from `error`.
             body = json.loads(bytes(self.body))
             self.body = self.render({**body, "error": body["detail"]})
             self.headers["content-length"] = str(len(self.body))
@@ -47,7 +47,7 @@ class Problem(JSONResponse):
 
 
 def problem(status: int, detail: str, advice: str = "", **headers: str) -> Problem:
-    """A problem response; `headers` in snake case."""
+    """A problem response. `headers` are given in snake case."""
     if status in (429, 503):
         headers.setdefault("retry_after", str(RETRY_AFTER_S))
     named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -55,14 +55,14 @@ def problem(status: int, detail: str, advice: str = "", **headers: str) -> Probl
 
 
 def problem_body(status: int, detail: str, advice: str = "") -> dict[str, object]:
-    """What a problem response says, or a line of an answer of which the rest is good."""
+    """The body of a problem response, or the problem in one line of a batch's answer."""
     title = http.HTTPStatus(status).phrase
     body = {"type": "about:blank", "title": title, "status": status, "detail": detail}
     return {**body, "advice": advice} if advice else body
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error that any route can raise with a problem."""
+    """Make `app` answer every error of its routes with a problem."""
 
     @app.exception_handler(ProblemError)
     async def _problem(_: Request, error: ProblemError) -> Response:
@@ -86,7 +86,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(ClientDisconnect)
     async def _gone(_: Request, error: ClientDisconnect) -> Response:
-        # For the metrics alone: whoever asked doesn't read it.
+        # Only the metrics see this status: the client has gone.
         return problem(400, "The connection ended before the body did.")
 
     @app.exception_handler(RayTaskError)

@@ -1,4 +1,4 @@
-"""Engines: what runs the forward pass. All answer with the same numbers for the same weights."""
+"""Engines run the forward pass in a replica. All give the same logits for the same weights."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ Forward = Callable[[Tensor], Tensor]
 
 
 class EngineError(ServingError):
-    """An engine can't run this backbone here; the message says why and what to do."""
+    """An engine can't run this backbone on this machine; the message says why and what to do."""
 
 
 class Engine(Protocol):
+    """One backbone on one kind of runtime."""
+
     def build(self, state: EffectiveState) -> Forward:
         """A forward pass of the backbone with the merged weights and the feature edit of `state`.
 
-        What is built is independent of every other: nothing that already serves changes. It costs
-        the memory of `state`; everything else is shared.
+        Building changes no other forward pass. It takes the memory of `state`; everything else is
+        shared.
 
         Raises `TargetError` when the backbone has no place for the edit.
         """

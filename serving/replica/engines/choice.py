@@ -1,7 +1,7 @@
-"""Which engine serves, and how many images a pass: what the settings say, or what is fastest here.
+"""Chooses the engine and the batch size: what the settings name, or what is fastest here.
 
-Measured once and remembered beside the graphs under LETHE_HOME. Replicas are told the outcome, so
-that all of one server use the same.
+The process that starts the server measures once and keeps the result beside the graphs under
+LETHE_HOME. It passes its choice to the replicas, so that all use the same.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ import torch
 from forgetting.adapter.stack import EffectiveState
 from forgetting.models.backbone import Backbone
 from forgetting.models.golden import TOLERANCE
+from registry.store.durable_file import write_durably
 from serving.config.settings import EngineName, EngineSettings
 from serving.replica.engines import Engine, EngineError, Forward
-from serving.replica.engines.onnx_graph import graph_name, write_whole
+from serving.replica.engines.onnx_graph import graph_name
 from serving.replica.engines.onnx_runtime import OnnxEngine
 from serving.replica.engines.torch_compiled import CompiledEngine
 from serving.replica.engines.torch_eager import TorchEngine
@@ -33,29 +34,29 @@ from serving.replica.engines.torch_eager import TorchEngine
 log = logging.getLogger(__name__)
 
 CANDIDATES: tuple[EngineName, ...] = ("torch", "onnxruntime")
-"""What `auto` chooses from on a CPU. Compiling takes minutes, so that one is for who asks."""
+"""What `auto` chooses from on a CPU. `torch-compiled` takes minutes to start."""
 _BFLOAT16_TOLERANCE = 0.1  # 8 bits of a number, through every layer
 LARGEST_BATCH = 16
 BATCHES = (4, LARGEST_BATCH)
-"""Images of one pass that are tried on a CPU. The more, the less each costs of what a pass costs by
-itself, and the less of the pass fits the caches: it depends on model, engine and machine."""
+"""Batch sizes that are tried on a CPU. A larger batch shares the fixed cost of a pass among more
+images, but less of it fits the caches. Which is faster depends on model, engine and machine."""
 _TURNS = 20
 _FEWEST_TURNS = 2
 _LONGEST_S = 6.0
 
 Pass = tuple[EngineName, int]
-"""An engine, and how many images it is given at once."""
+"""An engine and a batch size."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The engine that serves, the most images it is given at once, and why."""
+    """The engine that serves, its largest batch, and why."""
 
     name: EngineName
     batch: int
     why: str
     ms: Mapping[Pass, float] = field(default_factory=dict)
-    """Milliseconds an image, where they were measured."""
+    """Milliseconds an image, for what was measured."""
 
     def __str__(self) -> str:
         measured = ", ".join(
@@ -71,7 +72,7 @@ class Choice:
 def make_engine(
     settings: EngineSettings, backbone: Backbone, *, threads: int, graphs: Path
 ) -> Engine:
-    """The engine that the settings name; `auto` must have been chosen by then.
+    """The engine that the settings name. `auto` must have been resolved by `choose` before.
 
     Raises:
         EngineError: It can't run this backbone here.
@@ -94,7 +95,7 @@ def make_engine(
 
 
 def tolerance_of(settings: EngineSettings) -> float:
-    """How far an engine may be off on the golden image (`forgetting.models.golden`)."""
+    """How far the golden figures of an engine may be off (`forgetting.models.golden`)."""
     return _BFLOAT16_TOLERANCE if settings.precision == "bfloat16" else TOLERANCE
 
 
@@ -106,18 +107,18 @@ def choose(
     threads: int,
     graphs: Path,
 ) -> Choice:
-    """Say which engine every replica is to use, and how many images it is given at once.
+    """Choose the engine and the largest batch for all replicas.
 
     Args:
-        settings: What was asked for.
+        settings: What the operator asks for.
         backbone: What is to be served.
-        batch: Most images of a pass; None takes what is fastest on a CPU, else `LARGEST_BATCH`.
-        threads: That one forward pass uses.
+        batch: The largest batch. None: on a CPU the fastest of `BATCHES`, else `LARGEST_BATCH`.
+        threads: Number of threads of one forward pass.
         graphs: Folder of kept graphs and measurements.
 
     Raises:
-        EngineError: An engine was asked for by name and can't run this backbone. `auto` never
-            fails for that: it takes `torch`, and logs why.
+        EngineError: The settings name an engine that can't run this backbone. With `auto` such an
+            engine is left out, and the log says why.
     """
     plain = (settings.device, settings.precision) == ("cpu", "float32")
     if not plain or settings.name == "torch-compiled":
@@ -162,14 +163,16 @@ def measure(
     *,
     threads: int,
 ) -> dict[Pass, float]:
-    """Milliseconds an image, by turns, the best of each: what others do on the machine meanwhile
-    slows some turns down, but makes none faster.
+    """Milliseconds an image for each of `passes`.
+
+    They take turns, and the best of each counts: other work on the machine makes some turns slower
+    but none faster.
 
     Args:
-        forwards: By engine.
-        passes: What is measured.
+        forwards: The bare forward pass of each engine.
+        passes: What to measure.
         size: Of an image, (C, H, W).
-        threads: For PyTorch; ONNX Runtime has been told already.
+        threads: For PyTorch; ONNX Runtime's session has its own number.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -191,7 +194,7 @@ def measure(
 
 
 def _occasion(backbone: Backbone, threads: int) -> str:
-    """Names what a measurement holds for: a kind of backbone, of CPU, and versions."""
+    """A name for what a measurement is valid for: a kind of backbone, a kind of CPU, versions."""
     facts = [
         graph_name(backbone),
         onnxruntime.__version__,
@@ -204,7 +207,7 @@ def _occasion(backbone: Backbone, threads: int) -> str:
 
 
 def _remembered(path: Path) -> dict[Pass, float]:
-    """Empty where nothing was measured, or what was written isn't whole."""
+    """The kept measurement; empty if there is none or the file is damaged."""
     try:
         found = json.loads(path.read_bytes())["ms_per_image"]
         return {
@@ -217,11 +220,13 @@ def _remembered(path: Path) -> dict[Pass, float]:
 
 
 def _remember(path: Path, measured: Mapping[Pass, float]) -> None:
+    """Without a lock: of two starts at once each measures for itself, and either's file will do."""
     ms = {
         name: {str(batch): value for (of, batch), value in measured.items() if of == name}
         for name in CANDIDATES
     }
     try:
-        write_whole(path, json.dumps({"ms_per_image": ms}).encode())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(path, json.dumps({"ms_per_image": ms}).encode())
     except OSError as error:
-        log.warning("the engines' speed is not kept for the next start: %s", error)
+        log.warning("the measured speed of engines can't be saved for the next start: %s", error)

@@ -1,8 +1,8 @@
-"""A backbone as an ONNX graph without weights: every parameter is an input beside the images.
+"""Writes a backbone as an ONNX graph without weights: every parameter is an input of the graph.
 
-So the graph holds nothing that the backbone knows and may be kept in a file, a release needs no
-graph of its own, and the tensors are those of the PyTorch model, not copies. Linears are written
-as one GEMM over all tokens that reads a weight as PyTorch keeps it, (out, in).
+So the graph holds nothing that the backbone has learned and may be kept in a file; all releases
+share it; and its inputs are the PyTorch model's own tensors, not copies. Each linear is written as
+one GEMM over all tokens, which reads the weight in PyTorch's layout, (out, in).
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import secrets
 import tempfile
 import warnings
 from pathlib import Path
@@ -23,13 +21,14 @@ from torch import Tensor, nn
 
 from forgetting.erasure.edit import EditLayer
 from forgetting.models.backbone import Backbone
+from registry.store.durable_file import write_durably
 from serving.replica.engines import EngineError
 from serving.replica.engines.tensors import editable_copy
 
 IMAGES, LOGITS = "images", "logits"
 _OPSET = 17  # the first with LayerNormalization as one operator
 _FORMAT = 1
-_EXAMPLE_BATCH = 2  # any but 1, which an exporter might take for a constant
+_EXAMPLE_BATCH = 2  # not 1: the exporter might treat a size of 1 as a constant
 
 
 class _FlatLinear(nn.Module):
@@ -47,7 +46,7 @@ class _FlatLinear(nn.Module):
 
 
 class _Function(nn.Module):
-    """The model as a function of the images and of its parameters, which it has no more itself."""
+    """The model as a function of the images and its parameters; it holds no parameters itself."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -92,8 +91,8 @@ def export(backbone: Backbone) -> bytes:
             torch.no_grad(),
         ):
             written = Path(folder) / "graph.onnx"
-            # It warns of each Python number in the model's code, and of its own old age: the
-            # exporter by torch.export takes ten times as long and needs two packages more.
+            # The exporter warns of each Python number in the model's code, and that it is
+            # deprecated. The newer exporter takes ten times as long and needs two more packages.
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 function,
@@ -106,7 +105,7 @@ def export(backbone: Backbone) -> bytes:
                 opset_version=_OPSET,
             )
             return written.read_bytes()
-    except Exception as error:  # whatever the model's own code raises under tracing
+    except Exception as error:  # tracing runs the model's code, which may raise anything
         first = str(error).strip().partition("\n")[0]
         raise EngineError(
             f"{backbone.spec.model} can't be written as an ONNX graph "
@@ -115,7 +114,8 @@ def export(backbone: Backbone) -> bytes:
 
 
 def graph_name(backbone: Backbone) -> str:
-    """Names the graph of every backbone of this kind: by shapes and versions, not by weights."""
+    """A name for the graph of this kind of backbone: it depends on shapes, buffers and versions,
+    not on weights."""
     spec = backbone.spec
     digest = hashlib.sha256()
     facts = [
@@ -124,7 +124,7 @@ def graph_name(backbone: Backbone) -> str:
         [[name, list(tensor.shape)] for name, tensor in backbone.model.named_parameters()],
     ]
     digest.update(json.dumps(facts, sort_keys=True).encode())
-    for name, buffer in backbone.model.named_buffers():  # these do stand in the graph
+    for name, buffer in backbone.model.named_buffers():  # buffers are in the graph
         digest.update(f"{name} {buffer.dtype} {tuple(buffer.shape)}".encode())
         digest.update(
             buffer.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
@@ -133,7 +133,7 @@ def graph_name(backbone: Backbone) -> str:
 
 
 def kept_graph(backbone: Backbone, folder: Path) -> bytes | None:
-    """The graph that an earlier start left in `folder`."""
+    """The graph that an earlier start kept in `folder`; None if there is none."""
     try:
         return (folder / f"{graph_name(backbone)}.onnx").read_bytes()
     except OSError:
@@ -141,17 +141,6 @@ def kept_graph(backbone: Backbone, folder: Path) -> bytes | None:
 
 
 def keep_graph(backbone: Backbone, folder: Path, graph: bytes) -> None:
-    """Leave a graph for the next start. Raises as `write_whole`."""
-    write_whole(folder / f"{graph_name(backbone)}.onnx", graph)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that a reader sees whole or not at all.
-
-    Raises:
-        OSError: It can't be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-    beside.write_bytes(content)
-    os.replace(beside, path)
+    """Keep a graph for the next start. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_durably(folder / f"{graph_name(backbone)}.onnx", graph)

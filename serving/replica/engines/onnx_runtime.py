@@ -1,7 +1,7 @@
-"""ONNX Runtime on the CPU: one session for all releases, a release is what it feeds to it.
+"""ONNX Runtime on the CPU: all releases share one session, which holds no weights.
 
-The session holds no weights; the tensors that are fed are those of the PyTorch model, and in their
-place the tensors that a release changed. No memory is copied for either.
+Each call feeds the weights to the session: the release's tensors where it changed some, and the
+PyTorch model's own tensors for the rest. Neither is copied.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from serving.replica.engines.tensors import bare_tensors, changed_tensors
 log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4
-"""Of the logits, against PyTorch's: absolute up to a magnitude of 1, relative above."""
+"""How far logits may be from PyTorch's: absolute plus relative."""
 _CHECK_BATCHES = (1, 3)
 _QUIET = 3  # errors only
 
 
 class OnnxForward:
-    """The forward pass of one release. Any number of threads may call it at once."""
+    """The forward pass of one release. Thread-safe."""
 
     def __init__(self, session: InferenceSession, feeds: Mapping[str, OrtValue]) -> None:
         self._session = session
         self._feeds = feeds
-        # Binding a hundred tensors takes longer than a small model, so it is done once for each
-        # thread that calls at the same time.
+        # Binding a hundred tensors takes longer than a small model's pass, so bindings are reused.
+        # There are as many as there were calls at the same time.
         self._idle: deque[IOBinding] = deque()
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -64,13 +64,13 @@ class OnnxEngine:
     def __init__(self, backbone: Backbone, *, threads: int = 1, graphs: Path | None = None) -> None:
         """
         Args:
-            backbone: The bare backbone; its tensors are used where they are.
-            threads: That one forward pass uses.
-            graphs: A folder in which the graph is looked for, and left for the next start.
+            backbone: The bare backbone; its tensors are not copied.
+            threads: Number of threads of one forward pass.
+            graphs: Folder in which the graph is kept for the next start; None: don't keep it.
 
         Raises:
-            EngineError: The model can't be written as a graph, or the graph's logits are not
-                those of PyTorch.
+            EngineError: The model can't be written as a graph, or the graph's logits differ from
+                PyTorch's.
         """
         self._tensors = bare_tensors(backbone.model)
         graph = None if graphs is None else kept_graph(backbone, graphs)
@@ -82,7 +82,7 @@ class OnnxEngine:
                 try:
                     keep_graph(backbone, graphs, graph)
                 except OSError as error:
-                    log.warning("the graph is not kept for the next start: %s", error)
+                    log.warning("the graph can't be saved for the next start: %s", error)
         self._session = session
         self._inputs = {node.name for node in session.get_inputs()} - {IMAGES}
         self._feeds = {n: _value(t) for n, t in self._tensors.items() if n in self._inputs}
@@ -98,7 +98,8 @@ class OnnxEngine:
         return OnnxForward(self._session, self._feeds | fed)
 
     def _check(self, backbone: Backbone) -> None:
-        """Hold the graph against the model, for one image and for several."""
+        """Compare the graph's logits with the model's, for one image and for several. Raises
+        `EngineError`."""
         bare = self.build(EffectiveState())
         noise = torch.Generator().manual_seed(0)
         for batch in _CHECK_BATCHES:
@@ -120,21 +121,21 @@ def _open(graph: bytes, threads: int) -> InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Threads that spin for work take the core from those that have some.
+    # Idle threads that spin take CPU time from threads that have work.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = _QUIET
     return InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def _open_kept(graph: bytes, threads: int) -> InferenceSession | None:
-    """None for a file that is damaged: it is made anew."""
+    """A session of the kept graph; None if the file is damaged, so that it is written again."""
     try:
         return _open(graph, threads)
     except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
-        log.warning("the kept ONNX graph is damaged, it is made anew: %s", type(error).__name__)
+        log.warning("the kept ONNX graph is damaged, writing it again: %s", type(error).__name__)
         return None
 
 
 def _value(tensor: Tensor) -> OrtValue:
-    """The same memory as ONNX Runtime sees it; it keeps the tensor alive."""
+    """The tensor as ONNX Runtime's value. It shares the memory and keeps the tensor alive."""
     return OrtValue.ortvalue_from_numpy(tensor.detach().float().contiguous().numpy())

@@ -1,7 +1,7 @@
-"""A backbone as a function of its tensors: every release is another set of arguments to it.
+"""The tensors that a forward pass takes as arguments, and those that a release changes.
 
-For engines that prepare the forward pass once (a compiled or an exported graph) and feed it the
-tensors: those of the bare backbone, and in their place what a release changed.
+For engines that prepare one forward pass (a compiled or an exported graph) and feed each release's
+tensors to it: the release's own where it changed some, else the bare backbone's.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ MATRIX, OFFSET = "head_drop.matrix", "head_drop.offset"
 
 
 def editable_copy(model: nn.Module) -> nn.Module:
-    """A copy over the same tensors, in eval mode, with a feature edit that changes nothing where
-    the model has a place for one: e I + 0 is e, bit for bit."""
+    """A copy that shares the tensors, in eval mode, with an identity feature edit if the model has
+    a place for one. The identity changes nothing: e I + 0 is e, bit for bit."""
     copy = shared_copy(model).eval()
     try:
         width = edit_point(copy)
@@ -30,8 +30,8 @@ def editable_copy(model: nn.Module) -> nn.Module:
 
 
 def bare_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter of a backbone, and the edit that changes nothing, by their names in
-    `editable_copy`'s model."""
+    """Every parameter of a backbone and the identity edit, by their names in `editable_copy`'s
+    model."""
     copy = editable_copy(model)
     named = {name: tensor.detach() for name, tensor in copy.named_parameters()}
     buffers = dict(copy.named_buffers())
@@ -39,11 +39,11 @@ def bare_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def changed_tensors(state: EffectiveState, bare: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What a release changes, by the tensors' names in `editable_copy`'s model.
+    """The tensors that a release changes, by their names in `editable_copy`'s model.
 
     Raises:
-        TargetError: The model has no place for the edit, or for one of another width.
-        EngineError: A weight is no tensor of the model, or has another shape.
+        TargetError: The model has no place for an edit of this width.
+        EngineError: The model has no tensor of that name and shape.
     """
     changed = {f"{path}.weight": weight for path, weight in state.weights.items()}
     if state.edit is not None:

@@ -1,7 +1,7 @@
-"""PyTorch, compiled by TorchInductor: once for the backbone, with the tensors as arguments.
+"""PyTorch, compiled by TorchInductor once for the backbone, with the tensors as arguments.
 
-No release compiles anything anew. Compiling takes 25 to 50 seconds on a CPU, for each of three
-kinds of batch, and needs a C++ compiler; so this is for who asks for it.
+Releases share what was compiled. Compiling takes 25 to 50 seconds on a CPU for each of three kinds
+of batch, and needs a C++ compiler; so `auto` never chooses this engine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from serving.replica.engines.tensors import changed_tensors, editable_copy
 from serving.replica.engines.torch_eager import on_device, open_device
 
 _WARM_BATCHES = (1, 2, 3)
-"""What Inductor tells apart: one image, the next size that it sees, and any size after that."""
+"""Inductor compiles three times: for one image, for the next size, and for all sizes after that."""
 
 _Compiled = Callable[[dict[str, Tensor], Tensor], Tensor]
 
@@ -39,7 +39,7 @@ class CompiledForward:
             torch.no_grad(),
             torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16),
         ):
-            # Other strides would be compiled for anew.
+            # Inductor would compile again for other strides.
             here = images.contiguous().to(self.device, non_blocking=True)
             logits = self.run(self.tensors, here)
         return logits.float().cpu()
@@ -54,13 +54,13 @@ class CompiledEngine:
         device: str = "cpu",
         bfloat16: bool = False,
     ) -> None:
-        """Compiles, for every size of a batch.
+        """Compile the forward pass for every batch size.
 
         Args:
             model: The bare backbone.
             input_size: (C, H, W) of an image.
             device: `cpu` or `cuda`.
-            bfloat16: As of `TorchEngine`.
+            bfloat16: As for `TorchEngine`.
 
         Raises:
             EngineError: The device isn't there, or the model can't be compiled here.

@@ -1,4 +1,4 @@
-"""The reference engine: eager PyTorch, weights shared between all forwards but the changed ones."""
+"""The reference engine: eager PyTorch. Releases share all weights that they don't change."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class TorchEngine:
     def __init__(self, model: nn.Module, *, device: str = "cpu", bfloat16: bool = False) -> None:
         """
         Args:
-            model: The bare backbone; stays where it is, another device gets a copy.
+            model: The bare backbone, on the CPU. It is copied for another device.
             device: `cpu` or `cuda`.
-            bfloat16: Let matrix products be computed in bfloat16: faster on a GPU, and no longer
-                equal to the reference to 1e-4.
+            bfloat16: Compute matrix products in bfloat16: faster on a GPU, but the logits no longer
+                equal the reference to 1e-4.
 
         Raises:
-            EngineError: The device isn't there.
+            EngineError: There is no such device here.
         """
         self._device = open_device(device)
         self._bfloat16 = bfloat16
@@ -63,6 +63,6 @@ def open_device(name: str) -> torch.device:
 
 
 def on_device(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model` itself on the CPU, where it is; for another device a copy."""
-    # A deep copy: `to` moves parameters in place, and so those of `model` too.
+    """`model` itself for the CPU; a copy for another device."""
+    # `to` moves parameters in place, so without a deep copy it would move those of `model`.
     return model if device.type == "cpu" else copy.deepcopy(model).to(device)

@@ -1,4 +1,4 @@
-"""The command itself on real scans: two methods, two tasks, one seed, from scratch."""
+"""`lethe bench forgetting` on real scans: two methods, two tasks, one seed, from scratch."""
 
 from __future__ import annotations
 
@@ -65,6 +65,6 @@ def test_mask_leaks_what_the_backbone_leaks(
     summary = json.loads((folder / "results" / "digits-10-2x2" / "summary.json").read_text())
     last = {cell["method"]: cell["tasks"][-1] for cell in summary["cells"]}
     assert last["head_mask"]["acc_f"]["hits"] == 0
-    # The features are the same to the last bit, and so is every probe on them.
+    # The features are the same to the last bit, so every attack on them gives the same.
     assert last["head_mask"]["leak"]["probe"] == last["backbone"]["leak"]["probe"]
     assert last["head_mask"]["leak"]["nearest_mean"] == last["backbone"]["leak"]["nearest_mean"]

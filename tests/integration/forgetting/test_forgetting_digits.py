@@ -1,4 +1,4 @@
-"""The main job of the package on real scans: pre-train, forget one class, then another."""
+"""The package's main task on real scans: pre-train, forget one class, then another."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def images() -> ImageSet:
 
 @pytest.fixture(scope="module")
 def backbone(digits_backbones: Path) -> Backbone:
-    """The embedded default, as it is served."""
+    """The embedded default backbone."""
     torch.set_num_threads(1)
     return load_backbone(embedded_folder(load_settings(home=digits_backbones.parent)))
 
 
 @pytest.fixture(scope="module")
 def tasks(images: ImageSet, backbone: Backbone) -> list[tuple[TaskResult, float]]:
-    """Forget 3, then 8, on top of each other; each with its CPU seconds."""
+    """Forgets 3, then 8 on top; each with its CPU seconds."""
     done: list[tuple[TaskResult, float]] = []
     stack: list[Adapter] = []
     for name, earlier in (("3", []), ("8", ["3"])):

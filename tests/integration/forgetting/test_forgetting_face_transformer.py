@@ -1,4 +1,4 @@
-"""The papers' backbone, small: pre-trained with the margin, then made to forget."""
+"""A small version of the papers' backbone is pre-trained with the margin and then forgets."""
 
 from __future__ import annotations
 

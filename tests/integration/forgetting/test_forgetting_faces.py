@@ -1,4 +1,4 @@
-"""Forgetting identities of the ORL faces: six portraits to train on and one to select by."""
+"""Forgets identities of the ORL faces, with six portraits to train on and one for selection."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from forgetting.data.sources import image_folder
 from forgetting.task.run import run_task
 from forgetting.training.pretrain import PretrainConfig, Pretrained, pretrain
 
-# tests/e2e/test_faces.py is the short form, through the server.
+# tests/e2e/test_faces.py does a short version through the server.
 pytestmark = pytest.mark.slow
 
 
@@ -51,6 +51,6 @@ def test_identities_are_forgotten_and_the_others_stay(
     report = result.report
     assert report.acc_f_before.value > 0.8
     assert report.acc_f_after.hits == 0
-    # 3 portraits of each: two of the retained ones are the least that can be asked for.
+    # 3 portraits of each: an error of two of the retained ones is the smallest useful limit.
     assert report.acc_r_before.hits - report.acc_r_after.hits <= 2
     assert report.groups_kept <= 4

@@ -1,6 +1,6 @@
-"""An adapter of ours in Hugging Face PEFT, and one of PEFT's in our loader.
+"""Hugging Face PEFT loads Lethe's adapters, and Lethe loads PEFT's.
 
-Nothing else here needs PEFT: it is a dependency of these tests alone.
+Only these tests need PEFT.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ peft = pytest.importorskip("peft", reason="Hugging Face PEFT is not installed")
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
-# Two ranks, and block 1 beside block 11, whose names PEFT must not confuse.
+# Two ranks, and blocks 1 and 11, whose names PEFT must not confuse.
 RANKS = {"blocks.1.mlp.fc1": 3, "blocks.1.mlp.fc2": 3, "blocks.11.mlp.fc1": 2}
 
 
@@ -86,7 +86,7 @@ def bare_copy(case: Case) -> nn.Module:
 
 @pytest.fixture
 def saved_by_peft(case: Case, tmp_path: Path) -> dict[str, bytes]:
-    """What PEFT writes of a LoRA adapter of its own with the same modules and ranks."""
+    """The files that PEFT writes for a LoRA adapter with the same modules and ranks."""
     config = peft.LoraConfig(
         r=3,
         lora_alpha=3,
@@ -131,7 +131,7 @@ def test_peft_opens_our_adapter_and_gives_the_logits_of_our_merge(
     with torch.no_grad():
         torch.testing.assert_close(opened(case.images), expected, atol=1e-5, rtol=0)
         bare = bare_copy(case)(case.images)
-    # The adapter does something, else any loader would pass.
+    # The adapter has an effect; otherwise any loader would pass.
     assert (expected - bare).abs().max() > 1e-2
 
 

@@ -1,8 +1,8 @@
-"""moto's S3 as a program, with conditional writes that are atomic, as S3's are.
+"""moto's S3 server as a program, with atomic conditional writes like S3's.
 
-`python -m tests.integration.registry.bucket_server PORT`. moto looks whether an object is there and
-stores it in two steps, between which another of its threads may do the same; here one request is
-answered at a time.
+`python -m tests.integration.registry.bucket_server PORT`. moto checks whether an object exists and
+stores it in two steps, and another thread may do the same in between. So this server answers one
+request at a time.
 """
 
 import os
@@ -22,7 +22,7 @@ BUCKET = "bucket"
 
 
 class BucketServer:
-    """The program in a process of its own, with an empty bucket in it."""
+    """The program in a process of its own, with an empty bucket."""
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -49,7 +49,7 @@ class BucketServer:
 
     @property
     def environment(self) -> dict[str, str]:
-        """For a process that is to use the bucket."""
+        """The environment of a process that uses the bucket."""
         return {
             **os.environ,
             "AWS_ENDPOINT": self.endpoint,
@@ -60,7 +60,7 @@ class BucketServer:
 
     @property
     def config(self) -> dict[str, str]:
-        """For `ObjectStore`."""
+        """The bucket's options for `ObjectStore`."""
         return {
             "endpoint": self.endpoint,
             "access_key_id": "test",

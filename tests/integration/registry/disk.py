@@ -1,50 +1,61 @@
-"""A disk that remembers what was really durable: for cutting the power at any moment.
+"""Imitates a power cut: records what was synced, and builds what a cut at any moment may leave.
 
-It listens to the system calls of the store under test (they are really made), and can then build
-the directory that a power cut after any of them may leave: what was synced is there, and of the
-rest, anything between nothing and all.
+It reads the directory under test before and after every system call that changes something; the
+calls are really made. From that it can build the directory that a power cut after any of them may
+leave: what was synced is there, and of the rest nothing, a part or all.
 """
 
 import os
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-CALLS = ("open", "write", "fsync", "link", "unlink", "rename", "mkdir", "utime")
+CALLS = ("open", "write", "fsync", "link", "unlink", "rename", "replace", "mkdir", "rmdir", "utime")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a path leads to. `number`: the inode's, never used twice; `data`: None for a folder."""
+
+    number: int
+    data: bytes | None
+
+
+@dataclass(frozen=True)
+class Call:
+    """One finished system call. Paths are relative to the disk's top directory.
+
+    `tree`: every path after the call. `synced`: the number of the inode that the call synced.
+    """
+
+    name: str
+    paths: tuple[str, ...]
+    tree: Mapping[str, Seen]
+    synced: int | None = None
 
 
 @dataclass
 class Inode:
-    """A file's bytes, or a directory's names: as written, and as synced."""
+    """A file's bytes or a directory's names, as written and as synced."""
 
-    is_directory: bool
-    data: bytes = b""
+    data: bytes | None
     durable_data: bytes = b""
     names: dict[str, "Inode"] = field(default_factory=dict)
     durable_names: dict[str, "Inode"] = field(default_factory=dict)
 
     def sync(self) -> None:
-        self.durable_data, self.durable_names = self.data, dict(self.names)
-
-
-@dataclass(frozen=True)
-class Call:
-    """One finished system call; paths are relative to the disk's top directory."""
-
-    name: str
-    paths: tuple[str, ...]
-    data: bytes = b""
+        self.durable_data, self.durable_names = self.data or b"", dict(self.names)
 
 
 @contextmanager
 def watched(before: Callable[[str], None], after: Callable[..., None]) -> Iterator[None]:
-    """Call `before(name)` and `after(name, arguments, result)` around the store's system calls.
+    """Call `before(name)` and `after(name, arguments, result)` around the system calls of `CALLS`.
 
-    One call at a time, so that what is noted has the order of what happened.
+    Only one call runs at a time, so that the notes are in the order of the calls.
     """
     one_at_a_time = threading.Lock()
 
@@ -71,31 +82,47 @@ def watched(before: Callable[[str], None], after: Callable[..., None]) -> Iterat
 
 
 class Disk:
-    """The calls made below `top`, in order."""
+    """Records the system calls below `top`, in order.
+
+    Writes that don't go through Python's `os` (those of `open` or of a library) are noticed at the
+    next call and recorded as the call "unseen".
+    """
 
     def __init__(self, top: Path) -> None:
         self.top = top
         self.calls: list[Call] = []
-        self._opened: dict[int, str] = {}
+        self._numbers: dict[int, int] = {}  # by the inode's number on the real disk, while in use
+        self._given = 0
+        self._start: Mapping[str, Seen] = {}
+        self._tree: Mapping[str, Seen] = {}
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        with watched(lambda name: None, self._note):
+        """Record while the block lasts. What exists at its start counts as durable."""
+        self._start = self._tree = self._looked_at()
+        with watched(self._note_unseen, self._note):
             yield
+            self._note_unseen("")
+
+    def _note_unseen(self, name: str) -> None:
+        tree = self._looked_at()
+        if tree != self._tree:
+            self._tree = tree
+            self.calls.append(Call("unseen", (), tree))
 
     def _note(self, name: str, arguments: tuple[Any, ...], result: Any) -> None:
         if name == "open":
-            path = self._relative(arguments[0])
-            if path is not None:
-                self._opened[result] = path
-                if arguments[1] & os.O_CREAT:
-                    self.calls.append(Call("create", (path,)))
-        elif name in ("write", "fsync"):
-            data = bytes(arguments[1][:result]) if name == "write" else b""
-            self.calls.append(Call(name, (self._opened[arguments[0]],), data))
-        elif name != "utime":
-            paths = [self._relative(argument) for argument in arguments[:2]]
-            self.calls.append(Call(name, tuple(path for path in paths if path is not None)))
+            if not arguments[1] & os.O_CREAT:
+                return
+            name, arguments = "create", arguments[:1]
+        paths, synced = tuple(filter(None, map(self._relative, arguments[:2]))), None
+        if name in ("write", "fsync"):
+            number = self._numbers.get(os.fstat(arguments[0]).st_ino)
+            paths = tuple(path for path, seen in self._tree.items() if seen.number == number)
+            synced = number if name == "fsync" else None
+        if paths:
+            self._tree = self._looked_at()
+            self.calls.append(Call(name, paths, self._tree, synced))
 
     def _relative(self, path: Any) -> str | None:
         if not isinstance(path, str | Path):
@@ -103,44 +130,53 @@ class Disk:
         path = os.path.abspath(path)
         return os.path.relpath(path, self.top) if path.startswith(str(self.top)) else None
 
+    def _looked_at(self) -> Mapping[str, Seen]:
+        paths = [self.top, *self.top.rglob("*")]
+        inodes = {path: path.stat().st_ino for path in paths}
+        gone = self._numbers.keys() - set(inodes.values())
+        for inode in gone:  # the file system may give the number to another file
+            del self._numbers[inode]
+        for inode in inodes.values():
+            if inode not in self._numbers:
+                self._given += 1
+                self._numbers[inode] = self._given
+        return {
+            str(path.relative_to(self.top)): Seen(
+                self._numbers[inode], None if path.is_dir() else path.read_bytes()
+            )
+            for path, inode in inodes.items()
+        }
+
     def after_power_cut(self, calls: int, target: Path, *, kept: float, rng: random.Random) -> None:
-        """Build in `target` what may be left after the first `calls` calls.
+        """Build in `target` what a power cut after the first `calls` calls may leave.
 
-        `kept` is the share of what was not synced that reached the disk all the same: 0, 1, or
-        between, and then each name and byte count by chance.
+        `kept` is the share of what was not synced that reached the disk: 0, 1 or between. Between,
+        chance decides on each name and on the number of bytes.
         """
-        top = Inode(is_directory=True)
+        inodes: dict[int, Inode] = {}
+        _play(inodes, self._start)
+        for inode in inodes.values():
+            inode.sync()
         for call in self.calls[:calls]:
-            _play(top, call)
-        _build(top, target, kept=kept, rng=rng)
+            _play(inodes, call.tree)
+            if call.synced is not None:
+                inodes[call.synced].sync()
+        _build(inodes[self._start["."].number], target, kept=kept, rng=rng)
 
 
-def _play(top: Inode, call: Call) -> None:
-    first = call.paths[0]
-    if call.name == "create":
-        _parent(top, first).names[_name(first)] = Inode(is_directory=False)
-    elif call.name == "mkdir":
-        _parent(top, first).names[_name(first)] = Inode(is_directory=True)
-    elif call.name == "write":
-        _at(top, first).data += call.data
-    elif call.name == "fsync":
-        _at(top, first).sync()
-    elif call.name == "link":
-        _parent(top, call.paths[1]).names[_name(call.paths[1])] = _at(top, first)
-    elif call.name == "unlink":
-        del _parent(top, first).names[_name(first)]
-    elif call.name == "rename":
-        _parent(top, call.paths[1]).names[_name(call.paths[1])] = _at(top, first)
-        del _parent(top, first).names[_name(first)]
-    else:
-        raise ValueError(f"no model of {call.name}")
+def _play(inodes: dict[int, Inode], tree: Mapping[str, Seen]) -> None:
+    for seen in tree.values():
+        inode = inodes.setdefault(seen.number, Inode(seen.data))
+        inode.data, inode.names = seen.data, {}
+    for path, seen in tree.items():
+        if path != ".":
+            folder = tree[os.path.dirname(path) or "."]
+            inodes[folder.number].names[os.path.basename(path)] = inodes[seen.number]
 
 
 def _build(inode: Inode, target: Path, *, kept: float, rng: random.Random) -> None:
-    if not inode.is_directory:
-        written = len(inode.data) - len(inode.durable_data)
-        extra = written if kept == 1 else rng.randint(0, written) if kept > 0 else 0
-        target.write_bytes(inode.data[: len(inode.durable_data) + extra])
+    if inode.data is not None:
+        target.write_bytes(_kept_of(inode.data, inode.durable_data, kept=kept, rng=rng))
         return
     target.mkdir()
     names = dict(inode.durable_names)
@@ -154,17 +190,10 @@ def _build(inode: Inode, target: Path, *, kept: float, rng: random.Random) -> No
         _build(child, target / name, kept=kept, rng=rng)
 
 
-def _at(top: Inode, path: str) -> Inode:
-    inode = top
-    if path != ".":
-        for name in path.split(os.sep):
-            inode = inode.names[name]
-    return inode
-
-
-def _parent(top: Inode, path: str) -> Inode:
-    return _at(top, os.path.dirname(path) or ".")
-
-
-def _name(path: str) -> str:
-    return os.path.basename(path)
+def _kept_of(data: bytes, durable: bytes, *, kept: float, rng: random.Random) -> bytes:
+    if kept == 1:
+        return data
+    if kept == 0 or rng.random() >= kept:
+        return durable
+    least = len(durable) if data.startswith(durable) else 0
+    return data[: rng.randint(least, len(data))]

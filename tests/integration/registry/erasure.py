@@ -1,8 +1,9 @@
-"""An erasure on a registry; run as a program, one that is killed before each system call in turn.
+"""Erases a class on a registry. As a program, it does so again and again, and is killed at a later
+system call each time.
 
-`python -m tests.integration.registry.erasure TOP KEYS` leaves TOP/0, TOP/1, ...: in TOP/n the
-registry that a SIGKILL before system call n left, and the file `acknowledged` with a line per
-record. The last one ran through.
+`python -m tests.integration.registry.erasure TOP KEYS` writes TOP/0, TOP/1, ... The folder TOP/n
+has the registry as a SIGKILL before system call n left it, and the file `acknowledged` with a line
+for each record. The last erasure was not killed.
 """
 
 import itertools
@@ -25,7 +26,7 @@ BACKBONE = f"sha256:{'b' * 64}"
 
 
 class Operator:
-    """Whoever has a class forgotten: all keys, and the acts in their order."""
+    """Does all steps of an erasure, with the keys of all roles."""
 
     def __init__(self, registry: Path, keys: Path) -> None:
         self.store = DirectoryStore(registry)
@@ -77,7 +78,7 @@ class Operator:
         )
 
     def erase(self, class_name: str, acknowledge: Callable[[], None]) -> None:
-        """Four records, each followed by a call of `acknowledge`."""
+        """Add the four records of an erasure, with a call of `acknowledge` after each."""
         job = self.forget(class_name)
         acknowledge()
         self.train(job)

@@ -1,7 +1,7 @@
 """A writer process for the race and kill tests: `python ledger_writer.py REGISTRY KEYS NAME COUNT`.
 
-Appends notes and blobs until COUNT are acknowledged (0: until killed), and prints a line for each
-one only after the ledger has said that it is durable. REGISTRY is a folder or the URL of a bucket.
+Appends notes and blobs until COUNT are acknowledged (0: until killed). It prints a line for each
+note after the ledger has acknowledged that it is durable. REGISTRY is a folder or a bucket's URL.
 """
 
 import sys

@@ -1,7 +1,7 @@
-"""The corruption matrix in a bucket: what anybody with write access to it can do, is found there.
+"""Verification finds any change that somebody with write access to a bucket can make.
 
-The whole matrix, every region of every file, is in `upkeep/test_verification.py` of the unit tests,
-on a folder; here one object of each kind meets each kind of damage, through a real S3 API.
+`tests/unit/registry/upkeep/test_verification.py` damages every region of every file in a folder.
+Here one object of each kind meets each kind of damage, through a real S3 API.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ FOLDER = "matrix"
 
 
 class Vandal:
-    """Somebody who can write to the bucket, past the store and its rules."""
+    """Writes to the bucket directly, without the store and its rules."""
 
     def __init__(self, server: BucketServer) -> None:
         self._client = S3Store(
@@ -114,7 +114,7 @@ def test_a_damaged_object_of_a_bucket_is_found_and_named(
 def test_a_missing_object_of_a_bucket_is_found_and_named(
     store: ObjectStore, trust: Trust, vandal: Vandal
 ) -> None:
-    # Without the last record it is an older copy, without the person a deletion: see below.
+    # Without the last record it is an older copy; without a subject it is a deletion: see below.
     for key in (FORMAT_KEY, log_key(1), log_key(5), store.list("blobs/")[0]):
         good = vandal.read(key)
         vandal.remove(key)
@@ -178,7 +178,7 @@ def test_an_older_copy_in_a_bucket_is_found_by_who_has_seen_more(
 
 
 def test_nothing_damaged_is_handed_out(store: ObjectStore, trust: Trust, vandal: Vandal) -> None:
-    """A blob and a record, read as a replica does, not by `verify`."""
+    """Reads a blob and a record as a replica does, without `verify`."""
     ledger = Ledger(store, trust)
     ledger.refresh()
     (adapter,) = ledger.state.adapters.values()

@@ -1,4 +1,4 @@
-"""Writers in real processes: racing for numbers, and killed at any moment; folder and bucket."""
+"""Writers in real processes race for record numbers or are killed, on a folder and a bucket."""
 
 import random
 import subprocess
@@ -24,7 +24,7 @@ WRITER = Path(__file__).with_name("ledger_writer.py")
 
 @dataclass
 class Scene:
-    """A registry that processes write to, their keys, and what each said that it wrote."""
+    """A registry that processes write to, their keys, and what each acknowledged."""
 
     top: Path
     registry: str
@@ -36,7 +36,7 @@ class Scene:
         return Trust.load(self.top / "keys" / "trust.json")
 
     def start(self, name: str, *, count: int) -> "subprocess.Popen[str]":
-        # To a file: what a killed writer had acknowledged must not be lost in a pipe.
+        # Output goes to a file: a pipe could lose what a killed writer had acknowledged.
         with open(self.top / f"{name}.out", "w") as output:
             command = [sys.executable, str(WRITER), self.registry, str(self.top / "keys"), name]
             return subprocess.Popen(
@@ -44,7 +44,7 @@ class Scene:
             )
 
     def acknowledged(self) -> dict[str, int]:
-        """Request id to record number, of every whole line that a writer printed."""
+        """Request id -> record number, from every complete line that a writer printed."""
         lines = [
             line.split()
             for path in self.top.glob("*.out")
@@ -60,7 +60,7 @@ class Scene:
             time.sleep(0.02)
 
     def read_all(self) -> dict[str, int]:
-        """Verify the whole log and every blob that it names; request id to record number."""
+        """Verify the whole log and every blob that it names; return request id -> record number."""
         ledger = Ledger(self.store, self.trust)
         entries = []
         state = ledger.refresh(each=entries.append)
@@ -112,11 +112,11 @@ def race(scene: Scene, *, writers: int, records: int) -> None:
 def kill_at_random(
     scene: Scene, *, writers: int, seconds: float, records: int, seed: int
 ) -> tuple[int, int]:
-    """Run writers, kill one at a random moment and start another, while a reader reads on.
+    """Run writers, kill one at a random moment and start another, while a reader goes on reading.
 
-    A kill comes after up to `records` more are acknowledged, and a moment later: a busy machine
-    takes long to start a writer, which would be killed before it wrote. Returns the number of
-    kills and of acknowledged records.
+    A kill comes a moment after up to `records` more records are acknowledged. (After a fixed time,
+    a busy machine would kill writers that have not written yet.) Returns the number of kills and of
+    acknowledged records.
     """
     rng = random.Random(seed)
     reader = Ledger(scene.store, scene.trust)
@@ -175,6 +175,6 @@ def test_a_minute_of_kills_loses_nothing(folder: Scene) -> None:
 
 @pytest.mark.slow
 def test_a_minute_of_kills_in_a_bucket_loses_nothing(bucket: Scene) -> None:
-    """Eight writers, for as many records as a minute of moto allows."""
+    """Eight writers write as many records as moto can store in a minute."""
     kills, records = kill_at_random(bucket, writers=8, seconds=60.0, records=12, seed=3)
     print(f"{records} records were acknowledged around {kills} kills")

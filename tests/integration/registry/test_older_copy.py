@@ -1,4 +1,4 @@
-"""`lethe serve` on a registry that is an older copy: one line, before anything is started."""
+"""`lethe serve` refuses an older copy of a registry with one line, before it starts anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A publish cut off after any system call, by SIGKILL and by loss of power."""
+"""A publish survives SIGKILL and a power cut after any system call."""
 
 import random
 import shutil
@@ -31,7 +31,7 @@ def keys(tmp_path: Path) -> Path:
 
 
 def check_readable(registry: Path, keys: Path) -> State:
-    """Everything verifies, every served adapter is whole, and writing goes on."""
+    """Check that everything verifies, every served adapter is whole, and writing still works."""
     operator = Operator(registry, keys)
     found = verify(operator.store, operator.trust)
     assert found.problems == ()
@@ -71,7 +71,7 @@ def test_a_power_cut_after_any_system_call_loses_nothing_acknowledged(
     top = tmp_path / "disk"
     top.mkdir()
     disk = Disk(top)
-    acknowledged = [0]  # acknowledged[n]: the calls made by the time that record n was
+    acknowledged = [0]  # acknowledged[n]: how many calls were made when record n was acknowledged
     with disk.recording():
         operator = Operator(top / "registry", keys)
         operator.erase("alice", lambda: acknowledged.append(len(disk.calls)))
@@ -90,7 +90,7 @@ def test_a_power_cut_after_any_system_call_loses_nothing_acknowledged(
 
 
 def test_the_disk_would_show_a_store_that_forgets_to_sync(tmp_path: Path) -> None:
-    """The imitation itself: without the syncs, an object is lost or torn."""
+    """Tests the imitated disk: without syncs, an object is lost or incomplete."""
     top = tmp_path / "disk"
     top.mkdir()
     disk = Disk(top)

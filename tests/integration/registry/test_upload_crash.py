@@ -1,4 +1,4 @@
-"""A forget command that is killed between the images it stored and its record."""
+"""A forget command is killed after it stored images and before it added its record."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from registry.upkeep.collection import collect
 from registry.upkeep.verification import verify
 from tests.unit.registry.registry_acts import BACKBONE
 
-# The steps of serving.control.control, in its order; it stops for the kill where it is told to.
+# The steps of serving.control.control, in its order. It waits to be killed where it is told to.
 COMMAND = """
 import signal, sys
 from pathlib import Path

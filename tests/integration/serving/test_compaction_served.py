@@ -61,7 +61,7 @@ def _samples(backbone: Backbone, images: ImageSet, split: str, *labels: int) -> 
 
 
 class Place:
-    """A home with a registry, written to as control, trainer and coordinator do."""
+    """A home with a registry. Writes the records that control and the coordinator write."""
 
     def __init__(self, folder: Path, backbone: Backbone) -> None:
         self.home, self.backbone = Home(folder, folder / "registry"), backbone
@@ -106,7 +106,7 @@ class Place:
         )
 
     def served(self, release: Release, x: Tensor) -> tuple[Tensor, frozenset[int], frozenset[int]]:
-        """Logits before the mask, the guard and what the weights erase, as the slot has them."""
+        """What the slot serves: logits before the mask, the guard, and what the weights erase."""
         reader = ReleaseReader(open_ledger(self.home), open_subjects(self.home), self.backbone)
         ready = reader.ready(release.number, self.slot)
         assert self.slot.flip(ready)
@@ -115,7 +115,7 @@ class Place:
 
 @pytest.fixture
 def place(tmp_path: Path, backbone: Backbone, images: ImageSet) -> Place:
-    """3 was forgotten by a projection, 8 by trained pairs with an erasure on top of it."""
+    """A registry in which a projection has forgotten 3, and trained pairs with an erasure 8."""
     place = Place(tmp_path, backbone)
     erasure = project(
         feature_statistics(backbone.model, _samples(backbone, images, "train")),

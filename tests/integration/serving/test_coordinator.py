@@ -1,4 +1,4 @@
-"""The coordinator on a real ledger, with members that follow, lag, fail or fall silent."""
+"""The coordinator on a real ledger, with members that follow, lag, fail or stop answering."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ AUTHOR = Author("tester", "a test", "request-of-the-test")
 
 @dataclass
 class Replica:
-    """A member as `serving.replica.member` behaves, without a model behind it."""
+    """A member that behaves as `serving.replica.member` does, without a model."""
 
     name: str
     problem: str | None = None
@@ -123,7 +123,7 @@ def stage(tmp_path: Path) -> Stage:
 def play(
     stage: Stage, replicas: list[Replica], act: Callable[[Coordinator], Coroutine[Any, Any, None]]
 ) -> None:
-    """Run `act` against a coordinator whose members are `replicas`, its first grace over."""
+    """Run `act` on a coordinator whose members are `replicas`, after the grace of its start."""
 
     async def run() -> None:
         coordinator = stage.coordinator()
@@ -160,7 +160,7 @@ def test_a_forget_is_guarded_adopted_and_rolled_back_with_its_guard(stage: Stage
         assert state.jobs[job.id].state == "done"
 
     play(stage, replicas, act)
-    # A release that only masks has nothing to build.
+    # For a release that only masks, members build nothing.
     assert [replica.built for replica in replicas] == [[2, 3], [2, 3]]
 
 
@@ -238,7 +238,7 @@ def test_a_new_coordinator_acknowledges_what_the_old_one_activated(stage: Stage)
 
 
 def test_a_guard_is_not_held_up_by_a_release_that_is_being_built(stage: Stage) -> None:
-    """The build ends after the guard is acknowledged; it is published anew on top of that."""
+    """The build ends after the guard was acknowledged, so its release is published again on top."""
     slow = Replica("a")
 
     async def act(coordinator: Coordinator) -> None:
@@ -255,7 +255,7 @@ def test_a_guard_is_not_held_up_by_a_release_that_is_being_built(stage: Stage) -
         coordinator.prepared = late  # type: ignore[method-assign]
         adopting = asyncio.create_task(coordinator.adopt(first.id, AUTHOR))
         await asyncio.sleep(0.2)
-        # The member's own follower waits for its build; the guard needs another one.
+        # The member's own thread is blocked by its build, so the guard needs another one.
         other = asyncio.create_task(Replica("b").live(coordinator))
         await asyncio.sleep(0.2)
         guarding = asyncio.create_task(coordinator.guard(second.id, AUTHOR))
@@ -291,7 +291,7 @@ def test_a_suspension_is_durable_and_acknowledged_when_nobody_serves(stage: Stag
         given = len(replicas[0].leases)
         await asyncio.sleep(TERMS.heartbeat * 4)
         assert not any(replicas[0].leases[given:])
-        # A command is accepted and masked all the same; what has to be built waits.
+        # Without a replica, a command is accepted and masks; what must be built waits.
         job = stage.request("ada")
         assert isinstance(await coordinator.guard(job.id, AUTHOR), Ack)
         stage.trained(job, ())
@@ -380,7 +380,7 @@ def test_who_was_restored_is_brought_back_and_the_others_stay_masked(stage: Stag
         assert state.active == state.confirmed == ack.release
         assert state.active_release.adapters == ()
         assert state.active_release.guard == frozenset(second.subjects)
-        # The second was masked and no more: a smaller mask is enough.
+        # The second class was only masked, so a smaller mask is enough.
         restore(stage, second)
         assert isinstance(await coordinator.bring_back(AUTHOR), Ack)
         assert stage.ledger.refresh().active_release.kind == "guard"
@@ -471,7 +471,7 @@ def test_a_canary_that_is_taken_off_is_never_served_and_a_guard_ends_one_at_once
         first, second = stage.request("ada"), stage.request("bo")
         await coordinator.guard(first.id, AUTHOR)
         stage.trained(first, ())
-        # Somebody else is under erasure by now, and masked before anything is tried out.
+        # Another class came under erasure, and is masked before a trial begins.
         begun = await coordinator.try_out(first.id, 10, AUTHOR)
         assert isinstance(begun, TrialBegun)
         await asyncio.sleep(0.1)

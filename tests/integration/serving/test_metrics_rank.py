@@ -1,6 +1,6 @@
-"""Each metric must rank what is known: the backbone, a mask, an adapter, and a model without.
+"""Each metric ranks four models in the known order: backbone, mask, adapter, trained without.
 
-Digits 3 and 7 are forgotten; 9 is a stranger that no model here was trained on.
+Digits 3 and 7 are forgotten. 9 is a stranger: no model here was trained on it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FORGOTTEN = torch.tensor([3, 7])
 
 @dataclass(frozen=True)
 class Row:
-    """One model's line in the table."""
+    """One model's row in the table."""
 
     acc_f: float
     acc_r: float
@@ -51,7 +51,7 @@ def images() -> ImageSet:
 
 
 def small(images: ImageSet) -> Pretrained:
-    """A small ViT of 10 rows, trained on whatever classes have images."""
+    """A small ViT with 10 rows in its head, trained on the classes that have images."""
     _, arguments, _ = small_vit(images)
     mild = Augmentation(rotation=4, scale=0.04, shift=0.03, contrast=0.06, brightness=0.03)
     return pretrain(
@@ -165,7 +165,7 @@ def test_model_without_the_classes_leaks_less_than_the_mask_but_not_nothing(
     own, masked = table["retrained"].leak, table["mask"].leak
     for name in ("recovery_f", "recovery_restarted_f", "probe_1_f", "probe_5_f", "prototype_f"):
         assert own[name] < masked[name] - 0.1, name
-    # Features of digits serve for digits that were never seen.
+    # Features learned from digits also separate digits that were never seen.
     assert own["probe_5_f"] > 0.25
 
 

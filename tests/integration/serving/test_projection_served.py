@@ -1,4 +1,4 @@
-"""The closed form on real scans, through a real ledger to the forward pass of a replica."""
+"""The closed form on real scans, from a real ledger to the forward pass of a replica."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _samples(backbone: Backbone, images: ImageSet, split: str, *labels: int) -> 
 
 @dataclass(frozen=True)
 class Learned:
-    """Two projections, one on the other, and the CPU seconds of the second."""
+    """Two projections, the second on top of the first, and the CPU seconds of the second."""
 
     stack: tuple[Projection, ...]
     seconds: float
@@ -70,7 +70,7 @@ class Learned:
 
 @pytest.fixture(scope="module")
 def learned(backbone: Backbone, images: ImageSet) -> Learned:
-    """3, then 8: the second from cached statistics and its own images alone."""
+    """Forgets 3, then 8. The second uses cached statistics and only images of 8."""
     cached = feature_statistics(backbone.model, _samples(backbone, images, "train"))
     stack: list[Projection] = []
     for label in GONE:
@@ -151,7 +151,7 @@ def test_a_later_task_takes_less_than_two_seconds_of_one_core(learned: Learned) 
 
 
 class Registry:
-    """Records what control, trainer and coordinator would, and reads it as a replica does."""
+    """Writes the records that control and the coordinator write, and reads as a replica does."""
 
     def __init__(self, folder: Path, backbone: Backbone) -> None:
         self.home, self._backbone = Home(folder, folder / "registry"), backbone
@@ -189,7 +189,7 @@ class Registry:
         return activate_release(self._ledger, self._operator, release=made.number, **said)
 
     def served(self, release: Release, x: Tensor) -> tuple[Tensor, frozenset[int]]:
-        """Logits before the mask, and the guard, as the slot answers once it has flipped."""
+        """What the slot serves after a flip: logits before the mask, and the guard."""
         reader = ReleaseReader(open_ledger(self.home), open_subjects(self.home), self._backbone)
         assert self.slot.flip(reader.ready(release.number, self.slot))
         assert self.slot.active is not None

@@ -1,8 +1,10 @@
-"""Sealing: the backbone that comes out answers as the release did, without the forgotten."""
+"""The sealed backbone answers as the release did, without the forgotten classes."""
 
 from __future__ import annotations
 
 import json
+import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -28,9 +30,19 @@ from registry.publish.jobs import record_trained, request_forget
 from registry.publish.releases import activate_release, confirm_release, publish_release
 from serving.app import prepare
 from serving.cli.main import app
+from serving.cli.sealed_release import seal_registry
 from serving.cli.sealing import SealError, sealed_backbone
-from serving.config.home import Home, HomeError, open_ledger, open_subjects, prepare_home, signer
+from serving.config.home import (
+    Home,
+    HomeError,
+    open_current_ledger,
+    open_ledger,
+    open_subjects,
+    prepare_home,
+    signer,
+)
 from serving.config.sources import load_settings
+from tests.integration.registry.disk import Disk
 
 CLASSES = ("ada", "bo", "cy", "dee")
 
@@ -46,7 +58,7 @@ def backbone() -> Backbone:
 
 @pytest.fixture(scope="module")
 def stack(backbone: Backbone) -> list[AnyAdapter]:
-    """A trained adapter, and an erasure on top of it."""
+    """A stack: a trained adapter with an erasure on top."""
     generator = torch.Generator().manual_seed(1)
 
     def numbers(*shape: int) -> torch.Tensor:
@@ -168,14 +180,35 @@ def test_sealing_is_recorded_and_ends_the_registry(stage: Stage) -> None:
     seal = stage.ledger.refresh().seal
     assert seal is not None
     assert (seal.release, seal.backbone) == (1, new.fingerprint)
-    # It can't be served from the old registry by mistake, and says what to do.
+    # It can't be served with the old registry by mistake; the error says what to do.
     stage.config.write_text(stage.config.read_text().replace("/old'", "/new'"))
     with pytest.raises(HomeError, match="ended when it was sealed into this backbone"):
         prepare(load_settings(stage.config))
-    # Now even the class may be forgotten.
+    # Now the class's name may be deleted too.
     environment = {"LETHE_HOME": str(stage.home.path)}
     gone = CliRunner().invoke(app, ["tombstone", "bo", "--reason", "sealed"], env=environment)
     assert gone.exit_code == 0, gone.output
     again = stage.seal()
     assert again.exit_code == 1
     assert "exists already" in again.stderr
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5, 1.0])
+def test_a_power_cut_leaves_no_seal_or_the_whole_backbone_beside_it(
+    stage: Stage, tmp_path_factory: pytest.TempPathFactory, kept: float
+) -> None:
+    stage.serve("adapter")
+    disk = Disk(stage.folder)
+    with disk.recording():
+        seal_registry(
+            load_settings(stage.config), stage.folder / "kept" / "new", actor="ops", reason=""
+        )
+    left, rng = tmp_path_factory.mktemp("cuts") / "left", random.Random(3)
+    for cut in range(len(disk.calls) + 1):
+        disk.after_power_cut(cut, left, kept=kept, rng=rng)
+        home = Home(left / "home", left / "home" / "registry")
+        seal = open_current_ledger(home, read_only=False).state.seal
+        if seal is not None:
+            assert load_backbone(left / "kept" / "new").fingerprint == seal.backbone
+        shutil.rmtree(left)
+    assert seal is not None

@@ -1,4 +1,4 @@
-"""A small image folder, and a small backbone that is really trained on digits (a few seconds)."""
+"""Fixtures: a small image folder, and a small backbone trained on digits (takes a few seconds)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def backbone(pretrained: Pretrained) -> Backbone:
 
 @pytest.fixture
 def untrained() -> Callable[..., Backbone]:
-    """A tiny frozen backbone with random weights: (classes=, seed=, depth=) -> Backbone."""
+    """Makes a tiny frozen backbone with random weights: (classes=, seed=, depth=) -> Backbone."""
 
     def make(*, classes: int = 4, seed: int = 0, depth: int = 3) -> Backbone:
         arguments = {
@@ -66,7 +66,7 @@ def untrained() -> Callable[..., Backbone]:
 
 @pytest.fixture
 def write_folder(tmp_path: Path) -> Callable[[dict[str, int]], Path]:
-    """Write PNG files: {class name: number of images} -> the folder."""
+    """Writes PNG files: {class name: number of images} -> their folder."""
 
     def write(counts: dict[str, int]) -> Path:
         rng = np.random.default_rng(0)

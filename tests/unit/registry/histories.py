@@ -1,4 +1,4 @@
-"""Short histories for tests of the fold: records by their bare essentials, and what they make."""
+"""Short histories for tests of the fold: bodies of records, and the states that they lead to."""
 
 from registry.fold.rules import apply
 from registry.fold.state import State
@@ -14,7 +14,7 @@ UNKNOWN_ADAPTER = f"sha256:{'f' * 64}"
 
 
 def then(state: State, *bodies: Body) -> State:
-    """The state after `bodies`, with made-up digests."""
+    """The state after records with these bodies. Their digests are made up."""
     for body in bodies:
         state = apply(state, record_after(state, body), digest=f"sha256:{state.seq + 1:064x}")
     return state

@@ -1,4 +1,4 @@
-"""Short forms of the recorded acts, for tests that are about what they add up to."""
+"""Short calls for the functions of `registry.publish`, for tests of the state that results."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ def subject(number: int) -> str:
 
 @dataclass
 class Acts:
-    """A ledger with the keys to write to it, and a new request id for each act."""
+    """Writes records to a ledger, signed with the right key. Each has a new request id."""
 
     ledger: Ledger
     signers: dict[Role, Signer]
@@ -218,7 +218,7 @@ class Acts:
         return self.confirm(release)
 
     def erase(self, *numbers: int) -> Job:
-        """The whole way: requested, guarded, trained, published, confirmed."""
+        """Do all steps of an erasure: request, guard, train, publish, activate, confirm."""
         job = self.forget(*numbers)
         self.serve(self.publish("guard", job.id).number)
         self.train(job.id)
@@ -226,7 +226,7 @@ class Acts:
         return self.state.jobs[job.id]
 
     def force(self, store: Store, body: Body) -> str:
-        """Store a well-signed next record without asking the fold; returns its key."""
+        """Store a correctly signed next record without asking the fold's rules; return its key."""
         record = record_after(self.state, body)
         key = log_key(record.seq)
         store.create(key, seal_record(record, self.signers[SIGNED_BY[TYPE_OF[type(body)]]]))
@@ -246,5 +246,5 @@ def record_after(state: State, body: Body, *, at: datetime = NOON) -> Record:
 
 
 def after(record: Record, *, signer: Signer) -> Record:
-    """The same record as its own successor: next number, chained to it."""
+    """A copy of `record` as its own successor: with the next number, chained to it."""
     return replace(record, seq=record.seq + 1, prev=digest_of(seal_record(record, signer)))

@@ -1,4 +1,4 @@
-"""Errors say which check failed on which object, also in the process that they are sent to."""
+"""Errors name the failed check and the object, also after they were sent to another process."""
 
 import pickle
 

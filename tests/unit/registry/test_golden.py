@@ -1,9 +1,8 @@
-"""Registries written by earlier versions must stay readable, to the byte and to the meaning.
+"""Registries written by earlier versions stay readable: same bytes, same meaning.
 
-`golden/v1` was written once, with keys that were then thrown away. Never rewrite it: a version
-that can't read it can't read what operators have on disk. New record types get a new
-directory, as `v1-declarations` of `publish/test_declarations`, `v1-compaction` of
-`fold/test_compaction`.
+`golden/v1` was written once, with keys that were then deleted. Never rewrite it: a version that
+can't read it can't read what operators have on disk. New record types get a new directory, such as
+`v1-declarations` of `publish/test_declarations` and `v1-compaction` of `fold/test_compaction`.
 """
 
 import shutil

@@ -1,4 +1,4 @@
-"""Strict JSON reading: every refusal names the field and shows what was found."""
+"""Strict JSON reading: every error names the field and shows what was found."""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Compaction: one adapter with the outputs of a stack, in files that any loader takes."""
+"""Compaction: one adapter with the outputs of a stack, in files that any loader accepts."""
 
 from __future__ import annotations
 

@@ -242,7 +242,7 @@ def test_loader_refuses_facts_of_the_wrong_kind(untrained: Make, name: str, valu
 
 def _with_erasure(backbone: Backbone) -> Adapter:
     generator = torch.Generator().manual_seed(9)
-    # Two erasures chained are no projection any more, so any A and B will do.
+    # Two chained erasures are not a projection, so any A and B are valid.
     a, b = torch.randn(3, 12, generator=generator), torch.randn(12, 3, generator=generator)
     mean, shift = torch.randn(2, 12, generator=generator)
     return replace(_adapter(backbone), erasure=Erasure(a, b, mean, shift))

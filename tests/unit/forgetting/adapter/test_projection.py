@@ -1,4 +1,4 @@
-"""The files of a closed-form adapter: exact, and nothing else is read."""
+"""The files of a closed-form adapter: reading returns it exactly, and refuses anything else."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _read(files: Mapping[str, bytes], backbone: Backbone) -> AnyAdapter:
 
 
 def _changed(files: Mapping[str, bytes], **tensors: Tensor | None) -> dict[str, bytes]:
-    """The files with some tensors replaced, or left out where None."""
+    """The files with some tensors replaced, or left out if None."""
     whole = {**safetensors.torch.load(files[PROJECTION_FILE]), **tensors}
     kept = {name: tensor for name, tensor in whole.items() if tensor is not None}
     return {**files, PROJECTION_FILE: safetensors.torch.save(kept, {"format": "pt"})}

@@ -40,10 +40,10 @@ def test_auc_agrees_with_counting_pairs() -> None:
 
 
 def test_true_positives_are_counted_at_one_false_positive_of_a_hundred() -> None:
-    second = torch.arange(200).float()  # two of them may lie above the threshold, which is 197
+    second = torch.arange(200).float()  # two of them may be above the threshold, which is 197
     first = torch.tensor([197.0, 197.5, 300.0, 0.0])
     assert tpr_at(first, second, fpr=0.01) == 0.5
-    # Of fewer than a hundred not one may.
+    # With fewer than a hundred, none may be.
     assert tpr_at(first, second[:50], fpr=0.01) == 0.75
 
 

@@ -12,7 +12,7 @@ GONE = torch.tensor([0, 1])
 
 
 def gaussian(n: int, *, seed: int, between: float, classes: int = 10, dim: int = 24) -> Features:
-    """Unit noise around centres that are `between` apart, the same for every seed."""
+    """Unit noise around centres at a distance of `between`; every seed has the same centres."""
     centres = torch.randn(classes, dim, generator=torch.Generator().manual_seed(99))
     y = torch.arange(classes).repeat_interleave(n)
     noise = torch.randn(len(y), dim, generator=torch.Generator().manual_seed(seed))

@@ -20,7 +20,7 @@ GONE = torch.tensor([0, 1])
 
 
 def clusters(n: int, *, seed: int, common: float = 0.0, spread: float = 0.2) -> Features:
-    """Around the axes, all moved by `common` along the last one."""
+    """Images around the axes, all moved by `common` along the last one."""
     y = torch.arange(CLASSES).repeat_interleave(n)
     noise = torch.randn(len(y), DIM, generator=torch.Generator().manual_seed(seed))
     e = torch.eye(CLASSES, DIM)[y] + spread * noise
@@ -29,7 +29,7 @@ def clusters(n: int, *, seed: int, common: float = 0.0, spread: float = 0.2) -> 
 
 
 def own_head(head: nn.Linear) -> nn.Linear:
-    """Knows the retained classes; the forgotten rows are masked."""
+    """A head that knows the retained classes; the forgotten rows are masked."""
     with torch.no_grad():
         head.weight.copy_(4 * torch.eye(CLASSES, DIM))
         head.weight[GONE] = 0.0

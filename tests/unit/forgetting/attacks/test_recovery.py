@@ -14,7 +14,7 @@ GONE = torch.tensor([0, 1])
 
 
 def clusters(n: int, *, seed: int, spread: float = 0.3, same: Tensor | None = None) -> Features:
-    """n samples of each class around its own axis; classes in `same` share one place."""
+    """n samples of each class around its own axis; classes in `same` share one axis."""
     generator = torch.Generator().manual_seed(seed)
     y = torch.arange(CLASSES).repeat_interleave(n)
     centres = 3 * torch.eye(CLASSES, DIM)
@@ -54,7 +54,7 @@ def test_separable_features_are_recovered_from_a_blank_row(head: nn.Linear) -> N
 
 def test_features_without_the_classes_are_not_recovered() -> None:
     train, test = (clusters(20, seed=s, same=GONE) for s in (0, 1))
-    # The two classes are alike, so the better of two guesses is right half the time.
+    # The two classes look the same, so the better of two guesses is right half the time.
     assert run(blank(nn.Linear(DIM, CLASSES)), train, test)[-1] == pytest.approx(0.5, abs=0.2)
 
 

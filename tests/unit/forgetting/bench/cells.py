@@ -1,4 +1,4 @@
-"""Cells by hand, with round figures."""
+"""Benchmark cells with round figures, made by hand."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def task(
     margin: MarginFigures | None = None,
     updates: tuple[float, ...] | None = None,
 ) -> TaskFigures:
-    """Hits of 100 images; before, all were at 90."""
+    """The figures of a task. `acc_*`: hits of 100 images; all of them were 90 before."""
     return TaskFigures(
         number=number,
         name=f"{100 - 20 * (number - 1)}-20",

@@ -10,7 +10,7 @@ import pytest
 
 from forgetting.bench.claim import Claimed, claim
 
-# The holder is another process: a lock of one's own process proves nothing.
+# The holder is another process: a process's own lock would prove nothing.
 HOLDER = """
 import sys, time
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_claim_of_another_process_is_respected_and_ends_with_its_death(tmp_path:
         process.wait()
         assert process.stdout is not None
         process.stdout.close()
-    assert lock.exists()  # a stale file, which holds nobody up
+    assert lock.exists()  # a stale file, which blocks nobody
     with claim(result):
         assert int(lock.read_text()) == os.getpid()
     assert not lock.exists()

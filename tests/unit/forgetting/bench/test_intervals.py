@@ -5,15 +5,29 @@ import math
 import pytest
 import torch
 
-from forgetting.bench.intervals import mean_interval, t_quantile
+from forgetting.bench.intervals import mean_interval
 
 
+# Half of a 95 % interval in standard errors, to more digits than a table shows.
 @pytest.mark.parametrize(
-    ("freedom", "quantile"),
-    [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (9, 2.262), (30, 2.042), (1000, 1.962)],
+    ("runs", "half"),
+    [
+        (2, 12.706205),
+        (3, 4.302653),
+        (4, 3.182446),
+        (5, 2.776445),
+        (10, 2.262157),
+        (31, 2.042272),
+        (1001, 1.962339),
+    ],
 )
-def test_quantile_agrees_with_the_published_table(freedom: int, quantile: float) -> None:
-    assert t_quantile(0.975, freedom=freedom) == pytest.approx(quantile, abs=6e-4)
+def test_half_width_is_the_quantile_of_students_t(runs: int, half: float) -> None:
+    # Half of the runs at -1 and half at 1 (one more at 0 where their number is odd).
+    values = [-1.0] * (runs // 2) + [0.0] * (runs % 2) + [1.0] * (runs // 2)
+    error = math.sqrt(2 * (runs // 2) / (runs - 1) / runs)
+    mean, low, high = mean_interval(values)
+    assert mean == pytest.approx(0, abs=1e-12)
+    assert (high - low) / 2 / error == pytest.approx(half, abs=1e-6)
 
 
 def test_interval_agrees_with_a_hand_computation() -> None:

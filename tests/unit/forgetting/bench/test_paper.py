@@ -91,13 +91,13 @@ def test_acc_o_is_given_only_where_something_was_forgotten_before(
 
 
 def disagreements(name: str, table: dict[str, Any]) -> tuple[set[tuple[str, str, str]], int]:
-    """Rows whose H is off by more than .1 from what Acc_r and Drop give, and rows looked at."""
+    """(rows whose H differs by more than .1 from that of Acc_r and Drop, rows checked)."""
     before = {task["name"]: task.get("acc_f") for task in table["paper"]["Pre-train"]["tasks"]}
     off, looked_at = set(), 0
     for method, row in table["paper"].items():
         for task in row["tasks"]:
             if "source" in row or not {"h", "acc_r", "acc_f"} <= task.keys():
-                continue  # from another pre-trained model, or not all was printed
+                continue  # from another pre-trained model, or not all figures were printed
             if before[task["name"]] is None:
                 continue
             looked_at += 1

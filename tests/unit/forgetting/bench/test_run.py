@@ -1,4 +1,4 @@
-"""Real runs on digits with a very small backbone: kept, resumed, shared, repaired."""
+"""Real runs on digits with a very small backbone are kept, resumed, shared and repaired."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_run_that_was_killed_between_two_cells_goes_on(
 def test_cell_of_another_process_is_waited_for(
     shared: Path, results: Results, digit_images: ImageSet
 ) -> None:
-    """The other one is a process of its own, which holds the claim of an absent cell."""
+    """Another process holds the claim of an absent cell."""
     path = results.files[3]
     content = path.read_bytes()
     path.unlink()
@@ -303,7 +303,7 @@ def test_method_that_breaks_down_leaves_a_cell_and_the_run_goes_on(
         origin=replace(config.origin, given=tmp_path / "blank"),
         references="none",
     )
-    for _ in range(2):  # a kept cell says so again
+    for _ in range(2):  # a kept cell reports it again
         notes: list[str] = []
         results = run_bench(digit_images, blank, note=notes.append)
         failed = {cell.method: cell.failed for cell in results.cells}

@@ -97,7 +97,7 @@ def test_leak_columns_read_the_worst_of_each_attack() -> None:
     assert read["recovery_margin"] is None
     assert read["stranger"] is None
     assert read["relearn"] == 60  # never reached: the cap
-    assert read["membership"] == pytest.approx(0.6)  # AUC 0.4 tells as much as 0.6
+    assert read["membership"] == pytest.approx(0.6)  # an AUC of 0.4 reveals as much as 0.6
     assert leak_figure("recovery")(task(1)) is None
 
 

@@ -34,7 +34,7 @@ def _erasure(width: int = 12, *, rank: int = 2, seed: int = 0) -> Erasure:
 
 
 def _by_hand(e: Tensor, erasure: Erasure) -> Tensor:
-    """e - B A (e - mean) + shift, one image at a time."""
+    """The edit e - B A (e - mean) + shift, computed one image at a time."""
     rows = [x - erasure.b @ (erasure.a @ (x - erasure.mean)) + erasure.shift for x in e]
     return torch.stack(rows)
 

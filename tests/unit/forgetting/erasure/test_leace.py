@@ -1,4 +1,4 @@
-"""The theorem on real features, and what the fit refuses."""
+"""LEACE's theorem on real features, and what the fit refuses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Split = tuple[Tensor, Tensor]
 
 @pytest.fixture(scope="module")
 def splits(backbone: Backbone, digit_images: ImageSet) -> dict[str, Split]:
-    """Features of the digits that the backbone's head reads, and labels."""
+    """The features of the digits that the backbone's head reads, and their labels."""
     found = {}
     for name in ("train", "test"):
         rows = indices(digit_images, name, classes=digit_images.classes)
@@ -58,7 +58,7 @@ def _accuracy(logits: Tensor, y: Tensor, classes: tuple[int, ...]) -> float:
 
 
 def _probe_gain(e: Tensor, y: Tensor, label: int) -> float:
-    """Nats that a logistic probe "is it `label`?" wins over the best constant answer.
+    """Nats by which a logistic probe "is it `label`?" is better than the best constant answer.
 
     Every class has the same weight, as in the fit.
     """

@@ -1,4 +1,4 @@
-"""A task on random images for what needs no sense in them, and one on digits for what does."""
+"""Two tasks: one on random images, and one on digits, whose model recognises its images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GONE = ("0", "1")
 
 @pytest.fixture
 def noise_task(untrained: Callable[..., Backbone]) -> Callable[..., Task]:
-    """Random weights, random images of 6 classes: (number=, carried=) -> Task, class 5 - number."""
+    """Makes a task that forgets classes 4 and 5 of 6, with random weights and images."""
 
     def make(*, depth: int = 4) -> Task:
         model = untrained(classes=6, depth=depth).model
@@ -42,7 +42,7 @@ def noise_task(untrained: Callable[..., Backbone]) -> Callable[..., Task]:
 
 @pytest.fixture(scope="session")
 def digits_task(digit_images: ImageSet, backbone: Backbone) -> Task:
-    """Forget 0 and 1 on a backbone that really knows them."""
+    """A task that forgets 0 and 1, on a backbone that recognises them."""
     generator = torch.Generator().manual_seed(0)
     kept = [name for name in digit_images.classes if name not in GONE]
 

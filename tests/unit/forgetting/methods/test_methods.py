@@ -1,4 +1,4 @@
-"""What holds for every method of the field."""
+"""What every method must satisfy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The closed form as a method of the table."""
+"""The closed form as a method of the benchmark's table."""
 
 from __future__ import annotations
 

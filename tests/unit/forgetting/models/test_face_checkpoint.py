@@ -1,4 +1,4 @@
-"""The authors' layout against an independent implementation of their forward pass."""
+"""Checkpoints in the authors' layout give the logits of an independent forward pass."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ State = dict[str, Tensor]
 
 
 def state(*, seed: int = 0) -> State:
-    """A checkpoint of the authors' layout, every tensor at random."""
+    """A checkpoint in the authors' layout with random tensors."""
     shapes: dict[str, tuple[int, ...]] = {
         "pos_embedding": (1, (SIDE // PATCH) ** 2 + 1, DIM),
         "cls_token": (1, 1, DIM),
@@ -50,7 +50,7 @@ def state(*, seed: int = 0) -> State:
 
 
 def original(s: State, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Embeddings and plain logits, written down from the description of the authors' model."""
+    """Embeddings and plain logits, implemented from the description of the authors' model."""
     n, grid = len(x), SIDE // PATCH
     # (n, 3, h, p, w, p) -> (n, h * w, p * p * 3)
     patches = x.reshape(n, 3, grid, PATCH, grid, PATCH).permute(0, 2, 4, 3, 5, 1)

@@ -1,4 +1,4 @@
-"""The golden image is the same everywhere, and its figures see every change of the logits."""
+"""The golden image is the same everywhere, and its figures show every change of the logits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FIGURES = (5.37587, -2.21359, -11.06797, 4.74342)
 
 
 def test_the_image_never_changes() -> None:
-    """Reports of years ago quote it: these numbers are part of the format."""
+    """Old reports hold its figures, so these numbers are part of the format."""
     image = golden_image((3, 4, 5))
     assert image.shape == (1, 3, 4, 5)
     assert image.dtype == torch.float32

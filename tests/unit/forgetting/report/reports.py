@@ -1,4 +1,4 @@
-"""A report that passes every gate, for tests to spoil."""
+"""A report that passes every gate. Tests change a figure to make a gate fail."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def test_what_the_images_cannot_tell_is_not_judged_and_says_so(
 def test_leak_is_judged_between_chance_and_the_bare_backbone() -> None:
     limit = _gates(GOOD)["probe"].limit
     assert limit == pytest.approx(0.1 + GateConfig().probe * (0.95 - 0.1))
-    # The same figure is a leak where the backbone itself gives no more, and chance is none.
+    # The same figure is a leak if the backbone itself reaches no more and chance is zero.
     same = LeakFigure(0.6, 0.6, 0.1, 3000)
     assert _failed(_leaking(GOOD, "probe_5", same)) == ["probe"]
     assert _failed(_leaking(GOOD, "probe_5", LeakFigure(0.1, 0.1, 0.1, 300))) == []
@@ -137,7 +137,7 @@ def test_leak_is_judged_between_chance_and_the_bare_backbone() -> None:
 def test_limits_come_from_the_config() -> None:
     strict = GateConfig(probe=0.1, ece_rise=0.001, near_drop=0.0)
     failed = [name for name, gate in _gates(GOOD, strict).items() if not gate.passed]
-    assert failed == ["probe", "ece_rise"]  # the loss of one near image is always forgiven
+    assert failed == ["probe", "ece_rise"]  # the loss of one near image always passes
 
 
 def test_one_leaked_image_among_few_is_no_rate_but_two_are() -> None:

@@ -58,7 +58,7 @@ def test_gates_tell_features_that_hold_nothing_from_those_that_hold_all(
     with torch.no_grad():
         blind.get_parameter("fc_norm.weight").zero_()
     leaks = _measured(backbone, blind, digit_images)
-    # The same answer to every image may still be right for half of them.
+    # The same answer for every image may still be right for half of them.
     for name, share in ((PROBE, limits.probe), (PROTOTYPES, limits.prototypes)):
         assert leaks.figures[name].low < leaks.figures[name].allowed(share)
     written = unchanged.figures[PROTOTYPES]
@@ -68,7 +68,7 @@ def test_gates_tell_features_that_hold_nothing_from_those_that_hold_all(
 def test_figures_are_the_benchmarks(
     unchanged: Leaks, backbone: Backbone, digit_images: ImageSet
 ) -> None:
-    """All training images of a small set are used, so the attacks themselves give the same."""
+    """All training images of a small set are used, so both give the same figures."""
     few = limited(digit_images, 10)
     own = _measured(backbone, backbone.model, few)
     train = Samples(*to_tensors(few, indices(few, "train"), backbone.spec.preprocess))
@@ -81,7 +81,7 @@ def test_figures_are_the_benchmarks(
         generator=torch.Generator().manual_seed(0),
         config=AttackConfig(probe=ProbeConfig(shots=(20,)), relearn=None),
     )
-    # With every image drawn, nothing is left to the generator.
+    # When every image is drawn, the generator has no effect.
     assert own.figures["probe_20"].after == pytest.approx(found.probe[0].recall_f)
     assert own.images == 100
     assert unchanged.images == 10 * MOST_PER_CLASS

@@ -1,4 +1,4 @@
-"""A task in closed form: its files do what its report says, and it is judged like any other."""
+"""A task in closed form: its files have the effect that its report measured; the gates judge it."""
 
 from __future__ import annotations
 

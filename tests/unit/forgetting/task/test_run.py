@@ -131,7 +131,7 @@ def test_progress_comes_at_a_readable_pace(backbone: Backbone, digit_images: Ima
         stack_ids=[],
         config=QUICK,
         progress=looks.append,
-        clock=lambda: 0.0,  # a clock that stands still: one look a phase
+        clock=lambda: 0.0,  # the clock stands still, so there is one note a phase
     )
     assert [look.phase for look in looks] == ["select", "refit"]
 
@@ -185,7 +185,7 @@ def test_stack_without_ids_is_refused(
 
 
 def _moved(images: ImageSet, name: str, *, to: str) -> ImageSet:
-    """All of a class's images in one split."""
+    """The images with all of a class moved to one split."""
     label = images.classes.index(name)
     split = tuple(
         to if own == label else part for own, part in zip(images.labels, images.split, strict=True)
@@ -209,7 +209,7 @@ def _forget(backbone: Backbone, images: ImageSet, *names: str) -> TaskResult:
 def test_missing_images_are_reported_and_never_passed_over(
     backbone: Backbone, digit_images: ImageSet
 ) -> None:
-    """1 can't be reported on, 5 can't be replayed, of 6 nothing is known."""
+    """1 has no held-out images, 5 none to replay, and 6 none at all."""
     images = _moved(_moved(digit_images, "1", to="train"), "5", to="test")
     result = _forget(backbone, without_classes(images, ["6"]), "0", "1")
     report, gates = result.report, {gate.name: gate for gate in result.gates}

@@ -62,7 +62,7 @@ def test_erased_class_is_gone_before_a_step_was_taken(
     assert _right(model, pools.val_forget) > 0
     erasure = erase(model, pools, data, share=0.1)
     assert erasure is not None
-    assert erasure.rank == 1  # one class takes one dimension, though three are allowed
+    assert erasure.rank == 1  # one class needs one dimension, although three are allowed
     assert _right(model, pools.val_forget) == 0
 
 
@@ -146,7 +146,7 @@ def test_a_task_takes_half_of_its_classes_part_of_the_feature_at_most(
 
 
 def _next_task(data: ForgetData) -> ForgetData:
-    """The next task: class of the first retained image, after class 0."""
+    """The next task: forgets the class of the first retained image, after class 0."""
     label = int(data.retain.y[0])
 
     def part(samples: Samples, *, gone: bool) -> Samples:

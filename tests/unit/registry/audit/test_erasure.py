@@ -1,4 +1,4 @@
-"""Audits: the whole life of an erasure, and nothing of anyone else's."""
+"""An audit has the whole history of one erasure, and nothing about other subjects."""
 
 import json
 import re
@@ -12,9 +12,10 @@ from registry.audit.page import audit_html, audit_text
 from registry.errors import NotFoundError
 from registry.log.ledger import Ledger
 from registry.publish.declarations import restore_subjects
+from registry.publish.jobs import request_forget
 from registry.signing.keys import Trust
 from registry.store.directory import DirectoryStore
-from tests.unit.registry.registry_acts import Acts, subject
+from tests.unit.registry.registry_acts import BACKBONE, Acts, subject
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SEVEN = "b6a7330ddb2e8590631e25e6281611ec"
@@ -37,6 +38,23 @@ def test_the_audit_of_the_golden_registry_reads_as_it_did(of_seven: Audit) -> No
 def test_the_page_refers_to_nothing_outside_itself(of_seven: Audit) -> None:
     page = audit_html(of_seven)
     assert not re.search(r"https?:|src=|href=|url\(|@import|<script|<link", page)
+
+
+def test_the_page_escapes_whatever_a_caller_wrote(acts: Acts) -> None:
+    hostile = "<script>alert('it's & \"')</script>"
+    request_forget(
+        acts.ledger,
+        acts.signers["operator"],
+        subjects=[subject(1)],
+        backbone=BACKBONE,
+        actor=hostile,
+        reason=f"reason {hostile}",
+        request_id=f"request {hostile}",
+    )
+    acts.refuse("job-1", stage="gates")
+    page = audit_html(audit(acts.ledger, subject(1)))
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;alert(&#39;it&#39;s &amp; &#34;&#39;)&lt;/script&gt;") == 3
 
 
 def milestones(acts: Acts, number: int) -> list[tuple[str, int | None]]:

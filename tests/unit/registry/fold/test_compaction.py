@@ -1,4 +1,4 @@
-"""The fold of a compaction: what it may stand for, what it changes, and what it must not."""
+"""The fold of a compaction: which stacks it may replace, what it changes, and what stays."""
 
 import re
 import shutil
@@ -155,7 +155,7 @@ HEAD = "sha256:8e06cbbb86483c1dfe634dccf2f1cc0f3812d55165cf693ac83ce6e73b3df099"
 
 
 def test_a_registry_with_compactions_means_what_it_meant(tmp_path: Path) -> None:
-    """As in `test_golden`: written once, never to be rewritten."""
+    """As in `test_golden`, the registry was written once and must never be rewritten."""
     shutil.copytree(GOLDEN / "registry", tmp_path / "registry")
     store, trust = DirectoryStore(tmp_path / "registry"), Trust.load(GOLDEN / "trust.json")
     found = verify(store, trust)

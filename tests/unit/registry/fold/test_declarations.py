@@ -1,4 +1,4 @@
-"""The fold of what people declare: how an erasure ends, and what must not be deleted or served."""
+"""The fold of declarations: how an erasure ends, and what must not be deleted or served."""
 
 import pytest
 

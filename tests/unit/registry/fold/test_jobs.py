@@ -1,4 +1,4 @@
-"""Jobs that are trained as one task, and jobs that are tried again."""
+"""The fold of jobs that are trained as one task, and of jobs that are retried."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "v1-jobs"
 
 
 def waiting(acts: Acts, *numbers: int) -> list[str]:
-    """Guarded jobs of one subject each that may be trained together."""
+    """Guarded jobs that may be trained together, each with one subject."""
     jobs = [acts.forget(number, batch=True) for number in numbers]
     for job in jobs:
         acts.serve(acts.publish("guard", job.id).number)
@@ -33,7 +33,7 @@ def test_jobs_trained_as_one_task_are_each_done_by_one_release(acts: Acts) -> No
     assert adapter.jobs == (first, second, third)
     assert adapter.subjects == (subject(1), subject(2), subject(3))
     assert {acts.state.jobs[job].adapter for job in adapter.jobs} == {adapter.id}
-    release = acts.publish("adapter", second)  # whichever of them asks
+    release = acts.publish("adapter", second)  # it doesn't matter which job asks
     acts.serve(release.number)
     assert {(job.state, job.release) for job in acts.state.jobs.values()} == {
         ("done", release.number)
@@ -53,7 +53,7 @@ def test_each_subject_of_one_task_has_an_audit_of_its_own(acts: Acts) -> None:
         kinds = [entry.record.type for entry in found.entries]
         assert kinds.count("requested") == kinds.count("refused") == 1
         assert kinds.count("trained") == number - 1
-    # Together again after a restoration of both: one adapter, in both audits.
+    # Trained together again after both were restored: both audits have the one adapter.
     acts.restore(1, 2)
     acts.serve(acts.roll_back(0).number)
     third, fourth = waiting(acts, 1, 2)

@@ -1,4 +1,4 @@
-"""The persistent map is a dict of which every version stays."""
+"""The persistent map is a dict whose older versions stay as they were."""
 
 from collections.abc import Mapping
 
@@ -48,7 +48,7 @@ def test_neither_the_first_dict_nor_a_version_changes_another() -> None:
 
 
 def entries_copied(entries: int) -> int:
-    """How many entries are written while a map grows one by one, versions and merges together."""
+    """How many entries are written while a map grows one by one, including merges."""
     copied = 0
     mapping: Mapping[int, int]
     mapping = PersistentMap[int, int]()
@@ -60,5 +60,5 @@ def entries_copied(entries: int) -> int:
 
 
 def test_growing_sixteen_times_as_long_costs_no_more_than_the_root_says() -> None:
-    """O(n sqrt n) in all: 16 x 4, where copying a dict each time takes 16 x 16."""
+    """O(n sqrt n): 64 (16 x 4) times as much; copying a dict each time would take 16 x 16."""
     assert entries_copied(16_000) < 16 * 4 * 1.5 * entries_copied(1000)

@@ -1,4 +1,4 @@
-"""A release on trial, and an adapter that is served until there is a better one."""
+"""The fold of releases on trial, and of provisional adapters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.unit.registry.registry_acts import Acts, subject
 
 
 def published(acts: Acts, number: int) -> int:
-    """A release for a new job, guarded and trained, that is not active."""
+    """A release that isn't active yet, for a new job that is guarded and trained."""
     job = acts.forget(number, canary=10)
     acts.serve(acts.publish("guard", job.id).number)
     acts.train(job.id)
@@ -68,7 +68,7 @@ def test_whatever_is_activated_ends_a_trial(acts: Acts) -> None:
 
 def test_a_canary_never_forgets_less_than_the_active_release(acts: Acts) -> None:
     release = published(acts, 1)
-    acts.forget(2)  # under erasure, and not masked by what was defined before
+    acts.forget(2)  # the class is under erasure, and releases defined before don't mask it
     with pytest.raises(ConflictError, match="forgets less"):
         acts.try_out(release)
     with pytest.raises(ConflictError, match="was not defined for a job"):
@@ -85,7 +85,7 @@ def test_a_provisional_adapter_is_served_until_another_takes_its_place(acts: Act
     assert acts.state.active_release.adapters == (*base, quick.id)
     assert subject(1) in acts.state.subjects_erased_by_weights(acts.state.active)
     assert acts.state.jobs[job.id].state == "published"
-    # Somebody else's guard comes between; the better adapter is for what was there before.
+    # Another class's guard comes in between; the final adapter fits the stack from before.
     other = acts.forget(2)
     acts.serve(acts.publish("guard", other.id).number)
     assert acts.state.stack_for(job.id) == base
@@ -119,7 +119,7 @@ HEAD = "sha256:994b02e041a5fa84d91d9b868b5b9d336ad27e64014a13454cdb9dfe83da5ba6"
 
 
 def test_a_registry_with_trials_means_what_it_meant(tmp_path: Path) -> None:
-    """As in `test_golden`: written once, never to be rewritten."""
+    """As in `test_golden`, the registry was written once and must never be rewritten."""
     shutil.copytree(GOLDEN / "registry", tmp_path / "registry")
     store, trust = DirectoryStore(tmp_path / "registry"), Trust.load(GOLDEN / "trust.json")
     found = verify(store, trust)

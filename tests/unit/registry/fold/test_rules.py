@@ -1,4 +1,4 @@
-"""The fold's rules, each by the shortest history that breaks it, and what a history adds up to."""
+"""The fold's rules, each with the shortest history that breaks it, and the states that result."""
 
 from dataclasses import replace
 

@@ -1,7 +1,7 @@
-"""The fold against a model that keeps the same rules in plain sets and lists.
+"""Compares the fold with a model that has the same rules in plain sets and lists.
 
-The model judges each proposed record from the rules' wording alone; hypothesis proposes mostly
-plausible and sometimes absurd ones, and the two must agree on every verdict and on what follows.
+The model follows the rules' wording only. Hypothesis proposes records, mostly plausible and
+sometimes absurd. Both must accept the same records and come to the same state.
 """
 
 from collections.abc import Callable
@@ -84,7 +84,7 @@ class Model:
         return {subject for part in parts for subject in part}
 
     def final(self, adapter: str | None) -> bool:
-        """Whether a job needs no other: it is served, and not until there is another."""
+        """Whether the job's adapter is served for good, and not only until a better one."""
         return adapter in self.in_force and not self.adapters[adapter or ""][3]
 
     def below(self, job: str) -> list[str]:
@@ -101,7 +101,7 @@ class Model:
         return self.standing_for(self.serving)
 
     def standing_for(self, adapters: list[str]) -> set[str]:
-        """The adapters, and what they stand for, and what that stands for."""
+        """The adapters, those that they were folded from, those that these were folded from, ..."""
         found: set[str] = set()
         new = set(adapters)
         while new:
@@ -237,7 +237,7 @@ class Model:
         return [self.jobs[name].erasing for name in (body.job, *body.others)]
 
     def _wanted(self, adapter: str) -> bool:
-        """Whether every job that an adapter is for still asks for just that."""
+        """Whether every job that an adapter was trained for still needs exactly this adapter."""
         name, _, parts, _, others = self.adapters[adapter]
         jobs = [self.jobs[job] for job in (name, *others)]
         return [job.erasing for job in jobs] == parts and all(
@@ -378,7 +378,7 @@ def guarded_subjects(state: State) -> list[set[str]]:
 
 @st.composite
 def proposals(draw: st.DrawFn, model: Model) -> Body:
-    """The next record: mostly one that would move the work on, at times any, at times a wrong one.
+    """The next record: mostly one that moves the work on, sometimes any, sometimes a wrong one.
 
     `twist` spoils one part of an otherwise plausible record.
     """
@@ -397,7 +397,7 @@ def proposals(draw: st.DrawFn, model: Model) -> Body:
         return Requested(job, tuple(map(subject, names)), BACKBONE, None, batch)
 
     def others_of(job: str) -> tuple[str, ...]:
-        """Jobs to be trained with this one, at times such as may not be."""
+        """Jobs to train with this one, sometimes also jobs that may not be."""
         names = [n for n, other in model.jobs.items() if n != job and (other.shareable or twist)]
         few = st.lists(st.sampled_from(names), max_size=2, unique=True) if names else st.just([])
         return tuple(draw(few))

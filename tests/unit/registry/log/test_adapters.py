@@ -1,4 +1,4 @@
-"""The files of an adapter are the ones that its record names, or an error."""
+"""Reading an adapter returns the files that its record names, or raises."""
 
 import json
 

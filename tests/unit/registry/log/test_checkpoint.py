@@ -1,4 +1,4 @@
-"""Checkpoints: a shorter way to the same state, or no checkpoint at all."""
+"""A checkpoint leads to the same state as the log, or is ignored."""
 
 import ast
 import json

@@ -1,4 +1,4 @@
-"""Report figures: what is shown of a blob that this package knows nothing about."""
+"""Report figures: what is read from a blob whose format this package doesn't know."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The high-water mark: an older copy of a whole registry is noticed by who has seen more."""
+"""The high-water mark: a reader that has seen newer records notices an older copy."""
 
 import json
 import multiprocessing
@@ -144,7 +144,7 @@ def test_a_mark_is_an_operators_alone(
 def test_a_key_that_was_retired_meanwhile_leaves_the_mark_as_it_was(
     acts: Acts, trust: Trust, path: Path
 ) -> None:
-    """A process that still holds it must not lock every reader out."""
+    """A process that still has the old key must not lock out every reader."""
     acts.erase(1)
     mark = seen(path, acts, trust)
     operator = acts.signers["operator"]

@@ -1,4 +1,4 @@
-"""The ledger: only verified records count, it only goes forward, and nobody overwrites anybody."""
+"""The ledger: only verified records count, it only grows, and no writer overwrites a record."""
 
 import random
 import shutil
@@ -42,7 +42,7 @@ def overwrite(store: DirectoryStore, key: str, data: bytes) -> None:
 
 
 def check_of(act: Callable[[], Any]) -> tuple[str, str]:
-    """Which check `act` fails, and on which object."""
+    """The check that `act` fails, and on which object."""
     with pytest.raises(CheckError) as caught:
         act()
     return caught.value.check, caught.value.where
@@ -189,7 +189,7 @@ def test_records_gives_any_tail_with_its_chain_and_signers(
     assert list(acts.ledger.records(9)) == []
 
 
-# What a reader must not believe
+# What a reader must refuse
 
 
 def test_a_changed_byte_anywhere_in_a_record_stops_the_reader(
@@ -305,7 +305,7 @@ def test_an_older_copy_put_back_is_refused_by_whoever_has_seen_more(
 
     assert check_of(reader.refresh) == ("replay", log_key(9))
     assert reader.state == seen
-    assert Ledger(store, trust).refresh().seq == 1  # valid in itself: a newcomer can't know
+    assert Ledger(store, trust).refresh().seq == 1  # valid in itself: a new reader can't notice
 
 
 def test_an_older_copy_that_went_on_differently_is_refused_too(

@@ -1,4 +1,4 @@
-"""The recorded declarations: what each does to the ledger, and what it does first."""
+"""The functions that record declarations: what each adds to the ledger, and what it does before."""
 
 import os
 import shutil
@@ -144,7 +144,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "v1-declarations"
 
 
 def test_a_registry_with_declarations_means_what_it_meant(tmp_path: Path) -> None:
-    """As in `test_golden`: written once, never to be rewritten."""
+    """As in `test_golden`, the registry was written once and must never be rewritten."""
     shutil.copytree(GOLDEN / "registry", tmp_path / "registry")
     store, trust = DirectoryStore(tmp_path / "registry"), Trust.load(GOLDEN / "trust.json")
     found = verify(store, trust)

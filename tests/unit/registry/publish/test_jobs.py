@@ -1,4 +1,4 @@
-"""The recorded acts about jobs: what each returns, and that repeating a request is safe."""
+"""The functions that record jobs: what each returns, and that repeating a request is safe."""
 
 import pytest
 

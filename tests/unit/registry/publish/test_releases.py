@@ -1,4 +1,4 @@
-"""The recorded acts about releases: what each defines, and when it must be done again."""
+"""The functions that record releases: what each defines, and when it must be called again."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Records: each type's strict form, who may sign it, and the order of the checks."""
+"""Records: the strict form of each type, who may sign it, and the order of the checks."""
 
 import hashlib
 import json
@@ -71,7 +71,7 @@ def record(body: Body, *, seq: int = 1, prev: str = GENESIS) -> Record:
 
 
 def signed(value: Any, signer: Signer) -> bytes:
-    """Any JSON value as a well-signed stored record."""
+    """Any JSON value as a stored record with a valid signature."""
     payload = json.dumps(value).encode()
     return encode_envelope(Envelope(payload, signer.sign(payload)))
 
@@ -284,7 +284,7 @@ def test_a_signed_payload_that_is_no_json_object_is_refused(
 
 
 def test_the_checks_come_in_their_order(signers: dict[Role, Signer], trust: Trust) -> None:
-    """One object with every fault: as each is mended, the next check is the one that fails."""
+    """An object has every fault. When one is corrected, the next check is the one that fails."""
     wrong: dict[str, Any] = {
         "v": 1,
         "seq": 9,

@@ -1,4 +1,4 @@
-"""DSSE envelopes: one written form, and no byte of it can change unnoticed."""
+"""DSSE envelopes have one written form, and a change of any byte is noticed."""
 
 from collections.abc import Callable
 

@@ -1,5 +1,5 @@
-"""The object store against a real S3 API in its own process: the contract of the directory store,
-and what only a server can do wrong."""
+"""The object store with a real S3 API in its own process: the directory store's contract, and the
+faults that only a server can have."""
 
 import http.client
 import http.server
@@ -39,7 +39,7 @@ KEYS = [f"log/{number:04d}" for number in range(12)]
 
 
 class Server:
-    """moto's S3 in a process of its own; its objects live as long as the process."""
+    """moto's S3 in a process of its own. Its objects are lost when the process ends."""
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -75,7 +75,7 @@ class Server:
 
 
 class Proxy(http.server.ThreadingHTTPServer):
-    """Stands before the server as a worse one: forgets conditions, or loses answers to PUTs."""
+    """A proxy that makes the server worse: it drops conditions, or loses answers to PUTs."""
 
     def __init__(self, server: Server, *, forget_conditions: bool = False) -> None:
         super().__init__(("127.0.0.1", 0), _Forward)
@@ -199,7 +199,7 @@ def test_deleting_removes_and_opening_leaves_nothing(store: ObjectStore) -> None
 
 def test_a_touched_object_is_kept_and_an_old_one_goes(store: ObjectStore) -> None:
     store.create("blobs/a", b"data")
-    time.sleep(1.1)  # S3 dates to the second
+    time.sleep(1.1)  # S3's dates have whole seconds
     since = utc_now().replace(microsecond=0)
     assert store.older("blobs/", before=since) == ("blobs/a",)
     store.touch("blobs/a")
@@ -220,7 +220,7 @@ def test_touching_waits_out_a_deletion_and_refuses_one_cut_off(
     from obstore.store import from_url
 
     store.create("blobs/a", b"data")
-    # What a collector leaves that is killed between its announcement and its deletion.
+    # The state after a collector was killed between its announcement and its deletion.
     raw = from_url(store.url, config=server.config(), client_options={"allow_http": True})
     obstore.put(raw, ".condemned/blobs/a/1234", b"")
     monkeypatch.setattr("registry.store.bucket._PATIENCE_S", 0.3)
@@ -308,7 +308,7 @@ def test_a_command_whose_outcome_was_unknown_is_the_same_command_when_repeated(
         with pytest.raises(StoreError, match="can't be stored"):
             request()
         assert request() == request()
-        # The record had been stored all the same, and the repetition added none.
+        # The record was stored although the answer was lost, and the repetition added none.
         assert acts.ledger.state.seq == before.seq + 1
         proxy.shutdown()
 
@@ -398,7 +398,7 @@ def test_of_racing_processes_exactly_one_creates_each_object_of_a_bucket(
 def test_an_actor_waits_for_a_bucket_that_can_not_be_opened(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its constructor must not raise for that: Ray would never start it again."""
+    """Its constructor must not raise, because Ray would not start it again."""
     for name, value in server.config().items():
         monkeypatch.setenv(f"AWS_{name.upper()}", value)
     home = Home(tmp_path, "s3://later/registry")

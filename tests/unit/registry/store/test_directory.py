@@ -1,4 +1,4 @@
-"""The directory store: objects appear whole, once, and only under its root."""
+"""The directory store: objects appear whole, are never overwritten, and stay below its root."""
 
 import multiprocessing
 import os

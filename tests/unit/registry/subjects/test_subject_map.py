@@ -1,4 +1,4 @@
-"""The subject map: ids that say nothing once their entry is gone."""
+"""The subject map: once its entry is deleted, an id says nothing about its class."""
 
 import hashlib
 import hmac
@@ -74,7 +74,7 @@ def test_a_deletion_cut_off_by_a_crash_is_completed(
     subjects: SubjectMap, store: DirectoryStore
 ) -> None:
     subject = subjects.assign("alice")
-    store.delete(store.list(CLAIM_PREFIX)[0])  # as far as the crash let it come
+    store.delete(store.list(CLAIM_PREFIX)[0])  # the state that the crash left
     assert subjects.find("alice") is None
     subjects.delete(subject)
     assert store.list("") == []

@@ -1,4 +1,4 @@
-"""Archives: the same bytes for the same registry, and nothing unverified comes in."""
+"""Archives: the same registry gives the same bytes, and an import stores only what it verified."""
 
 import io
 import tarfile
@@ -169,7 +169,7 @@ def test_a_truncated_archive_is_refused(
 def test_a_damaged_archive_is_refused_or_is_no_different(
     tmp_path: Path, trust: Trust, archive: bytes
 ) -> None:
-    """What padding or a header's unused fields hold makes no difference to what comes in."""
+    """Damage to padding or unused header fields doesn't change what is imported."""
     refused = 0
     for position in range(0, len(archive), 2999):
         changed = bytearray(archive)

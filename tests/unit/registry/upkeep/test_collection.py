@@ -1,4 +1,4 @@
-"""Collection takes what crashes left, never what a record names or a publisher may be about to."""
+"""Collection deletes what crashes left, but nothing that a record names or is about to name."""
 
 import os
 from datetime import datetime, timedelta
@@ -32,7 +32,7 @@ def age_all(store: DirectoryStore, *, by: timedelta = 3 * DAY) -> None:
 
 @pytest.fixture
 def orphan(acts: Acts) -> str:
-    """A registry with two adapters, a refusal, and one blob that no record names; its key."""
+    """The key of a blob that no record names, in a registry with two adapters and a refusal."""
     acts.erase(1)
     acts.forget(2)
     acts.train("job-2")
@@ -128,7 +128,7 @@ def test_images_whose_request_was_never_recorded_go_and_all_others_stay(
     lost, again = (keep_image(store, nobody, data) for data in (b"one", b"two"))
     kept = keep_image(store, subject(1), b"one")
     age_all(store)
-    assert keep_image(store, nobody, b"two") == again  # by a request that is under way
+    assert keep_image(store, nobody, b"two") == again  # by a request that is in progress
     before = store.list("")
     assert collect(store, acts.ledger, now=now, dry_run=True).uploads == (lost,)
     assert store.list("") == before

@@ -1,4 +1,4 @@
-"""The corruption matrix: whatever is done to a file, `verify` names the file and the check."""
+"""The corruption matrix: for any damage to a file, `verify` names the file and the check."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -90,7 +90,7 @@ def test_a_flipped_bit_in_any_region_of_any_file_is_found_and_named(
 
 
 def names(where: str, key: str) -> bool:
-    """A changed claim leads to another entry, so that either of the two files may be named."""
+    """Whether `where` is this file. For a changed claim it may be the entry that it leads to."""
     return where == key or (where.startswith("subjects/") and key.startswith("subjects/"))
 
 
@@ -118,7 +118,7 @@ def test_a_missing_file_is_found_and_named(copy: DirectoryStore, trust: Trust) -
     last = copy.list("log/")[-1]
     for key in copy.list(""):
         if key == last or key.startswith("subjects/"):
-            continue  # an older copy, and a deleted subject: sound in themselves
+            continue  # an older copy and a deleted subject are sound
         path = copy.root / key
         good = path.read_bytes()
         path.unlink()

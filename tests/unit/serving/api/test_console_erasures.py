@@ -1,4 +1,4 @@
-"""The console's list of erasures, held against the audit of each."""
+"""The console's list of erasures agrees with the audit of each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def class_of(known: str) -> str:
 
 
 def agrees_with_audits(acts: Acts) -> list[str]:
-    """The standing of every subject, after comparing it with the one on its audit card."""
+    """The standing of every subject, which this compares with the one on its audit card."""
     found = [standing(acts.state, each) for each in sorted(acts.state.subjects)]
     audits = [audit(acts.ledger, each).standing for each in sorted(acts.state.subjects)]
     assert found == audits

@@ -1,4 +1,4 @@
-"""The console's files: what a browser may do with them, and that they hang together."""
+"""The console's files: what a browser may do with them, and that they fit together."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def visitor() -> TestClient:
 
 
 class Tags(HTMLParser):
-    """Every tag's name and attributes."""
+    """Collects the name and attributes of every tag."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ def test_every_ink_has_contrast_enough_on_every_ground(files: dict[str, File], s
 
 
 def contrast(one: str, other: str) -> float:
-    """WCAG 2's ratio of two colours, #rrggbb."""
+    """WCAG 2's contrast ratio of two colours, given as #rrggbb."""
     lighter, darker = sorted((luminance(one), luminance(other)), reverse=True)
     return (lighter + 0.05) / (darker + 0.05)
 

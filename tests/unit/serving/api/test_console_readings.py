@@ -21,7 +21,7 @@ COUNTS = Counts(matches=200, leaks=1, retained=900, disagreements=9)
 
 @pytest.fixture
 def now(tmp_path: Path) -> Look:
-    """Two replicas, of which one has answered."""
+    """A metrics page of two replicas. One of them has answered requests."""
     busy, idle = Metrics("replica"), Metrics("replica")
     for replica in (busy, idle):
         replica.set("lethe_lease_remaining_seconds", 6.5)

@@ -1,4 +1,4 @@
-"""Which requests are answered past FastAPI: those with nothing to validate."""
+"""Which requests skip FastAPI: those with nothing to validate."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_whoever_asks_for_more_is_answered_by_fastapi(other: dict[str, Any]) -> 
 
 
 def test_every_parameter_of_the_documented_route_makes_a_request_not_plain() -> None:
-    """A parameter that is added later is not silently ignored."""
+    """So a parameter that is added later can't be ignored silently."""
     from serving.api.inference_api import build_inference_api
     from serving.control.client import ControlClient
     from serving.monitoring.client import AsyncMonitorClient

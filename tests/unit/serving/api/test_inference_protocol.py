@@ -1,4 +1,4 @@
-"""The Open Inference Protocol's tensors and bodies: what is read, what is refused, what is said."""
+"""The Open Inference Protocol's tensors and bodies: what is read, refused and answered."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_body_that_is_no_request_is_refused(body: bytes, length: int | None) -
 
 
 def test_an_output_is_given_once_however_often_it_is_asked_for() -> None:
-    """Or a small request could have any number of large answers made."""
+    """Otherwise a small request could ask for any number of large answers."""
     with pytest.raises(ProtocolError, match="once"):
         read(image_input(b"a"), outputs=[{"name": "logits"}] * 3)
 
@@ -156,7 +156,7 @@ def test_what_is_masked_is_in_no_output() -> None:
     np.testing.assert_array_equal(np.asarray(shares.data)[:, 1], 0)
     assert np.isfinite(np.asarray(logits.data)).all()
     assert label.data == (b"cow", b"ant")
-    # Three were asked for; two are to be had.
+    # Three classes were asked for; only two are not masked.
     assert (top.shape, top.data[0]) == ((2, 2), b"3.000000:2:cow")
     assert not [each for each in top.data if b"bee" in bytes(each)]
 
@@ -181,7 +181,7 @@ def test_a_response_says_what_its_raw_bytes_are() -> None:
 
 
 def rpc_request(**more: Any) -> Any:
-    """As its bytes would be read again."""
+    """A request message, read again from its bytes."""
     made = rpc.message("ModelInferRequest")(model_name="lethe", id="mine", **more)
     return rpc.parse("ModelInferRequest", made.SerializeToString())
 
@@ -197,7 +197,7 @@ def test_messages_carry_images_and_pixels_raw_or_not() -> None:
     numbers = rpc_request(inputs=[{**pixels, "contents": {"fp32_contents": [1, 2.5]}}])
     np.testing.assert_array_equal(rpc.read_request(numbers, most=4).images, [[[[1, 2.5]]]])
 
-    # Raw was asked, raw is answered; else it is not.
+    # A raw request gets a raw answer; another one doesn't.
     for request, is_raw in ((read_raw, True), (rpc.read_request(plain, most=4), False)):
         response = rpc.write_response(request, 7, answer(MASKED[:1], CLASSES, request.outputs))
         assert len(response.raw_output_contents) == (2 if is_raw else 0)

@@ -1,4 +1,4 @@
-"""What requests are counted as, above all those whose client has gone."""
+"""How requests are counted, above all those whose client has gone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def api(metrics: Metrics) -> FastAPI:
-    """Measured, and answering errors, as a replica's is."""
+    """An application with `Measured` and the handlers for errors, like a replica's."""
     api = FastAPI()
     problems.install(api)
     api.add_middleware(Measured, metrics=lambda: metrics)
@@ -37,7 +37,7 @@ def api(metrics: Metrics) -> FastAPI:
 
 
 async def asked(api: FastAPI, path: str, *messages: Message) -> list[Message]:
-    """What was sent to a client of which `messages` came."""
+    """What the application sends to a client that sends `messages`."""
     scope: Scope = {
         "type": "http",
         "asgi": {"version": "3.0"},

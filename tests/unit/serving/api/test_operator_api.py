@@ -1,4 +1,4 @@
-"""The operators' listener: a port that is taken for a moment, who may ask, and how errors read."""
+"""The operator API: a port that is taken for a moment, the token, and the words of errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `lethe bench forgetting` says to a mistake."""
+"""What `lethe bench forgetting` prints after a user's mistake."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`lethe tombstone` on a real registry: what goes, what stays, and what it says."""
+"""`lethe tombstone` on a real registry: what is deleted, what stays, and what it prints."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Stage:
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Stage:
-    """`alice` is masked, and two files are kept of her."""
+    """A registry in which `alice` is masked and has two files."""
     home = Home(tmp_path, tmp_path / "registry")
     prepare_home(home)
     ledger, operator = open_ledger(home), signer(home, "operator")
@@ -73,14 +73,14 @@ def test_a_tombstone_leaves_nothing_of_a_subject_and_the_chain_still_verifies(
     assert len(json.loads(found.stdout)["files"]) == 2
     assert kept_of_alice(stage) == []
     assert stage.lethe("verify").exit_code == 0
-    # Its whole life can still be told, under the id alone.
+    # The audit still has its whole history, under the id alone.
     told = stage.lethe("audit", stage.subject).stdout
     assert "tombstone" in told
     assert WHY[1] in told
     assert "alice" not in told + stage.lethe("log").stdout
     assert "neither a class" in stage.lethe("tombstone", "alice", *WHY).stderr
     assert "gone already" in stage.lethe("tombstone", stage.subject, *WHY).stderr
-    # The class may come again, as somebody else.
+    # The class can be forgotten again, with a new id.
     assert open_subjects(stage.home).assign("alice") != stage.subject
 
 
@@ -105,7 +105,7 @@ def test_a_legal_hold_keeps_everything(stage: Stage) -> None:
 
 
 def test_a_tombstone_that_was_cut_off_is_completed_by_the_same_command(stage: Stage) -> None:
-    """Killed after the deletion, before the record."""
+    """The command was killed after the deletion and before the record."""
     stage.restore()
     assert isinstance(stage.home.registry, Path)
     for path in kept_of_alice(stage):

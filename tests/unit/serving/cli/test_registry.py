@@ -1,4 +1,4 @@
-"""The registry's commands, run on a copy of the golden registry: what they print and exit with."""
+"""The registry's commands on a copy of the golden registry: their output and exit codes."""
 
 import json
 import os
@@ -206,7 +206,7 @@ def test_fsck_tells_litter_from_damage_and_gc_takes_it(lethe: Lethe, home: Path)
     for name in (ORPHAN, "log/.tmp-1-abc", "log/stray.txt"):
         (registry / name).parent.mkdir(exist_ok=True)
         (registry / name).write_bytes(b"")
-    # A blob must have the bytes of its name to be an orphan and not damage.
+    # Without the right bytes for its name, the blob would be damage and not an orphan.
     assert "check: sha256" in refused(lethe("fsck"))
     (registry / ORPHAN).unlink()
     empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
@@ -289,7 +289,7 @@ def test_no_registry_command_loads_torch() -> None:
 def test_an_older_copy_put_back_is_sound_and_found_by_the_number_that_was_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From end to end: a backup, an erasure after it, and the backup put back."""
+    """A backup is made, a class is erased after it, and the backup is put back."""
     monkeypatch.setenv("LETHE_HOME", str(tmp_path / "home"))
     home = Home(tmp_path / "home", tmp_path / "home" / "registry")
     prepare_home(home)

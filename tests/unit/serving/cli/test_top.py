@@ -1,4 +1,4 @@
-"""What `lethe top` makes of a real metrics page and a status."""
+"""What `lethe top` shows for a real metrics page and a status."""
 
 from __future__ import annotations
 

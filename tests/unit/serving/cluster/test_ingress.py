@@ -1,4 +1,4 @@
-"""The HAProxy ingress: what Ray writes for it, and what we make of that."""
+"""The HAProxy ingress: the configuration that Ray writes, and the one made from it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def of_ray(
     ports: tuple[int, int] = (8123, 8124),
     replicas: Sequence[int] = (30000, 30001),
 ) -> str:
-    """What this version of Ray writes for two replicas."""
+    """The configuration that this version of Ray writes for two replicas."""
     api = HAProxyApi(
         HAProxyConfig(
             http_options=HTTPOptions(host="127.0.0.1", port=ports[0]),
@@ -62,7 +62,7 @@ def binds(text: str) -> list[str]:
 def test_haproxy_listens_on_the_host_alone_and_haproxy_takes_it(tmp_path: Path) -> None:
     (tmp_path / "unavailable.http").write_text(UNAVAILABLE, newline="")
     written = of_ray(tmp_path)
-    assert {":9101", "*:8404"} < set(binds(written))  # the trap is still there
+    assert {":9101", "*:8404"} < set(binds(written))  # Ray's configuration still has the trap
     text = narrowed(written, host="192.0.2.7", folder=tmp_path)
     assert binds(text) == [
         "192.0.2.7:8123",
@@ -128,8 +128,8 @@ class Living(Dying):
 
 
 def test_what_a_dying_replica_had_taken_is_asked_of_another(tmp_path: Path) -> None:
-    """Also on a connection that was used before, and when the body comes after the headers: then
-    HAProxy would end the client's connection without a word."""
+    """Also on a connection that was used before, and when the body comes after the headers: there
+    HAProxy by itself would close the client's connection without an answer."""
     with contextlib.ExitStack() as stack:
         servers = [
             stack.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind))
@@ -139,7 +139,7 @@ def test_what_a_dying_replica_had_taken_is_asked_of_another(tmp_path: Path) -> N
             threading.Thread(target=server.serve_forever, daemon=True).start()
             stack.callback(server.shutdown)
         ports = free_port(), free_port()
-        values = ingress.environment(
+        values = ingress.variables(
             load_settings(), binary=ingress.haproxy_binary(), folder=tmp_path
         )
         config = tmp_path / "haproxy.cfg"
@@ -176,7 +176,7 @@ def _connected(port: int) -> http.client.HTTPConnection:
 
 
 def test_the_start_refuses_before_haproxy_runs(tmp_path: Path) -> None:
-    values = ingress.environment(load_settings(), binary=Path("/bin/true"), folder=tmp_path)
+    values = ingress.variables(load_settings(), binary=Path("/bin/true"), folder=tmp_path)
     config = tmp_path / "haproxy.cfg"
     start = [values["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", str(config)]
     config.write_text(of_ray(tmp_path).replace("listen stats", "listen figures"))
@@ -189,7 +189,7 @@ def test_the_start_refuses_before_haproxy_runs(tmp_path: Path) -> None:
 
 
 def test_haproxy_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
-    values = ingress.environment(load_settings(), binary=Path("/bin/sleep"), folder=tmp_path)
+    values = ingress.variables(load_settings(), binary=Path("/bin/sleep"), folder=tmp_path)
     of_ray(tmp_path)
     program = tmp_path / "sleep"
     program.write_text('#!/bin/sh\necho "$$"\nexec sleep 60\n')

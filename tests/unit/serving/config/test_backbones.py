@@ -1,7 +1,10 @@
-"""The backbone that the settings name is the one that is served."""
+"""The backbone that the settings name is the one that is opened."""
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,9 @@ import timm
 import torch
 
 from forgetting.errors import BackboneError
-from serving.config.backbones import open_backbone, prepare_backbone
+from forgetting.training.pretrain import PretrainConfig, pretrain
+from serving.config import backbones
+from serving.config.backbones import embedded_folder, open_backbone, prepare_backbone
 from serving.config.settings import Settings
 from serving.config.sources import load_settings
 
@@ -59,6 +64,30 @@ def test_a_named_backbone_is_not_trained(named: Settings) -> None:
     prepare_backbone(named, steps.append)
     assert steps == []
     assert not (named.home_path / "backbones").exists()
+
+
+def test_of_two_first_starts_one_trains_and_the_other_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    briefly = partial(pretrain, config=PretrainConfig(steps=2))
+    monkeypatch.setattr(backbones, "pretrain", briefly)
+    settings = load_settings(home=tmp_path)
+    trained: list[str] = []
+    ready = threading.Barrier(2)
+
+    def start() -> str:
+        ready.wait(10)
+        name = threading.current_thread().name
+        prepare_backbone(settings, lambda _: trained.append(name))
+        return open_backbone(settings).fingerprint
+
+    with ThreadPoolExecutor(2) as starts:
+        first, second = (each.result() for each in [starts.submit(start) for _ in range(2)])
+    assert first == second
+    assert len(set(trained)) == 1
+    left = {path.name for path in (tmp_path / "backbones").iterdir()}
+    name = embedded_folder(settings).name
+    assert left == {name, f".{name}.lock"}
 
 
 def test_a_folder_without_a_backbone_is_named(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_each_setting_has_its_value_and_says_where_that_comes_from(
     assert found["forget.train"] == ({"refit_steps": 9}, str(file))
     assert found["operator.port"] == (None, "default")
     assert all(row.meaning for row in rows)
-    # What is shown is what would be in effect.
+    # The values shown are those that a server would use.
     chosen = load_settings(file, port=3333)
     assert found["home"][0] == chosen.home
     assert {name.split(".")[0] for name in found} == set(Settings.model_fields)

@@ -1,11 +1,13 @@
 """The home folder: who can read what."""
 
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from registry.errors import IntegrityError, TrustError
+from registry.errors import IntegrityError, StoreError, TrustError
 from registry.publish.declarations import write_note
 from serving.config.home import (
     Home,
@@ -18,6 +20,8 @@ from serving.config.home import (
     prepare_home,
     signer,
     token,
+    wait_for_ledger,
+    wait_for_private_store,
 )
 
 
@@ -51,7 +55,7 @@ def note(home: Home, text: str) -> None:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
-    """A registry of two records, the newest of which was seen, and a copy of the first."""
+    """A registry of two records, with a mark for the newest, and a copy with only the first."""
     home = Home(tmp_path, tmp_path / "registry")
     prepare_home(home)
     note(home, "one")
@@ -75,7 +79,7 @@ def test_an_older_copy_of_the_registry_is_refused_with_what_to_do(home: Home) ->
     assert "Put the newest copy back" in str(error.value)
     with pytest.raises(IntegrityError, match="older copy"):
         open_current_ledger(home)
-    # It may go on by itself as long as it likes.
+    # The older copy may even have grown by itself.
     note(home, "another two")
     note(home, "three")
     with pytest.raises(HomeError, match="another log"):
@@ -107,7 +111,7 @@ def test_each_registry_of_a_home_has_a_mark_and_evidence_of_its_own(tmp_path: Pa
 
 
 class BusyHome(Home):
-    """Of a registry that somebody writes to whenever the mark is looked for."""
+    """A home whose registry gets a new record each time that the mark's path is asked for."""
 
     @property
     def highwater(self) -> Path:
@@ -119,3 +123,34 @@ class BusyHome(Home):
 
 def test_a_registry_that_grows_while_it_is_opened_is_no_older_copy(home: Home) -> None:
     assert open_current_ledger(BusyHome(home.path, home.registry)).state.seq > 2
+
+
+def test_a_storage_that_fails_is_waited_for_and_the_log_says_why(
+    home: Home, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert isinstance(home.registry, Path)
+    folder = home.registry.rename(home.path / "folder")
+    file = home.path / "file"
+    file.write_text("where the folder should be")
+    home.registry.symlink_to(file)
+    with pytest.raises(StoreError) as failed:
+        open_current_ledger(home)
+
+    def bring_back() -> None:
+        while not caplog.records:
+            time.sleep(0.01)
+        link = home.path / "link"
+        link.symlink_to(folder)
+        link.rename(home.registry)
+
+    threading.Thread(target=bring_back, daemon=True).start()
+    assert wait_for_ledger(home).state.seq == 2
+    assert wait_for_private_store(home).list("log/")
+    said = f"the registry can't be opened, trying again: {failed.value}"
+    assert {record.getMessage() for record in caplog.records} == {said}
+
+
+def test_an_older_copy_of_the_registry_is_not_waited_for(home: Home) -> None:
+    put_back(home, "older")
+    with pytest.raises(IntegrityError, match="older copy"):
+        wait_for_ledger(home)

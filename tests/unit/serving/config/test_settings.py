@@ -1,4 +1,4 @@
-"""Settings: where they come from, and what a mistake is answered with."""
+"""Settings: their sources, and the messages about mistakes."""
 
 from __future__ import annotations
 

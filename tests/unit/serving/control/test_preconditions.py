@@ -1,4 +1,4 @@
-"""When a job may still be cancelled, and what becomes of it, on real ledgers."""
+"""When a job may be cancelled or retried, and its state after that, on real ledgers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_cancelled_job_is_at_its_end_and_its_class_stays_masked_and_under_eras
     )
     assert (view["state"], view["refused"]) == ("cancelled", "cancelled: asked by mistake")
     assert control_figures(acts.state, read_at=0.0, families=[]).refused == 0
-    # Again is the same; other jobs go on, and theirs mask it too.
+    # Cancelling again changes nothing. Other jobs go on, and their releases mask its class too.
     assert why_not_cancelled(job.id, acts.state) is None
     other = acts.erase(2)
     assert acts.state.jobs[other.id].state == "done"
@@ -109,7 +109,7 @@ def test_what_was_refused_or_cancelled_can_be_tried_again_and_nothing_else(acts:
     assert nobody.status == 404
     again = acts.retry(refused.id)
     assert [job.id for job in pending_jobs(acts.state)] == [refused.id, waiting.id]
-    # The same command again is the same retry; another has nothing to retry.
+    # The same command again is the same retry. Another command has nothing to retry.
     assert why_not_retried(refused.id, acts.state, request_id=again.retries[0]) is None
     assert why_not_retried(refused.id, acts.state, request_id="another") is not None
 

@@ -1,4 +1,4 @@
-"""How long the coordinator is waited for."""
+"""How long control waits for a coordinator that is away."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from serving.coordination.messages import Declined
 
 @pytest.fixture
 def to_the_coordinator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Activation:
-    """With 0.2 s instead of a minute."""
+    """An `Activation` that waits 0.2 s instead of a minute."""
     monkeypatch.setattr(activation, "BACK_S", 0.2)
     monkeypatch.setattr(activation, "RETRY_S", 0.02)
     home = Home(tmp_path, tmp_path / "registry")

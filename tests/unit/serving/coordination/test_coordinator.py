@@ -1,4 +1,4 @@
-"""What the coordinator finishes by itself, on a real ledger; the test speaks for the members."""
+"""What the coordinator finishes by itself, on a real ledger. The test sends the members' calls."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ADA = "a" * 32
 
 
 class Registry:
-    """Another process's hand in the ledger: an operator's, or a coordinator's before this one."""
+    """Writes records as other processes do: control, or a previous coordinator."""
 
     def __init__(self, folder: Path) -> None:
         self.home = Home(folder, folder / "registry")
@@ -102,7 +102,7 @@ async def until(true: Callable[[], bool], *, seconds: float = 5.0) -> None:
 def test_an_activation_whose_outcome_was_not_known_is_acknowledged_all_the_same(
     registry: Registry,
 ) -> None:
-    """The storage may fail just after the record was there: it is active then."""
+    """The storage may fail after it stored the record. Then the release is active."""
 
     async def act() -> None:
         with registry.coordinator() as coordinator:
@@ -120,7 +120,7 @@ def test_an_activation_whose_outcome_was_not_known_is_acknowledged_all_the_same(
 def test_who_was_put_under_erasure_is_masked_though_nobody_asks_for_it(
     registry: Registry, cancelled: bool
 ) -> None:
-    """Control died after the record, or the job was cancelled before its guard was activated."""
+    """Control died after the request was recorded, or the job was cancelled before its guard."""
 
     async def act() -> None:
         job = registry.forget(ADA)
@@ -138,7 +138,7 @@ def test_who_was_put_under_erasure_is_masked_though_nobody_asks_for_it(
 def test_no_release_is_defined_while_no_replica_could_build_it(
     registry: Registry, why: str
 ) -> None:
-    """Who is refused for that tries again and again, and what stands in the ledger stays."""
+    """A caller that is declined retries often, and each try would leave a release in the ledger."""
 
     async def act() -> None:
         job = registry.forget(ADA)

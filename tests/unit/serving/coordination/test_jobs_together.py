@@ -1,4 +1,4 @@
-"""Which waiting jobs are trained as one task, and when what was trained still stands."""
+"""Which waiting jobs are trained as one task, and when the resulting adapter is still valid."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.unit.registry.registry_acts import Acts
 
 
 def together(state: State) -> list[str]:
-    """The jobs of the next training."""
+    """The ids of the jobs that the next training is for."""
     return [job.id for job in trained_together(state, pending_jobs(state)[0])]
 
 
@@ -31,7 +31,7 @@ def test_waiting_jobs_that_ask_for_it_are_trained_together(acts: Acts) -> None:
     assert together(acts.state) == [first, third]
     entry = acts.train(first, third)
     assert is_trained(acts.state, acts.state.jobs[third], ())
-    # Who comes now is not of it.
+    # A job that comes now is not trained with them.
     late = guarded(acts, 5)
     assert together(acts.state) == [first, third]
     acts.serve(acts.publish("adapter", first).number)
@@ -74,7 +74,7 @@ def test_what_was_refused_as_one_task_is_trained_one_by_one_and_says_why(acts: A
 
 
 def test_a_provisional_adapter_is_no_training(acts: Acts) -> None:
-    """A server that was killed while one served would never train the job otherwise."""
+    """Otherwise a server that was killed while it served one would never train the job."""
     job = guarded(acts, 1, batch=False)
     acts.train(job, provisional=True)
     acts.serve(acts.publish("adapter", job).number)

@@ -28,7 +28,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def settled(clock: Clock) -> Membership:
-    """Two members under a lease at release 1, the grace over."""
+    """Two members with a lease at release 1, after the grace."""
     membership = Membership(1, terms=TERMS, clock=clock)
     clock.now += TERMS.seconds
     for name in ("a", "b"):
@@ -159,16 +159,16 @@ def test_a_restarted_coordinator_waits_before_it_says_that_nobody_serves(clock: 
 
 
 class Protocol(RuleBasedStateMachine):
-    """Random joins, freezes, lost replies, crashes and restarts against what replicas may serve.
+    """Random joins, freezes, lost replies, crashes and restarts; replicas must keep the promises.
 
-    Each replica is modelled by what it believes: the release it runs and when its own lease ends,
-    counted from the sending of its heartbeat, less the margin. The invariant is the product's
-    first: once a release is acknowledged, no replica that believes in its lease has an older one in
-    service, or one that forgets less. And the second: once a suspension is acknowledged, nobody
-    serves until it is resumed.
+    The model of a replica is what it believes: which release it runs and when its own lease ends,
+    counted from when it sent its heartbeat, less the margin. There are two invariants. Once a
+    release is acknowledged, no replica that believes in its lease serves an older one, or one that
+    forgets less. Once a suspension is acknowledged, no replica serves until serving is resumed.
 
-    In service are the release that a replica runs and, where it has read of it, the canary that was
-    defined on that one: it begins and ends without an acknowledgement, and any activation ends it.
+    A replica serves the release that it runs and, if it has read of it, a release on trial that was
+    defined on that one. A trial begins and ends without an acknowledgement, and any activation ends
+    it.
     """
 
     @initialize()
@@ -238,7 +238,7 @@ class Protocol(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def obey(self, data: st.DataObject) -> None:
-        """A replica reads in the ledger whether it may serve, and takes its time to."""
+        """A replica reads from the ledger, after some delay, whether it may serve."""
         if self.replicas:
             replica = self.replicas[data.draw(st.sampled_from(sorted(self.replicas)))]
             if replica["halted"] != self.suspended:
@@ -268,7 +268,7 @@ class Protocol(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def follow_the_trial(self, data: st.DataObject) -> None:
-        """A replica reads of a canary, or of its end; it tries out what it runs the base of."""
+        """A replica reads that a trial began or ended. It joins one on the release that it runs."""
         if self.replicas:
             replica = self.replicas[data.draw(st.sampled_from(sorted(self.replicas)))]
             number, base = self.canary or (0, -1)
@@ -276,7 +276,7 @@ class Protocol(RuleBasedStateMachine):
 
     @rule()
     def begin_a_trial(self) -> None:
-        """Of a release that forgets one class more than the active one."""
+        """Begin a trial of a release that forgets one more class than the active one."""
         if self.canary is None:
             self.last += 1
             self.forgets[self.last] = self.forgets[self.ledger] | {self.last}
@@ -298,7 +298,7 @@ class Protocol(RuleBasedStateMachine):
 
     @rule(told=st.booleans())
     def activate(self, told: bool) -> None:
-        """Durable first; the coordinator may crash before it tells anybody."""
+        """The activation is durable first; the coordinator may crash before it tells anybody."""
         self.last += 1
         self.forgets[self.last] = self.forgets[self.ledger] | {self.last}
         self._activate(self.last, told)

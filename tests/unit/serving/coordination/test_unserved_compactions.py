@@ -1,4 +1,4 @@
-"""Which compaction is to be served, and what its report says."""
+"""Which compaction the coordinator serves, and what its report says."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_one_that_could_not_be_built_again_and_again_gives_way_to_another() -> N
 
 
 def test_a_closed_form_is_not_folded_before_its_job_is_trained(tmp_path: Path) -> None:
-    """The trained adapter is to take its place, which it can't in a compaction."""
+    """The trained adapter must replace it, which is impossible once it is folded."""
     acts = acts_in(tmp_path)
     acts.erase(1)
     job = acts.forget(2)
@@ -69,7 +69,7 @@ def test_a_closed_form_is_not_folded_before_its_job_is_trained(tmp_path: Path) -
     acts.serve(acts.publish("adapter", job.id).number)
     with pytest.raises(ConflictError, match=f"until {job.id} is trained"):
         check_foldable(acts.state)
-    acts.refuse(job.id)  # then the closed form stays
+    acts.refuse(job.id)  # the job was refused, so the closed form stays
     check_foldable(acts.state)
 
 

@@ -1,4 +1,4 @@
-"""What a restored subject still needs, and who has to be trained again, on real ledgers."""
+"""Which release a restored subject needs, and which jobs are trained again, on real ledgers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def stage_of(acts: Acts, job: str) -> str:
 
 
 def bring_back(acts: Acts) -> None:
-    """What the coordinator does."""
+    """Do what the coordinator does to bring restored subjects back."""
     to = way_back(acts.state)
     assert to is not None
     acts.serve(acts.roll_back(to).number)
@@ -102,7 +102,7 @@ def test_releases_that_no_replica_could_build_are_defined_ever_more_rarely(acts:
 
 
 def test_a_mask_for_somebody_else_does_not_pass_for_bringing_back(acts: Acts) -> None:
-    """The weights still erase the restored one, though no guard has it any more."""
+    """The new guard doesn't hold the restored subject, but the weights still erase it."""
     acts.erase(ADA)
     acts.restore(ADA)
     other = acts.forget(BO)
@@ -120,7 +120,7 @@ def test_a_later_rollback_to_weights_that_forgot_a_restored_one_is_left_alone(ac
     bring_back(acts)
     acts.serve(acts.roll_back(with_ada).number)
     assert to_bring_back(acts.state) == frozenset()
-    # Asked for once more and restored once more, it has to be brought back again.
+    # Forgotten and restored once more, it must be brought back again.
     acts.erase(BO)
     job = acts.forget(ADA)
     acts.serve(acts.publish("guard", job.id).number)
@@ -157,7 +157,7 @@ def test_who_shared_an_adapter_with_the_restored_one_is_trained_again(acts: Acts
 
 
 def test_a_job_with_no_more_than_a_closed_form_has_still_to_be_trained(acts: Acts) -> None:
-    """After a training that failed, or a restart: the closed form must not pass for its outcome."""
+    """After a failed training or a restart, the closed form must not count as the training."""
     job = acts.forget(ADA)
     acts.serve(acts.publish("guard", job.id).number)
     acts.train(job.id, provisional=True)
@@ -178,7 +178,7 @@ def test_a_rollback_for_quality_puts_no_job_back(acts: Acts) -> None:
     acts.serve(acts.roll_back(0).number)
     assert pending_jobs(acts.state) == []
     assert not was_taken_off(acts.state, acts.state.jobs[job.id])
-    # Nor does it when somebody else is restored afterwards: it was off already.
+    # A later restoration of another subject doesn't change that: its adapter was off already.
     acts.erase(CY)
     acts.restore(CY)
     bring_back(acts)
@@ -186,7 +186,7 @@ def test_a_rollback_for_quality_puts_no_job_back(acts: Acts) -> None:
 
 
 def train_pending(acts: Acts) -> None:
-    """What the worker does with the oldest pending job, if there is one."""
+    """Do what the worker does with the oldest pending job, if there is one."""
     for job in pending_jobs(acts.state)[:1]:
         if not job.guarded:
             acts.serve(acts.publish("guard", job.id).number)
@@ -235,7 +235,7 @@ def test_whoever_is_restored_is_served_and_nobody_else_is_exposed(
                     acts.serve(acts.roll_back(to).number)
             assert acts.state.erasing <= acts.state.active_release.guard
             assert to_bring_back(acts.state) == frozenset()
-        # Whoever waits for training gets it, once each: nobody waits for ever.
+        # Every waiting job is trained, each of them once.
         waiting = len(pending_jobs(acts.state))
         for _ in range(waiting):
             train_pending(acts)

@@ -1,4 +1,4 @@
-"""The probes' images, and what a probe is worth that nobody answers."""
+"""The images of probes, and how a probe without an answer counts."""
 
 from __future__ import annotations
 

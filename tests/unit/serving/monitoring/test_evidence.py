@@ -1,4 +1,4 @@
-"""E-values: sure when there is something, and never sure by luck more often than promised."""
+"""E-values find a real leak, and are wrong by chance no more often than promised."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def test_evidence_against_a_high_target_is_finite() -> None:
 
 
 def test_false_alarms_ever_stay_below_what_ville_promises() -> None:
-    """2,000 streams of 50,000 matches at exactly the target rate, looked at after every one."""
+    """2,000 streams of 50,000 matches at exactly the target rate, read after every match."""
     rng = np.random.default_rng(7)
     target, length = 0.01, 50_000
-    # The evidence can only rise at a hit, so looking there is looking everywhere.
+    # The evidence rises only at a hit, so it is enough to compute it there.
     at = np.cumsum(rng.geometric(target, size=(2000, 640)), axis=1)  # (runs, hits): trial numbers
     assert at[:, -1].min() > length, "every stream must reach its full length"
     hits = np.broadcast_to(np.arange(1, at.shape[1] + 1), at.shape)
@@ -47,7 +47,7 @@ def test_false_alarms_ever_stay_below_what_ville_promises() -> None:
 
 
 def test_detector_keeps_its_promised_run_length_while_nothing_changes() -> None:
-    """Promised: 999 steps on average to a false alarm at 3; runs are cut off at 4,000."""
+    """The promise: at 3, a false alarm after 999 steps on average. Runs end after 4,000 steps."""
     rng = np.random.default_rng(11)
     target, runs, steps = 0.02, 300, 4000
     state = np.tile(quiet(target), (runs, 1))
@@ -74,12 +74,12 @@ def test_detector_sees_a_change_after_a_quiet_month_long_before_the_evidence() -
 
 @pytest.mark.parametrize(("rate", "most_median"), [(0.01, 0.02), (0.002, 0.006)])
 def test_upper_bound_holds_at_every_moment(rate: float, most_median: float) -> None:
-    """300 streams of 5,000 trials. The bound is wrong most easily just before a hit."""
+    """300 streams of 5,000 trials. The bound is lowest just before a hit: it is checked there."""
     rng = np.random.default_rng(5)
     misses, last = 0, []
     for _ in range(300):
         outcomes = rng.random(5000) < rate
-        before = np.append(np.flatnonzero(outcomes), len(outcomes))  # trials seen, no new hit yet
+        before = np.append(np.flatnonzero(outcomes), len(outcomes))  # trials just before each hit
         bounds = upper_bound(before, np.arange(len(before)))
         misses += int(bounds.min() < rate)
         last.append(bounds[-1])

@@ -1,4 +1,4 @@
-"""The metric table, and the page that is made of many replicas' numbers."""
+"""The metric table, and the page made from many replicas' numbers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LEAKS = Counts(matches=2, leaks=2)
 
 
 def snapshot_of(metrics: Metrics, **counts: Counts) -> Snapshot:
-    """As Ray would carry it from the replica's process."""
+    """A snapshot of the replica's metrics, pickled and unpickled as Ray does between processes."""
     targets = Targets(leak=0.02, drift=0.05)
     snapshot = Snapshot(metrics.families(), 0.0, 2, "s", targets, counts, expected=2)
     carried: Snapshot = pickle.loads(pickle.dumps(snapshot))
@@ -39,7 +39,7 @@ def snapshot_of(metrics: Metrics, **counts: Counts) -> Snapshot:
 
 
 def everything(source: Source) -> Metrics:
-    """Every counter counted once."""
+    """The metrics of a process after every counter was counted once."""
     metrics = Metrics(source)
     for row in TABLE:
         if row.source == source and row.kind == "counter":

@@ -1,4 +1,4 @@
-"""One page for every replica: what is on it, what is not, and what a restart keeps."""
+"""The monitor's page for all replicas: what is on it, what isn't, and what a restart keeps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FIGURES = ControlFigures(
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """A clock that the test moves, in seconds."""
 
     def __init__(self) -> None:
         self.now = 100.0

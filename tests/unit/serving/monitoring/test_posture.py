@@ -1,4 +1,4 @@
-"""Which posture is in force, and for how long."""
+"""Which posture is in force, and until when."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ END = datetime(2026, 12, 1, tzinfo=UTC).timestamp()
 
 
 class Clock:
-    """Unix time that is what it is set to."""
+    """A clock that the test sets, as Unix time."""
 
     def __init__(self, now: float) -> None:
         self.now = now
@@ -38,7 +38,7 @@ def test_shadowing_ends_at_its_date_and_no_clock_brings_it_back(tmp_path: Path) 
     clock.now = END
     assert (stance.share, stance.shadowing) == (0.0, False)
     assert (stance.now().in_force, stance.now().ended) == ("off", True)
-    clock.now = END - 1e6  # set back, or it had jumped ahead
+    clock.now = END - 1e6  # the clock was set back, or had been ahead
     assert stance.share == 0.0
 
 

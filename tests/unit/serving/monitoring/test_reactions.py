@@ -1,4 +1,4 @@
-"""What is done unasked, on real ledgers: once, with the evidence, and never back and forth."""
+"""Automatic reactions, on real ledgers: each is made once and never undoes itself."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HOLD_OFF_S = 24 * 3600.0
 def proof(
     acts: Acts, counts: Counts, *, release: int | None = None, probed: Counts = NOTHING
 ) -> Proof:
-    """What the monitor would say of a release's stack."""
+    """What the monitor would report about a release's stack."""
     number = acts.state.active if release is None else release
     stack = stack_name(acts.state.releases[number].adapters)
     tally = Tally()
@@ -55,7 +55,7 @@ def due(
 
 
 def carry_out(acts: Acts, rollback: Rollback) -> int:
-    """What control does with it."""
+    """Make the rollback as control does."""
     said = {"actor": ACTOR, "reason": rollback.reason, "request_id": rollback.request_id}
     made = roll_back(acts.ledger, acts.signers["operator"], to=rollback.to, **said)
     activate_release(acts.ledger, acts.signers["operator"], release=made.number, **said)

@@ -1,4 +1,4 @@
-"""Counts of many replicas, each counted once, whatever dies and comes back."""
+"""Counts of many replicas are summed once each, whichever process dies and restarts."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_disagreement_on_retained_classes_is_evidence_of_drift_alone() -> None:
 def test_nothing_is_lost_or_counted_twice_when_the_monitor_is_killed_at_any_moment(
     tmp_path: Path,
 ) -> None:
-    """What was saved may be older than what was taken; the replicas' totals make up for it."""
+    """The saved counts may be older than the last ones; the replicas' totals bring the rest."""
     rng = random.Random(3)
     path = tmp_path / "evidence.json"
     tally = Tally.load(path)

@@ -43,7 +43,7 @@ def test_a_leak_or_a_drift_takes_it_off_at_once() -> None:
     assert drifting is not None
     assert drifting.act == "return"
     assert "20 of 40 samples" in drifting.detail
-    # Proof against it counts however many samples there were.
+    # Proof against the release decides, even after enough samples.
     assert act(Counts(matches=50, leaks=25, retained=500)) == "return"
 
 

@@ -1,4 +1,4 @@
-"""What a replica lets in, and how it stops."""
+"""How many images a replica accepts, and how it stops."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_more_images_than_may_be_at_once_are_refused_until_there_is_room() -> No
             pass
         with admission.images(1):
             pass
-    with admission.images(9):  # alone, it has to fit: nothing would be gained by waiting
+    with admission.images(9):  # when nothing else is computed, any number is accepted
         pass
 
 
@@ -33,7 +33,7 @@ def test_a_stop_waits_for_what_was_let_in_and_refuses_what_comes_after() -> None
         await asyncio.sleep(0)
         stop = asyncio.create_task(admission.drain(notice=0.05, patience=5))
         await asyncio.sleep(0)
-        with admission.request():  # what was on its way is still let in
+        with admission.request():  # a request that was on its way is still accepted
             pass
         await asyncio.sleep(0.2)
         assert admission.stopping

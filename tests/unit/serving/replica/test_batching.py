@@ -1,4 +1,4 @@
-"""Batches form of what comes at the same time; a failure is told to whoever it befell."""
+"""Requests that come at the same time form a batch; a failure reaches all callers in it."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_the_first_waits_for_company_as_long_as_it_may_and_no_longer() -> None:
         assert await asyncio.gather(first, batches.ask(2)) == [1, 4]
         assert 0.09 < loop.time() - began < 1
         full = loop.time()
-        await asyncio.gather(*map(batches.ask, (3, 4, 5)))  # full: nobody to wait for
+        await asyncio.gather(*map(batches.ask, (3, 4, 5)))  # full, so it doesn't wait
         assert loop.time() - full < 0.09
         assert seen == [[1, 2], [3, 4, 5]]
 

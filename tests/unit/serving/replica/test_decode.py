@@ -1,4 +1,4 @@
-"""What is let in as an image, and how the rest is turned away."""
+"""Which bytes are accepted as an image, and how the others are refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def encoded(kind: str, size: tuple[int, int] = (40, 30)) -> bytes:
 
 
 def png_claiming(width: int, height: int) -> bytes:
-    """A PNG of a few bytes whose header promises an image of that size."""
+    """A PNG of a few bytes whose header claims an image of that size."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         body = kind + data

@@ -1,4 +1,4 @@
-"""`auto` measures once, remembers, and never keeps a server from starting."""
+"""`auto` measures once, keeps the result, and never prevents a start."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_batch_that_was_asked_for_is_measured_and_kept(
     choice = _chosen(AUTO, backbone, tmp_path, batch=7)
     assert choice.batch == 7
     assert set(choice.ms) == {(name, 7) for name in CANDIDATES}
-    # The one measurement isn't lost by the other.
+    # Neither measurement overwrites the other.
     assert _chosen(AUTO, backbone, tmp_path).why == "measured now"
     for batch in (7, None):
         again = _chosen(AUTO, backbone, tmp_path, batch=batch)

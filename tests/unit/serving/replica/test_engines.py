@@ -1,4 +1,4 @@
-"""One contract for every engine: the reference's numbers, releases that don't touch each other."""
+"""One contract for every engine: the reference's logits, and releases that don't affect others."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _backbone(model: str, *, classes: int = 7, size: tuple[int, int, int] = SIZE
     spec = BackboneSpec(model, sizes, tuple(f"class {i}" for i in range(classes)), preprocess)
     torch.manual_seed(0)
     built = build_model(spec)
-    with torch.no_grad():  # biases, norms and tokens that say something, unlike a fresh model's
+    with torch.no_grad():  # biases, norms and tokens that have an effect, unlike a fresh model's
         for parameter in built.parameters():
             parameter.add_(torch.randn_like(parameter) / 4)
     return freeze(built, spec)
@@ -54,7 +54,7 @@ def backbone(request: pytest.FixtureRequest) -> Backbone:
 ENGINES = [
     "torch",
     "onnxruntime",
-    pytest.param("torch-compiled", marks=pytest.mark.slow),  # a minute of compiling
+    pytest.param("torch-compiled", marks=pytest.mark.slow),  # compiling takes a minute
 ]
 
 
@@ -108,7 +108,7 @@ def images(count: int, *, seed: int = 0, size: tuple[int, int, int] = SIZE) -> T
 
 
 def reference(backbone: Backbone, state: EffectiveState, x: Tensor) -> Tensor:
-    """Logits of the model with the state put in, without any engine."""
+    """Logits of the model with `state` installed, without an engine."""
     model = shared_copy(backbone.model)
     install(model, state)
     with torch.no_grad():
@@ -239,7 +239,7 @@ def test_a_state_that_doesnt_fit_the_backbone_is_refused(
 
 
 def test_a_release_costs_only_what_it_changes(backbone: Backbone) -> None:
-    """Nothing but the changed tensors is new memory, and those are not copied either."""
+    """Only the changed tensors are new memory, and they are not copied either."""
     state = effective_state(backbone.model, STACKS["all of it"](backbone))
     assert state.edit is not None
     mine = {t.data_ptr() for t in (*state.weights.values(), state.edit.matrix, state.edit.offset)}

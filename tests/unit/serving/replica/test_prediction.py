@@ -1,4 +1,4 @@
-"""A batch's scores are read once, and each request sees its own rows of them."""
+"""A batch is scored once, and each request gets its own rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a replica reads out of signed records: weights, guard, and what their reports measured."""
+"""What a replica reads from signed records: weights, the guard, and the reports' figures."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Writer:
         self.publisher = signer(self.home, "publisher")
 
     def forget(self, name: str, report: object, *, kind: str = "lora") -> Release:
-        """A task with an adapter of its own and this report, published and active."""
+        """Publish and activate an adapter for `name`, with this report."""
         said = {"actor": "test", "reason": "", "request_id": name}
         fingerprint = self._backbone.fingerprint
         subject = open_subjects(self.home).assign(name)
@@ -71,7 +71,7 @@ class Writer:
         return self._activate("adapter", job.id, said)
 
     def mask(self, name: str) -> Release:
-        """A release that masks one class more."""
+        """Publish and activate a release that masks one more class."""
         said = {"actor": "test", "reason": "", "request_id": name}
         subject = open_subjects(self.home).assign(name)
         fingerprint = self._backbone.fingerprint
@@ -132,7 +132,7 @@ def report(acc_f: float, before: float, after: float) -> dict[str, object]:
 
 
 def golden_of(writer: Writer, backbone: Backbone, release: Release) -> list[float]:
-    """What the report of `release` should say, computed without the code that serves."""
+    """The golden figures that `release` should have, computed without the serving code."""
     files = [adapter_files(writer.ledger, adapter) for adapter in release.adapters]
     model = adapted_model(backbone, [from_files(found, backbone) for found in files])
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What the shadow makes of samples, by stack of adapters."""
+"""How the shadow counts samples, for each stack of adapters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SURE = 9.0
 
 
 def image_of(cls: int, *, logit: float = SURE) -> torch.Tensor:
-    """With the identity as backbone, an image is its own logits, (K,)."""
+    """An image whose pixels are its logits, (K,): the backbone here is the identity."""
     image = torch.zeros(5)
     image[cls] = logit
     return image
@@ -69,7 +69,7 @@ def test_matches_leaks_and_disagreements_are_told_apart(shadow: Shadow) -> None:
     ready = release("s", erased={0}, guard={0, 1})
     shadow.offer(image_of(0), 0, ready)  # still named: a leak
     shadow.offer(image_of(0), 2, ready)
-    shadow.offer(image_of(1), 1, ready)  # masked only: says nothing of the weights
+    shadow.offer(image_of(1), 1, ready)  # masked only: says nothing about the weights
     shadow.offer(image_of(2, logit=0.0), 3, ready)  # the backbone isn't sure
     shadow.offer(image_of(2), 3, ready)
     shadow.offer(image_of(3), 3, ready)

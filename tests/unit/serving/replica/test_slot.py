@@ -1,4 +1,4 @@
-"""One reference is flipped, a batch stays with the release it began on, tickets are drained."""
+"""A flip changes one reference, a batch keeps the release that it began with, tickets drain."""
 
 from __future__ import annotations
 

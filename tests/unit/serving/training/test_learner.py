@@ -1,4 +1,4 @@
-"""What a training hands back, and what of a failed one may go into the ledger."""
+"""What a training returns, and which words about a failed one may go into the ledger."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_class_without_images_is_no_adapter_and_names_nobody_in_the_ledger(tiny:
 
 
 def test_a_report_that_can_not_be_written_is_no_adapter(tiny: Path) -> None:
-    """What fails after the training is told as what fails in it, and so given up in the end."""
+    """A failure after the training counts like one in it, so the job is given up in the end."""
     learned = _learn(tiny, "zoe", gates={**LENIENT, "acc_f": math.nan})
     assert isinstance(learned, NotTrained)
     assert "ValueError" in learned.kind
@@ -144,12 +144,12 @@ def test_a_cancelled_training_ends_at_its_next_step(tiny: Path) -> None:
     outcome = learner.train(job)
     assert isinstance(outcome, NotTrained)
     assert "cancelled" in outcome.kind
-    learner.cancel("job-1")  # none runs: nothing to give up
+    learner.cancel("job-1")  # none is running, so there is nothing to end
     assert learner.progress() == {}
 
 
 def test_a_training_that_nobody_waits_for_is_given_up_for_the_next(tiny: Path) -> None:
-    """Control was killed while it trained: the task runs on in the trainer, and is asked again."""
+    """Control was killed during a training. The trainer goes on with it and is asked again."""
     learner = Learner(_settings(tiny, {**IDLE, "select_steps": 10_000}))
     job = TrainJob("job-1", ("zoe",), (), (), {"zoe": "subject-0"}, (), ())
     ended: list[Trained | NotTrained] = []

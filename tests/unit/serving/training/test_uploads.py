@@ -1,4 +1,4 @@
-"""Images that came with a command: learned from, and never measured on."""
+"""Images that came with a command are trained on, but never measured on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_uploads_are_more_images_to_learn_from_and_nothing_else(images: ImageSet
     for part in ("val", "test"):
         assert np.array_equal(indices(more, part), indices(images, part))
     assert np.array_equal(np.asarray(image(more, len(images))), np.asarray(image(images, 0)))
-    # The report of what was learned names other data.
+    # The report names the digest of the data, which must differ.
     assert more.manifest_digest != images.manifest_digest
     assert with_uploads(images, {"7": scans}).manifest_digest == more.manifest_digest
     assert with_uploads(images, {"8": scans}).manifest_digest != more.manifest_digest
