@@ -74,7 +74,7 @@ def job_view(
         stage = "cancelled"
     elif trial is not None:
         stage = "canary"
-    elif progress:
+    elif progress and stage != "restored":
         stage = "training"
     elif adopted is not None and stage != "restored":
         stage = "done" if state.confirmed >= adopted else "published"

@@ -97,8 +97,8 @@ class Coordinator:
                 self._changed.notify_all()
         return Pulse(self._membership.committed, self._terms.seconds if extended else 0.0)
 
-    async def follow(self, member: str, seen: Wake, timeout: float) -> Wake:
-        """Long poll: return when there is more to do than `seen`, or after `timeout` seconds."""
+    async def follow(self, member: str, seen: Wake, wait: float) -> Wake:
+        """Long poll: return when there is more to do than `seen`, or after `wait` seconds."""
 
         def news() -> bool:
             return (
@@ -110,7 +110,7 @@ class Coordinator:
 
         async with self._changed:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait_for(news), timeout)
+                await asyncio.wait_for(self._changed.wait_for(news), wait)
         return Wake(
             committed=self._membership.committed,
             prepare=self._preparing,

@@ -87,6 +87,11 @@ def trial_of(state: State, job_id: str) -> Trial | None:
     return trial if trial is not None and state.releases[trial.release].job == job_id else None
 
 
+def was_returned(state: State, job: Job) -> bool:
+    """Whether the job's newest release was on trial and was taken off: it is never served."""
+    return job.release is not None and state.releases[job.release].returned is not None
+
+
 def provisional_release(state: State, job_id: str) -> int | None:
     """The release that put the job's provisional adapter on the stack; None if it is not there."""
     mine = [
