@@ -393,7 +393,7 @@ def test_a_cancelled_trial_is_taken_off(server: SmallServer) -> None:
     assert desk.status()["canary"] == {"release": tried, "percent": 50}
     cancelled = done(desk.cancel("job-1"))
     assert (cancelled["state"], cancelled["canary"]) == ("cancelled", None)
-    assert server.state.canary is None
+    assert server.state.trial is None
     assert server.state.releases[tried].returned == "the job was cancelled"
     until(lambda: replica.slot.trial is None)
 

@@ -341,8 +341,8 @@ def test_a_trial_is_judged_by_what_the_monitor_has_seen_of_it(
     server.replica()
     job = server.request("zoe", canary=10)
     server.worker()
-    until(lambda: server.state.canary is not None)
-    trial = server.state.canary
+    until(lambda: server.state.trial is not None)
+    trial = server.state.trial
     assert trial is not None
     assert trial.percent == 10
     assert server.state.active == 1, "all others are answered by the release that masks it"
