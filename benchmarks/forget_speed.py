@@ -64,8 +64,8 @@ PHASES = {
     "select": (("training/sparse_lora", "select"),),
     "refit": (("training/sparse_lora", "refit"),),
     "erase": (
-        ("training/erase", "erase"),
-        ("training/erase", "erase_again"),
+        ("training/feature_edits", "edit_before"),
+        ("training/feature_edits", "edit_after"),
         ("training/pools", "steered"),
     ),
     "report": (("task/outcome", "measure_task"),),

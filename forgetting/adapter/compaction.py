@@ -20,11 +20,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from forgetting.adapter.edit_adapter import EditAdapter
 from forgetting.adapter.files import COMPACTION, AdapterFacts, code_version
 from forgetting.adapter.low_rank import Adapter, AnyAdapter, from_files, to_files
-from forgetting.adapter.projection import Projection
 from forgetting.adapter.stack import EffectiveState, effective_state, install, shared_copy
-from forgetting.erasure.edit import Erasure
+from forgetting.erasure.edit import LowRankEdit
 from forgetting.errors import AdapterError
 from forgetting.models.backbone import Backbone
 from forgetting.models.targets import Pair
@@ -117,7 +117,7 @@ def _folded(
         return Adapter({p: _side_by_side(some) for p, some in pairs.items()}, facts, erasure)
     if erasure is None:  # every adapter has pairs or an erasure
         raise AdapterError("the stack changes nothing")
-    return Projection(erasure, facts)
+    return EditAdapter(erasure, facts)
 
 
 def _facts(
@@ -149,7 +149,7 @@ def _side_by_side(pairs: Sequence[Pair]) -> Pair:
     return _balanced(a.double(), b.double())
 
 
-def _chain(erasures: Sequence[Erasure]) -> Erasure:
+def _chain(erasures: Sequence[LowRankEdit]) -> LowRankEdit:
     """E_t(... E_1(e)) as one erasure. Like `erasure.edit.chained`, but rounded only once."""
     first = erasures[0]
     if len(erasures) == 1:
@@ -163,7 +163,7 @@ def _chain(erasures: Sequence[Erasure]) -> Erasure:
         a = torch.cat([a, next_a - (next_a @ b) @ a])  # (k + k', d)
         b = torch.cat([b, next_b], dim=1)  # (d, k + k')
     a32, b32 = _balanced(a, b)
-    return Erasure(a32, b32, first.mean, shift.float())
+    return LowRankEdit(a32, b32, first.mean, shift.float())
 
 
 def _balanced(a: Tensor, b: Tensor) -> Pair:

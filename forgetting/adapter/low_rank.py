@@ -6,8 +6,8 @@ On disk an adapter is three files: `adapter_config.json` and `adapter_model.safe
 format of Hugging Face PEFT, and `forget.json` with our own facts. Loading is strict: a truncated
 or foreign adapter would silently forget nothing. PEFT itself is not needed here.
 
-Pairs may be trained together with an erasure of the feature. Then the adapter has a fourth file,
-`projection.safetensors`. An erasure alone is a `Projection`. `to_files` and `from_files` handle all
+Pairs may be trained together with an edit of the feature. Then the adapter has a fourth file,
+`projection.safetensors`. An edit alone is an `EditAdapter`. `to_files` and `from_files` handle all
 three kinds.
 """
 
@@ -22,6 +22,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from forgetting.adapter.edit_adapter import KIND as EDIT_KIND
+from forgetting.adapter.edit_adapter import (
+    PROJECTION_FILE,
+    EditAdapter,
+    check_erasure,
+    edit_adapter_files,
+    edit_adapter_from_files,
+    erasure_bytes,
+    read_erasure,
+)
 from forgetting.adapter.files import (
     FACTS_FILE,
     AdapterFacts,
@@ -37,17 +47,7 @@ from forgetting.adapter.files import (
     read_tensors,
     tensor_bytes,
 )
-from forgetting.adapter.projection import KIND as PROJECTION_KIND
-from forgetting.adapter.projection import (
-    PROJECTION_FILE,
-    Projection,
-    check_erasure,
-    erasure_bytes,
-    projection_files,
-    projection_from_files,
-    read_erasure,
-)
-from forgetting.erasure.edit import Erasure
+from forgetting.erasure.edit import LowRankEdit
 from forgetting.errors import AdapterError
 from forgetting.models.backbone import Backbone
 from forgetting.models.targets import Pair
@@ -76,7 +76,7 @@ class Adapter:
 
     pairs: Mapping[str, Pair]
     facts: AdapterFacts
-    erasure: Erasure | None = None
+    erasure: LowRankEdit | None = None
 
     def __post_init__(self) -> None:
         if not self.pairs:
@@ -89,7 +89,7 @@ class Adapter:
         object.__setattr__(self, "pairs", MappingProxyType(ordered))
 
 
-AnyAdapter = Adapter | Projection
+AnyAdapter = Adapter | EditAdapter
 """One element of a stack: trained pairs, a closed-form edit of the feature, or both in one."""
 
 
@@ -120,8 +120,8 @@ def effective_weights(model: nn.Module, adapters: Sequence[Adapter]) -> dict[str
 
 def to_files(adapter: AnyAdapter) -> dict[str, bytes]:
     """The adapter's files. The same adapter gives the same bytes."""
-    if isinstance(adapter, Projection):
-        return projection_files(adapter)
+    if isinstance(adapter, EditAdapter):
+        return edit_adapter_files(adapter)
     tensors = {}
     for path, (a, b) in adapter.pairs.items():
         tensors[f"{_PREFIX}{path}.lora_A.weight"] = a
@@ -149,8 +149,8 @@ def from_files(files: Mapping[str, bytes], backbone: Backbone) -> AnyAdapter:
     if FACTS_FILE not in files:
         raise AdapterError(f"adapter files: missing {FACTS_FILE}")
     kind = read_kind(files[FACTS_FILE])
-    if kind == PROJECTION_KIND:
-        return projection_from_files(files, backbone)
+    if kind == EDIT_KIND:
+        return edit_adapter_from_files(files, backbone)
     if kind == _KIND:
         check_names("adapter files", expected=set(FILES), found=set(files))
         return _pairs_from_files(files, backbone, erasure=None)
@@ -158,12 +158,12 @@ def from_files(files: Mapping[str, bytes], backbone: Backbone) -> AnyAdapter:
         check_names("adapter files", expected={*FILES, PROJECTION_FILE}, found=set(files))
         erasure = read_erasure(files[PROJECTION_FILE], backbone)
         return _pairs_from_files(files, backbone, erasure=erasure)
-    known = ", ".join((_KIND, _KIND_WITH_ERASURE, PROJECTION_KIND))
+    known = ", ".join((_KIND, _KIND_WITH_ERASURE, EDIT_KIND))
     raise AdapterError(f"{FACTS_FILE}: expected one of the kinds {known}, found {kind!r}")
 
 
 def _pairs_from_files(
-    files: Mapping[str, bytes], backbone: Backbone, *, erasure: Erasure | None
+    files: Mapping[str, bytes], backbone: Backbone, *, erasure: LowRankEdit | None
 ) -> Adapter:
     facts = read_facts(files[FACTS_FILE])
     check_backbone(facts, backbone.fingerprint)

@@ -1,6 +1,6 @@
 """The affine edit of the feature that the head reads: one layer between pooling and head.
 
-    e' = e - B A (e - mean) + shift        (an `Erasure`: rank k, closed form)
+    e' = e - B A (e - mean) + shift        (an `LowRankEdit`: rank k, closed form)
     e' = M e + m                           (a `FeatureEdit`: a stack of them, composed)
 
 The layer replaces the ViT's `head_drop`, which comes after pooling and norm and right before the
@@ -26,7 +26,7 @@ MAX_RANK = 128
 
 
 @dataclass(frozen=True, eq=False)
-class Erasure:
+class LowRankEdit:
     """e' = e - B A (e - mean) + shift.
 
     Attributes:
@@ -52,7 +52,7 @@ class Erasure:
         return sum(t.numel() for t in (self.a, self.b, self.mean, self.shift))
 
 
-def erased(e: Tensor, erasure: Erasure) -> Tensor:
+def erased(e: Tensor, erasure: LowRankEdit) -> Tensor:
     """Features (n, d) after an erasure: e - B A (e - mean) + shift."""
     # ((n, d) @ (d, k)) @ (k, d) -> (n, d)
     return e - ((e - erasure.mean) @ erasure.a.T) @ erasure.b.T + erasure.shift
@@ -85,7 +85,7 @@ class EditLayer(nn.Module):
         return dropped
 
 
-def composed(erasures: Sequence[Erasure], *, below: FeatureEdit | None = None) -> FeatureEdit:
+def composed(erasures: Sequence[LowRankEdit], *, below: FeatureEdit | None = None) -> FeatureEdit:
     """E_t(... E_1(below(e))) as one affine map, computed in float64 and rounded once to float32.
 
     Args:
@@ -105,7 +105,7 @@ def composed(erasures: Sequence[Erasure], *, below: FeatureEdit | None = None) -
     return FeatureEdit(matrix.float(), offset.float())
 
 
-def chained(first: Erasure, second: Erasure) -> Erasure:
+def chained(first: LowRankEdit, second: LowRankEdit) -> LowRankEdit:
     """E_2(E_1(e)) in the form of one: B = [B_1 B_2], A = [A_1; A_2 (I - B_1 A_1)]."""
     a1, b1, a2, b2 = (t.double() for t in (first.a, first.b, second.a, second.b))
     a = torch.cat([a1, a2 - (a2 @ b1) @ a1])  # (k1 + k2, d)
@@ -114,7 +114,7 @@ def chained(first: Erasure, second: Erasure) -> Erasure:
     # At e = mean the first erasure gives mean + shift_1. The second starts from there.
     moved = mean + first.shift.double()
     shift = first.shift.double() - b2 @ (a2 @ (moved - second.mean.double())) + second.shift
-    return Erasure(a.float(), b.float(), first.mean, shift.float())
+    return LowRankEdit(a.float(), b.float(), first.mean, shift.float())
 
 
 def edit_point(model: nn.Module) -> int:

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from forgetting.erasure.edit import MAX_RANK, Erasure
+from forgetting.erasure.edit import MAX_RANK, LowRankEdit
 from forgetting.erasure.statistics import FeatureStatistics, merged, without
 from forgetting.errors import TargetError, TrainingError
 from forgetting.models.face_transformer import CosineHead
@@ -45,7 +45,7 @@ _SHIFT_RIDGE = 0.1
 Rows = tuple[Tensor, Tensor]
 
 
-def project(
+def fit_edit(
     retained: FeatureStatistics,
     forget: FeatureStatistics,
     *,
@@ -54,7 +54,7 @@ def project(
     shrinkage: float = SHRINKAGE,
     margin: float = MARGIN,
     most: int | None = None,
-) -> Erasure:
+) -> LowRankEdit:
     """Fit the erasure of all classes of `forget`.
 
     Args:
@@ -103,7 +103,7 @@ def project(
         shift = _shift(
             rows, gone=gone, mean=mean, within=left @ both.within @ left.T, margin=margin
         )
-    return Erasure(a.float(), b.float(), mean.float(), shift.float())
+    return LowRankEdit(a.float(), b.float(), mean.float(), shift.float())
 
 
 def _check(

@@ -12,13 +12,13 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from forgetting.errors import DataError
+from forgetting.methods.closed_form import ClosedForm
 from forgetting.methods.distilled import DER, FDR, DERPlusPlus, LwF
 from forgetting.methods.gs_lora import GSLoRA, GSLoRAPlusPlus
 from forgetting.methods.gs_lora_published import GSLoRAPublished
 from forgetting.methods.head_mask import HeadMask
 from forgetting.methods.lethe import Lethe
 from forgetting.methods.lirf import LIRF
-from forgetting.methods.project import Project
 from forgetting.methods.protocol import Method
 from forgetting.methods.regularised import EWC, L2, MAS
 from forgetting.methods.retrain import Retrain
@@ -42,7 +42,7 @@ _ALL: tuple[type[Method], ...] = (
     GSLoRAPlusPlus,
     # Ours.
     Lethe,
-    Project,
+    ClosedForm,
 )
 
 METHODS: Mapping[str, type[Method]] = MappingProxyType({kind.name: kind for kind in _ALL})

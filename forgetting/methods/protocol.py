@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from forgetting.data.samples import ForgetData
-from forgetting.erasure.edit import Erasure
+from forgetting.erasure.edit import LowRankEdit
 from forgetting.models.targets import Pair
 from forgetting.training.progress import Tell
 
@@ -80,7 +80,7 @@ class Learned:
     groups_total: int | None = None
     update_norms: tuple[float, ...] | None = None
     pairs: Mapping[str, Pair] | None = field(default=None, repr=False)
-    erasure: Erasure | None = None
+    erasure: LowRankEdit | None = None
     carried: Any = field(default=None, repr=False)
 
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
+from forgetting.adapter.edit_adapter import EditAdapter
 from forgetting.adapter.files import AdapterFacts, code_version
 from forgetting.adapter.low_rank import AnyAdapter
-from forgetting.adapter.projection import Projection
 from forgetting.data.image_set import ImageSet
-from forgetting.erasure.leace import MARGIN, SHRINKAGE, project
+from forgetting.erasure.leace import MARGIN, SHRINKAGE, fit_edit
 from forgetting.erasure.statistics import feature_statistics
 from forgetting.models.backbone import Backbone
 from forgetting.report.gates import GateConfig
@@ -29,7 +29,7 @@ METHOD = "project"
 
 @dataclass(frozen=True)
 class ClosedFormConfig:
-    """See `leace.project`. `replay_per_class` is the most images of each class for statistics."""
+    """See `leace.fit_edit`. `replay_per_class` is the most images of each class for statistics."""
 
     shrinkage: float = SHRINKAGE
     margin: float = MARGIN
@@ -72,7 +72,7 @@ def run_closed_form(
     data = task.data
     started = clock()
     targets = feature_statistics(previous, data.forget)
-    erasure = project(
+    erasure = fit_edit(
         feature_statistics(previous, data.retain),
         targets,
         head=previous.get_classifier(),
@@ -81,7 +81,7 @@ def run_closed_form(
         margin=config.margin,
     )
     seconds = clock() - started
-    adapter = Projection(
+    adapter = EditAdapter(
         erasure,
         AdapterFacts(
             backbone=backbone.fingerprint,

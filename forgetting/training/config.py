@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from forgetting.erasure.edit import Erasure
+from forgetting.erasure.edit import LowRankEdit
 from forgetting.models.targets import Group
 
 MOST_RANK = 8
@@ -39,8 +39,8 @@ class TrainConfig:
         disperse: Weight of the dispersion of forget features. 0 leaves it out.
         relearn: Weight of the loss against a relearner. 0 leaves it out.
         erase: Most dimensions that one task's erasure takes from the feature, as a share of its
-            width. With many classes it takes fewer (`forgetting.training.erase.CLASS_SHARE`). 0
-            leaves the erasure out. A model whose feature can't be edited gets none.
+            width. With many classes it takes fewer (`feature_edits.CLASS_SHARE`). 0 leaves the
+            erasure out. A model whose feature can't be edited gets none.
         erase_cost: Most validation accuracy that erasing again after training may cost, against
             the model before the task.
         sparsity: Strength of the proximal step, as a share of the optimizer's step (0..1).
@@ -79,7 +79,7 @@ class TrainConfig:
 
 
 def affordable_rank(
-    model: nn.Module, groups: Sequence[Group], *, erasure: Erasure | None, config: TrainConfig
+    model: nn.Module, groups: Sequence[Group], *, erasure: LowRankEdit | None, config: TrainConfig
 ) -> int:
     """The highest rank, 1 to `MOST_RANK`, at which all groups that may be kept can be stored."""
     per_rank = sum(_sides(model, group) for group in groups[: most_groups(len(groups), config)])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from forgetting.data.augment import Augmentation, augmented
 from forgetting.data.samples import ForgetData, Samples
-from forgetting.erasure.edit import Erasure, erased
+from forgetting.erasure.edit import LowRankEdit, erased
 from forgetting.errors import TrainingError
 from forgetting.measure.accuracy import right
 from forgetting.models.prefix import PIXELS, advance, lowest_cut, outputs_from
@@ -127,7 +127,7 @@ def make_pools(
     )
 
 
-def steered(model: nn.Module, pools: Pools, erasure: Erasure, *, forgotten: Tensor) -> Pools:
+def steered(model: nn.Module, pools: Pools, erasure: LowRankEdit, *, forgotten: Tensor) -> Pools:
     """The same pools with targets from `model`, which now has `erasure` in it.
 
     Even without a forgotten class, the bare model's answers to its images have a pattern (who looks

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from forgetting.data.samples import ForgetData
-from forgetting.erasure.edit import Erasure
+from forgetting.erasure.edit import LowRankEdit
 from forgetting.errors import TrainingError
 from forgetting.measure.accuracy import right
 from forgetting.models.prefix import PIXELS, lowest_cut, outputs_from
@@ -40,7 +40,7 @@ from forgetting.training.config import (
     most_groups,
     refit_steps_for,
 )
-from forgetting.training.erase import erase, erase_again
+from forgetting.training.feature_edits import edit_after, edit_before
 from forgetting.training.lora import LowRank, attach, detach, update_norm, update_parts
 from forgetting.training.losses import (
     chance_bound,
@@ -73,7 +73,7 @@ class TrainResult:
     """Pairs of the surviving groups by module path, the erasure, and facts about the training."""
 
     pairs: dict[str, Pair]
-    erasure: Erasure | None
+    erasure: LowRankEdit | None
     groups_kept: int
     groups_total: int
     trainable: int
@@ -109,7 +109,7 @@ def train(
     groups = find_groups(model)
     trained = copy.deepcopy(model).eval()
     pools = make_pools(trained, data, copies=config.copies, generator=generator)
-    erasure = erase(trained, pools, data, share=config.erase)
+    erasure = edit_before(trained, pools, data, share=config.erase)
     if erasure is not None:
         pools = steered(trained, pools, erasure, forgotten=data.forgotten)
     rank = config.rank or affordable_rank(model, groups, erasure=erasure, config=config)
@@ -119,7 +119,7 @@ def train(
     run.refit()
     if erasure is not None:
         run.restore()
-        erasure = erase_again(
+        erasure = edit_after(
             trained, run.pools, data, first=erasure, cut=run.cut, cost=config.erase_cost
         )
     return TrainResult(

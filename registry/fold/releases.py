@@ -93,7 +93,7 @@ def activated(state: State, record: Record, body: Activated) -> State:
         state,
         releases=state.releases.with_entry(release.number, release),
         active=release.number,
-        canary=None,
+        trial=None,
     )
 
 
@@ -130,15 +130,15 @@ def confirmed(state: State, record: Record, body: Confirmed) -> State:
     )
 
 
-def canary(state: State, record: Record, body: Canary) -> State:
+def trial(state: State, record: Record, body: Canary) -> State:
     """A trial begins, or ends without an activation."""
     if body.percent == 0:
         return _returned(state, body)
     release = state.releases.get(body.release)
     if release is None:
         raise ConflictError(f"there is no release {body.release}")
-    if state.canary is not None:
-        raise ConflictError(f"release {state.canary.release} is on trial already")
+    if state.trial is not None:
+        raise ConflictError(f"release {state.trial.release} is on trial already")
     if release.kind != "adapter" or release.parent != state.active or body.release <= state.active:
         raise ConflictError(
             f"release {body.release} was not defined for a job on the active release "
@@ -154,14 +154,14 @@ def canary(state: State, record: Record, body: Canary) -> State:
             f"release {body.release} forgets less than the active one: it would expose "
             f"{', '.join(sorted(exposed)[:5])}"
         )
-    return replace(state, canary=Trial(body.release, body.percent, record.seq, record.at))
+    return replace(state, trial=Trial(body.release, body.percent, record.seq, record.at))
 
 
 def _returned(state: State, body: Canary) -> State:
-    if state.canary is None or state.canary.release != body.release:
+    if state.trial is None or state.trial.release != body.release:
         raise ConflictError(f"release {body.release} is not on trial")
     release = replace(state.releases[body.release], returned=body.detail)
-    return replace(state, canary=None, releases=state.releases.with_entry(release.number, release))
+    return replace(state, trial=None, releases=state.releases.with_entry(release.number, release))
 
 
 def _published_release(state: State, record: Record, body: Published) -> Release:

@@ -18,7 +18,7 @@ from registry.fold.declarations import (
     tombstone,
 )
 from registry.fold.jobs import refused, requested, retried, trained
-from registry.fold.releases import activated, canary, confirmed, published, rolled_back
+from registry.fold.releases import activated, confirmed, published, rolled_back, trial
 from registry.fold.state import State
 from registry.records.bodies import Compacted, Note, Refused, Requested, Trained
 from registry.records.declarations import LegalHold, Restored, Retried, Sealed, Suspended, Tombstone
@@ -58,7 +58,7 @@ def _changed(state: State, record: Record) -> State:
         case Confirmed() as body:
             return confirmed(state, record, body)
         case Canary() as body:
-            return canary(state, record, body)
+            return trial(state, record, body)
         case Retried() as body:
             return retried(state, record, body)
         case Restored() as body:

@@ -169,7 +169,7 @@ class State:
     deleted: PersistentMap[str, frozenset[Deletable]] = field(default_factory=PersistentMap)
     suspended: bool = False
     seal: Seal | None = None
-    canary: Trial | None = None
+    trial: Trial | None = None
 
     @property
     def active_release(self) -> Release:

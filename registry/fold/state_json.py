@@ -38,7 +38,7 @@ def state_to_json(state: State) -> dict[str, Json]:
         if number > 0
     ]
     adapters: list[Json] = [_adapter_row(entry, stacks) for entry in state.adapters.values()]
-    seal, trial = state.seal, state.canary
+    seal, trial = state.seal, state.trial
     return {
         "seq": state.seq,
         "head": state.head,
@@ -108,7 +108,7 @@ def state_from_json(value: Mapping[str, Any]) -> State:
         ),
         suspended=value["suspended"],
         seal=None if seal is None else _seal(*seal),
-        canary=None if trial is None else _trial(*trial),
+        trial=None if trial is None else _trial(*trial),
     )
 
 

@@ -119,7 +119,7 @@ def confirm_release(
     return _on_release(ledger, signer, body, release, actor, reason, request_id)
 
 
-def begin_canary(
+def begin_trial(
     ledger: Ledger,
     signer: Signer,
     *,
@@ -135,7 +135,7 @@ def begin_canary(
     return ledger.append(lambda _: Draft(body, actor, reason, request_id), signer)
 
 
-def end_canary(
+def end_trial(
     ledger: Ledger,
     signer: Signer,
     *,
@@ -150,7 +150,7 @@ def end_canary(
     is recorded."""
 
     def make(state: State) -> Draft | None:
-        if state.canary is None or state.canary.release != release:
+        if state.trial is None or state.trial.release != release:
             return None
         return Draft(Canary(release, 0, detail), actor, reason, request_id)
 

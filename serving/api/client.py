@@ -19,5 +19,8 @@ class OperatorApiClient:
 
         Raises `ray.exceptions.RayError` when the actor is away.
         """
-        problem: str | None = ray.get(self._actor.problem.remote(patience))
+        problem: str | None = self._ask("problem", patience)
         return problem
+
+    def _ask(self, method: str, *arguments: object, timeout: float | None = None) -> Any:
+        return ray.get(getattr(self._actor, method).remote(*arguments), timeout=timeout)

@@ -43,8 +43,8 @@ class ControlClient:
         answer: Answer = await self._actor.restore.remote(request, author)
         return answer
 
-    async def cancel(self, job: str, author: Author) -> Answer:
-        answer: Answer = await self._actor.cancel.remote(job, author)
+    async def cancel(self, job_id: str, author: Author) -> Answer:
+        answer: Answer = await self._actor.cancel.remote(job_id, author)
         return answer
 
     async def retry(self, request: RetryRequest, author: Author) -> Answer:
@@ -59,8 +59,8 @@ class ControlClient:
         answer: Answer = await self._actor.resume.remote(author)
         return answer
 
-    async def job(self, job: str) -> Answer:
-        answer: Answer = await self._actor.job.remote(job)
+    async def job(self, job_id: str) -> Answer:
+        answer: Answer = await self._actor.job.remote(job_id)
         return answer
 
     async def releases(self) -> list[dict[str, Any]]:
@@ -71,8 +71,8 @@ class ControlClient:
         status: dict[str, Any] = await self._actor.status.remote()
         return status
 
-    async def report(self, job: str) -> bytes | Rejection:
-        report: bytes | Rejection = await self._actor.report.remote(job)
+    async def report(self, job_id: str) -> bytes | Rejection:
+        report: bytes | Rejection = await self._actor.report.remote(job_id)
         return report
 
     async def figures(self) -> ControlFigures:
@@ -92,19 +92,22 @@ class BlockingControlClient:
 
     def settings(self) -> Settings:
         """The settings that control was started with."""
-        settings: Settings = ray.get(self._actor.settings.remote())
+        settings: Settings = self._ask("settings")
         return settings
 
     def figures(self, *, timeout: float) -> ControlFigures:
         """Numbers for the metrics page. `timeout`: seconds."""
-        figures: ControlFigures = ray.get(self._actor.figures.remote(), timeout=timeout)
+        figures: ControlFigures = self._ask("figures", timeout=timeout)
         return figures
 
     def roll_back(self, rollback: Rollback, author: Author) -> bool:
         """Make an automatic rollback; False when control rejected it."""
         request = RollbackRequest(rollback.to, rollback.instead_of)
-        answer: Answer = ray.get(self._actor.rollback.remote(request, author))
+        answer: Answer = self._ask("rollback", request, author)
         return not isinstance(answer, Rejection)
 
     def remark(self, remark: Remark, author: Author) -> None:
-        ray.get(self._actor.remark.remote(remark.text, author))
+        self._ask("remark", remark.text, author)
+
+    def _ask(self, method: str, *arguments: object, timeout: float | None = None) -> Any:
+        return ray.get(getattr(self._actor, method).remote(*arguments), timeout=timeout)

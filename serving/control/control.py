@@ -274,8 +274,8 @@ class Control:
                 return rejection
             if author.request_id not in job.retries:
                 self._keep(request.images, subjects)
-            # Before the record, after which the worker may start the job at any moment.
-            self._worker.forgive(job_id)
+                # Before the record, after which the worker may start the job at any moment.
+                self._worker.forgive(job_id)
             retried = _recorded(
                 retry_job,
                 self._ledger,
@@ -313,7 +313,7 @@ class Control:
             return Rejection(
                 503, f"Serving was not resumed: {resumption.detail}.", "Send it again."
             )
-        self._worker.wake()
+        self._worker.go_on()
         return {
             "suspended": False,
             "resumed_at": resumption.at,

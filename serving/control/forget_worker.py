@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -100,6 +101,9 @@ class ForgetWorker:
         """Job -> why no closed form is served for it."""
         self._accepting = accepting
         self._work = threading.Event()
+        self._over = threading.Event()
+        self._failures: Counter[str] = Counter()
+        """Job -> its failures in a row. Those with a cause outside the job don't count."""
         self._cancelled: set[str] = set()
         """Cancelled jobs: a training of one of them must end."""
         self.metrics = metrics
@@ -120,6 +124,11 @@ class ForgetWorker:
     def cancel(self, job: str) -> None:
         """End the training of `job`, which the ledger says was cancelled."""
         self._cancelled.add(job)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Try again now: what held a job up may be over."""
+        self._over.set()
         self._work.set()
 
     def forgive(self, job: str) -> None:
@@ -127,6 +136,7 @@ class ForgetWorker:
         self._cancelled.discard(job)
         self.no_closed_form.pop(job, None)
         self.problems.pop(job, None)
+        self._failures.pop(job, None)
 
     def _run(self) -> None:
         rounds = 0
@@ -140,6 +150,7 @@ class ForgetWorker:
                     self._work.clear()
                 else:
                     self._advance(job)
+                    self._failures.pop(job.id, None)
                 rounds = 0
             except Exception as error:
                 # Any error may come here. The thread must survive it: all later jobs need it.
@@ -147,12 +158,19 @@ class ForgetWorker:
                 # The log doesn't quote the error, whose words may name a class.
                 log.error("held up, round %d (%s)", rounds, type(error).__name__)
                 stage = _failed_at(error)
-                if job and stage and rounds >= self._attempts:
+                if job and stage and self._is_last_failure(job):
                     self._give_up(job, stage, str(error))
                     rounds = 0
-                time.sleep(retry_after(rounds))
+                self._over.wait(retry_after(rounds))
+                self._over.clear()
+
+    def _is_last_failure(self, job: Job) -> bool:
+        """Count a failure of `job`. True if it has had as many as it may have."""
+        self._failures[job.id] += 1
+        return self._failures[job.id] >= self._attempts
 
     def _give_up(self, job: Job, stage: str, detail: str) -> None:
+        self._failures.pop(job.id, None)
         try:
             self._refuse(trained_together(self._ledger.refresh(), job), stage, detail)
         except RegistryError as failure:
@@ -261,7 +279,9 @@ class ForgetWorker:
             ended = _returned(state, job)
             if ended is not None:
                 report = self._ledger.get_blob(_report_of(state, job))
-                self._refuse((job,), "canary", ended, report)
+                with self._accepting:  # whoever took it off may be about to cancel the job
+                    if self._still_wanted(job):
+                        self._refuse((job,), "canary", ended, report)
             else:
                 author = self._author(job)
                 self._settle(job, self._activation.try_out(job, percent, author))

@@ -74,7 +74,7 @@ def job_view(
         stage = "cancelled"
     elif trial is not None:
         stage = "canary"
-    elif progress:
+    elif progress and stage != "restored":
         stage = "training"
     elif adopted is not None and stage != "restored":
         stage = "done" if state.confirmed >= adopted else "published"
@@ -142,7 +142,7 @@ def control_figures(state: State, *, read_at: float, families: list[Family]) -> 
 
 def releases_view(state: State, *, class_of: ClassOf) -> list[dict[str, Any]]:
     """All releases, oldest first."""
-    trial = state.canary
+    trial = state.trial
     return [
         {
             "release": number,

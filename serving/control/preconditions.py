@@ -12,7 +12,7 @@ from registry.log.ledger import Ledger
 from registry.records.declarations import Restored
 from serving.control.job_views import ClassOf, named
 from serving.control.messages import Rejection
-from serving.coordination.jobs import adopted_release, is_cancelled, trial_of
+from serving.coordination.jobs import adopted_release, is_cancelled, trial_of, was_returned
 from serving.coordination.unserved import job_about, to_bring_back
 
 
@@ -118,7 +118,8 @@ def why_not_cancelled(job_id: str, state: State) -> Rejection | None:
     if is_cancelled(job) or job.state in ("requested", "trained"):
         return None
     provisional = job.adapter is not None and state.adapters[job.adapter].provisional
-    if job.state == "published" and (provisional or trial_of(state, job_id) is not None):
+    tried = trial_of(state, job_id) is not None or was_returned(state, job)
+    if job.state == "published" and (provisional or tried):
         return None
     if adopted_release(state, job_id) is not None or job.state == "published":
         return Rejection(

@@ -64,8 +64,8 @@ class StatusPage:
             "release": state.active,
             "suspended": state.suspended,
             "canary": None
-            if state.canary is None
-            else {"release": state.canary.release, "percent": state.canary.percent},
+            if state.trial is None
+            else {"release": state.trial.release, "percent": state.trial.percent},
             "acknowledged": state.confirmed >= state.active,
             "backbone": self._backbone,
             "classes": self._classes,

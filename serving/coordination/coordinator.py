@@ -97,8 +97,8 @@ class Coordinator:
                 self._changed.notify_all()
         return Pulse(self._membership.committed, self._terms.seconds if extended else 0.0)
 
-    async def follow(self, member: str, seen: Wake, timeout: float) -> Wake:
-        """Long poll: return when there is more to do than `seen`, or after `timeout` seconds."""
+    async def follow(self, member: str, seen: Wake, wait: float) -> Wake:
+        """Long poll: return when there is more to do than `seen`, or after `wait` seconds."""
 
         def news() -> bool:
             return (
@@ -110,7 +110,7 @@ class Coordinator:
 
         async with self._changed:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait_for(news), timeout)
+                await asyncio.wait_for(self._changed.wait_for(news), wait)
         return Wake(
             committed=self._membership.committed,
             prepare=self._preparing,
@@ -413,7 +413,7 @@ class Coordinator:
             if isinstance(outcome, Declined):
                 log.warning("restored subjects are not served yet: %s", outcome.detail)
         adapter = compaction_to_serve(state)
-        if adapter is not None and not state.suspended and state.canary is None:
+        if adapter is not None and not state.suspended and state.trial is None:
             await self._serve_compaction(adapter)
 
     async def _mask_exposed(self, state: State) -> None:
@@ -444,4 +444,4 @@ class Coordinator:
 
 def _trial_of(state: State) -> int:
     """The trial that is on, as the sequence number of the record that began it; 0: none."""
-    return 0 if state.canary is None else state.canary.seq
+    return 0 if state.trial is None else state.trial.seq

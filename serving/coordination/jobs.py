@@ -83,8 +83,13 @@ def is_trained(state: State, job: Job, stack: tuple[str, ...]) -> bool:
 
 def trial_of(state: State, job_id: str) -> Trial | None:
     """The trial that is on, if it tries the job's adapter; else None."""
-    trial = state.canary
+    trial = state.trial
     return trial if trial is not None and state.releases[trial.release].job == job_id else None
+
+
+def was_returned(state: State, job: Job) -> bool:
+    """Whether the job's newest release was on trial and was taken off: it is never served."""
+    return job.release is not None and state.releases[job.release].returned is not None
 
 
 def provisional_release(state: State, job_id: str) -> int | None:

@@ -17,9 +17,9 @@ from registry.publish.compaction import publish_compaction
 from registry.publish.declarations import record_suspension
 from registry.publish.releases import (
     activate_release,
-    begin_canary,
+    begin_trial,
     confirm_release,
-    end_canary,
+    end_trial,
     publish_release,
     roll_back,
 )
@@ -101,7 +101,7 @@ class Recording:
 
     def trial(self, release: int, percent: int, author: Author) -> State:
         """Begin the trial of a release with `percent` of the requests."""
-        return begin_canary(
+        return begin_trial(
             self._ledger,
             self._operator,
             release=release,
@@ -113,7 +113,7 @@ class Recording:
 
     def end_of_trial(self, release: int, detail: str, author: Author) -> State:
         """End the trial of a release; `detail` says why."""
-        return end_canary(
+        return end_trial(
             self._ledger,
             self._operator,
             release=release,

@@ -21,27 +21,30 @@ class MonitorClient:
         self._actor = actor
 
     def push(self, replica: str, snapshot: Snapshot, *, timeout: float) -> None:
-        ray.get(self._actor.push.remote(replica, snapshot), timeout=timeout)
+        self._ask("push", replica, snapshot, timeout=timeout)
 
     def push_probes(self, sender: str, snapshot: ProbeSnapshot, *, timeout: float) -> bool:
-        asked: bool = ray.get(self._actor.push_probes.remote(sender, snapshot), timeout=timeout)
+        asked: bool = self._ask("push_probes", sender, snapshot, timeout=timeout)
         return asked
 
     def trial(self, release: int) -> Seen | None:
-        seen: Seen | None = ray.get(self._actor.trial.remote(release))
+        seen: Seen | None = self._ask("trial", release)
         return seen
 
     def proof(self, *, timeout: float) -> Proof | None:
-        proof: Proof | None = ray.get(self._actor.proof.remote(), timeout=timeout)
+        proof: Proof | None = self._ask("proof", timeout=timeout)
         return proof
 
     def proof_of(self, release: int, stack: str, *, timeout: float) -> Proof | None:
-        proof: Proof | None = ray.get(self._actor.proof_of.remote(release, stack), timeout=timeout)
+        proof: Proof | None = self._ask("proof_of", release, stack, timeout=timeout)
         return proof
 
     def page(self, figures: ControlFigures | None, *, timeout: float) -> bytes:
-        page: bytes = ray.get(self._actor.page.remote(figures), timeout=timeout)
+        page: bytes = self._ask("page", figures, timeout=timeout)
         return page
+
+    def _ask(self, method: str, *arguments: object, timeout: float | None = None) -> Any:
+        return ray.get(getattr(self._actor, method).remote(*arguments), timeout=timeout)
 
 
 class AsyncMonitorClient:
@@ -68,5 +71,8 @@ class WatchClient:
 
     def ping(self) -> str:
         """The name of the watch actor, as soon as it runs. Raises what its constructor raised."""
-        name: str = ray.get(self._actor.ping.remote())
+        name: str = self._ask("ping")
         return name
+
+    def _ask(self, method: str, *arguments: object, timeout: float | None = None) -> Any:
+        return ray.get(getattr(self._actor, method).remote(*arguments), timeout=timeout)

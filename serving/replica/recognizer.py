@@ -109,6 +109,7 @@ class Recognizer:
             1, "build", initializer=torch.set_num_threads, initargs=(settings.threads,)
         )
         self._forwarding = threading.Event()
+        self._gone = threading.Event()
         golden = golden_image(backbone.spec.preprocess.input_size)
         engine = make_engine(
             settings.engine, backbone, threads=settings.threads, graphs=home.engines
@@ -380,8 +381,7 @@ class Recognizer:
         return self.metrics.families()
 
     def _push(self) -> None:
-        while True:
-            time.sleep(PUSH_S)
+        while not self._gone.wait(PUSH_S):
             snapshot = self.snapshot()
             if snapshot is None:
                 continue
@@ -398,4 +398,5 @@ class Recognizer:
 
     def __del__(self) -> None:
         if hasattr(self, "member"):
+            self._gone.set()
             self.member.stop()

@@ -77,7 +77,7 @@ class ReleaseReader:
     @property
     def trial(self) -> Trial | None:
         """The trial that is on, as of the last `Ledger.refresh`."""
-        return self._ledger.state.canary
+        return self._ledger.state.trial
 
     @property
     def seq(self) -> int:

@@ -42,12 +42,12 @@ class TrainerClient:
 
     def progress(self) -> dict[str, Any]:
         """How far the running training is; empty when none runs."""
-        progress: dict[str, Any] = ray.get(self._actor.progress.remote())
+        progress: dict[str, Any] = self._ask("progress")
         return progress
 
     def cancel(self, job: str) -> None:
         """End the training of `job` at its next step. Does nothing if that one isn't running."""
-        ray.get(self._actor.cancel.remote(job))
+        self._ask("cancel", job)
 
     def train(
         self,
@@ -73,11 +73,10 @@ class TrainerClient:
     def _watched(
         self, task: TrainJob, cancelled: Callable[[], bool], note: Callable[[dict[str, Any]], None]
     ) -> Trained | NotTrained:
-        running = self._actor.train.remote(task)
+        running = self._begin(task)
         while True:
-            done, _ = ray.wait([running], timeout=POLL_S)
-            if done:
-                result: Trained | NotTrained = ray.get(running)
+            result = self._ended(running, timeout=POLL_S)
+            if result is not None:
                 return result
             if cancelled():
                 # Blocks until the trainer has it: arriving late, it could end a later training.
@@ -93,3 +92,16 @@ class TrainerClient:
             retry_error_callback=lambda _: None,  # the next training finds out
         )
         asking(self.progress)
+
+    def _ask(self, method: str, *arguments: object, timeout: float | None = None) -> Any:
+        return ray.get(getattr(self._actor, method).remote(*arguments), timeout=timeout)
+
+    def _begin(self, task: TrainJob) -> Any:
+        """The training of `task`, which `_ended` waits for."""
+        return self._actor.train.remote(task)
+
+    def _ended(self, running: Any, *, timeout: float) -> Trained | NotTrained | None:
+        """What came of a training; None when it is not over within `timeout` seconds."""
+        done, _ = ray.wait([running], timeout=timeout)
+        result: Trained | NotTrained | None = ray.get(running) if done else None
+        return result

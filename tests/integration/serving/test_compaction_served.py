@@ -12,14 +12,14 @@ from click.testing import Result
 from torch import Tensor
 from typer.testing import CliRunner
 
+from forgetting.adapter.edit_adapter import EditAdapter
 from forgetting.adapter.files import AdapterFacts
 from forgetting.adapter.low_rank import from_files, to_files
-from forgetting.adapter.projection import Projection
 from forgetting.data.augment import Augmentation
 from forgetting.data.image_set import ImageSet, indices, to_tensors
 from forgetting.data.samples import Samples
 from forgetting.data.sources import digits
-from forgetting.erasure.leace import project
+from forgetting.erasure.leace import fit_edit
 from forgetting.erasure.statistics import feature_statistics
 from forgetting.models.backbone import Backbone, save_backbone
 from forgetting.task.run import run_task
@@ -117,7 +117,7 @@ class Place:
 def place(tmp_path: Path, backbone: Backbone, images: ImageSet) -> Place:
     """A registry in which a projection has forgotten 3, and trained pairs with an erasure 8."""
     place = Place(tmp_path, backbone)
-    erasure = project(
+    erasure = fit_edit(
         feature_statistics(backbone.model, _samples(backbone, images, "train")),
         feature_statistics(backbone.model, _samples(backbone, images, "train", 3)),
         head=backbone.model.get_submodule("head"),
@@ -136,7 +136,7 @@ def place(tmp_path: Path, backbone: Backbone, images: ImageSet) -> Place:
         groups_kept=0,
         groups_total=6,
     )
-    first = to_files(Projection(erasure, facts))
+    first = to_files(EditAdapter(erasure, facts))
     place.forget("3", first, b'{"acc_f_after":{"value":0.01,"n":50}}')
     result = run_task(
         backbone,

@@ -449,8 +449,8 @@ def test_a_canary_is_made_known_promoted_and_acknowledged(stage: Stage) -> None:
         await asyncio.sleep(0.1)
         state = stage.ledger.refresh()
         assert state.active == 1
-        assert state.canary is not None
-        assert (state.canary.release, a.trial, b.trial) == (2, state.canary.seq, state.canary.seq)
+        assert state.trial is not None
+        assert (state.trial.release, a.trial, b.trial) == (2, state.trial.seq, state.trial.seq)
         assert a.built == b.built == [2]
         ack = await coordinator.promote(2, AUTHOR)
         assert isinstance(ack, Ack)
@@ -477,7 +477,7 @@ def test_a_canary_that_is_taken_off_is_never_served_and_a_guard_ends_one_at_once
         await asyncio.sleep(0.1)
         ack = await coordinator.guard(second.id, AUTHOR)
         assert isinstance(ack, Ack)
-        assert stage.ledger.refresh().canary is None
+        assert stage.ledger.refresh().trial is None
         gone = await coordinator.promote(begun.release, AUTHOR)
         assert isinstance(gone, Declined)
         assert gone.stage == "stack"
@@ -507,7 +507,7 @@ def test_a_restarted_coordinator_goes_on_with_the_trial_that_the_ledger_knows(
         assert isinstance(await coordinator.try_out(job.id, 10, AUTHOR), TrialBegun)
         successor = stage.coordinator()
         wake = await successor.follow("late", Wake(1, -1), 0.5)
-        trial = stage.ledger.refresh().canary
+        trial = stage.ledger.refresh().trial
         assert trial is not None
         assert wake.trial == trial.seq
         live = asyncio.create_task(Replica("late").live(successor))

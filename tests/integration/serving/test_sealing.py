@@ -12,12 +12,12 @@ import torch
 from click.testing import Result
 from typer.testing import CliRunner
 
+from forgetting.adapter.edit_adapter import EditAdapter
 from forgetting.adapter.files import AdapterFacts
 from forgetting.adapter.low_rank import Adapter, AnyAdapter, to_files
-from forgetting.adapter.projection import Projection
 from forgetting.adapter.stack import adapted_model
 from forgetting.data.preprocess import Preprocess
-from forgetting.erasure.edit import Erasure
+from forgetting.erasure.edit import LowRankEdit
 from forgetting.models.backbone import (
     Backbone,
     BackboneSpec,
@@ -78,10 +78,10 @@ def stack(backbone: Backbone) -> list[AnyAdapter]:
         groups_total=2,
     )
     a = numbers(1, 12)
-    erasure = Erasure(a, torch.linalg.pinv(a).contiguous(), numbers(12), numbers(12))
+    erasure = LowRankEdit(a, torch.linalg.pinv(a).contiguous(), numbers(12), numbers(12))
     return [
         Adapter({"blocks.1.mlp.fc1": (numbers(2, 12), numbers(48, 2))}, facts),
-        Projection(erasure, facts),
+        EditAdapter(erasure, facts),
     ]
 
 

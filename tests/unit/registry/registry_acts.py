@@ -20,9 +20,9 @@ from registry.publish.declarations import (
 from registry.publish.jobs import record_trained, refuse_job, request_forget, retry_job
 from registry.publish.releases import (
     activate_release,
-    begin_canary,
+    begin_trial,
     confirm_release,
-    end_canary,
+    end_trial,
     publish_release,
     roll_back,
 )
@@ -133,7 +133,7 @@ class Acts:
         )
 
     def try_out(self, release: int, *, percent: int = 10) -> State:
-        return begin_canary(
+        return begin_trial(
             self.ledger,
             self.signers["operator"],
             release=release,
@@ -142,7 +142,7 @@ class Acts:
         )
 
     def take_off(self, release: int) -> State:
-        return end_canary(
+        return end_trial(
             self.ledger,
             self.signers["operator"],
             release=release,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from forgetting.adapter import compaction
 from forgetting.adapter.compaction import Compaction, compact
+from forgetting.adapter.edit_adapter import PROJECTION_FILE, EditAdapter
 from forgetting.adapter.files import COMPACTION, AdapterFacts
 from forgetting.adapter.low_rank import (
     CONFIG_FILE,
@@ -20,9 +21,8 @@ from forgetting.adapter.low_rank import (
     from_files,
     to_files,
 )
-from forgetting.adapter.projection import PROJECTION_FILE, Projection
 from forgetting.adapter.stack import effective_state, install, shared_copy
-from forgetting.erasure.edit import Erasure
+from forgetting.erasure.edit import LowRankEdit
 from forgetting.errors import AdapterError
 from forgetting.models.backbone import Backbone
 from forgetting.models.targets import find_groups
@@ -47,11 +47,11 @@ def _facts(backbone: Backbone, seed: int) -> AdapterFacts:
     )
 
 
-def _erasure(seed: int, *, rank: int = 2) -> Erasure:
+def _erasure(seed: int, *, rank: int = 2) -> LowRankEdit:
     generator = torch.Generator().manual_seed(100 + seed)
     a = torch.randn(rank, WIDTH, generator=generator)
     mean, shift = torch.randn(2, WIDTH, generator=generator)
-    return Erasure(a, torch.linalg.pinv(a).contiguous(), mean, shift)
+    return LowRankEdit(a, torch.linalg.pinv(a).contiguous(), mean, shift)
 
 
 def _pairs(
@@ -72,8 +72,8 @@ def _both(backbone: Backbone, seed: int, *, blocks: Sequence[int] = (1,)) -> Ada
     return replace(_pairs(backbone, seed, blocks=blocks), erasure=_erasure(seed))
 
 
-def _projection(backbone: Backbone, seed: int) -> Projection:
-    return Projection(_erasure(seed), _facts(backbone, seed))
+def _projection(backbone: Backbone, seed: int) -> EditAdapter:
+    return EditAdapter(_erasure(seed), _facts(backbone, seed))
 
 
 def _probes(count: int = 16) -> Tensor:
@@ -180,10 +180,10 @@ def test_the_same_stack_gives_the_same_bytes(untrained: Make) -> None:
 def test_only_a_compaction_may_have_a_product_of_projections_alone(untrained: Make) -> None:
     backbone = untrained()
     made = _compact(backbone, [_projection(backbone, 1), _projection(backbone, 2)]).adapter
-    assert isinstance(made, Projection)
+    assert isinstance(made, EditAdapter)
     assert set(to_files(made)) == {PROJECTION_FILE, "forget.json"}
     with pytest.raises(AdapterError, match="is no projection"):
-        Projection(made.erasure, replace(made.facts, method="project"))
+        EditAdapter(made.erasure, replace(made.facts, method="project"))
 
 
 @pytest.mark.parametrize("method", ["gs_lora", COMPACTION])

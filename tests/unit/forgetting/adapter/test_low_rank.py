@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from forgetting.adapter.edit_adapter import PROJECTION_FILE
 from forgetting.adapter.files import FACTS_FILE, AdapterFacts
 from forgetting.adapter.low_rank import (
     CONFIG_FILE,
@@ -20,8 +21,7 @@ from forgetting.adapter.low_rank import (
     from_files,
     to_files,
 )
-from forgetting.adapter.projection import PROJECTION_FILE
-from forgetting.erasure.edit import Erasure
+from forgetting.erasure.edit import LowRankEdit
 from forgetting.errors import AdapterError
 from forgetting.models.backbone import Backbone
 from forgetting.models.targets import find_groups
@@ -245,7 +245,7 @@ def _with_erasure(backbone: Backbone) -> Adapter:
     # Two chained erasures are not a projection, so any A and B are valid.
     a, b = torch.randn(3, 12, generator=generator), torch.randn(12, 3, generator=generator)
     mean, shift = torch.randn(2, 12, generator=generator)
-    return replace(_adapter(backbone), erasure=Erasure(a, b, mean, shift))
+    return replace(_adapter(backbone), erasure=LowRankEdit(a, b, mean, shift))
 
 
 def test_adapter_with_an_erasure_comes_back_from_its_four_files(untrained: Make) -> None:
@@ -277,6 +277,6 @@ def test_erasure_can_be_neither_left_out_nor_slipped_in(untrained: Make) -> None
 
 def test_erasure_for_features_of_another_width_is_refused(untrained: Make) -> None:
     backbone = untrained()
-    wide = Erasure(torch.ones(1, 14), torch.ones(14, 1), torch.zeros(14), torch.zeros(14))
+    wide = LowRankEdit(torch.ones(1, 14), torch.ones(14, 1), torch.zeros(14), torch.zeros(14))
     with pytest.raises(AdapterError, match="width 14, the backbone's have 12"):
         from_files(to_files(replace(_adapter(backbone), erasure=wide)), backbone)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from forgetting.adapter.edit_adapter import EditAdapter
 from forgetting.adapter.files import AdapterFacts
 from forgetting.adapter.low_rank import Adapter, AnyAdapter, effective_weights
-from forgetting.adapter.projection import Projection
 from forgetting.adapter.stack import (
     EffectiveState,
     adapted_model,
@@ -23,8 +23,8 @@ from forgetting.adapter.stack import (
     shared_copy,
 )
 from forgetting.data.samples import Samples
-from forgetting.erasure.edit import Erasure, composed, installed_edit
-from forgetting.erasure.leace import project
+from forgetting.erasure.edit import LowRankEdit, composed, installed_edit
+from forgetting.erasure.leace import fit_edit
 from forgetting.erasure.statistics import feature_statistics, without
 from forgetting.errors import AdapterError, TargetError
 from forgetting.models.backbone import Backbone, features_and_logits, fingerprint
@@ -59,12 +59,12 @@ def _pairs(backbone: Backbone, *, block: int = 1, seed: int = 0) -> Adapter:
     return Adapter(pairs, _facts(backbone))
 
 
-def _projection(backbone: Backbone, *, seed: int = 0) -> Projection:
+def _projection(backbone: Backbone, *, seed: int = 0) -> EditAdapter:
     generator = torch.Generator().manual_seed(seed)
     a = torch.randn(2, 12, generator=generator)
     mean, shift = torch.randn(2, 12, generator=generator)
-    erasure = Erasure(a, torch.linalg.pinv(a).contiguous(), mean, shift)
-    return Projection(erasure, _facts(backbone))
+    erasure = LowRankEdit(a, torch.linalg.pinv(a).contiguous(), mean, shift)
+    return EditAdapter(erasure, _facts(backbone))
 
 
 def _logits(model: nn.Module) -> Tensor:
@@ -188,7 +188,7 @@ def test_projection_learned_on_a_stack_erases_what_that_stack_makes_of_the_image
         of = feature_statistics(below, Samples(x, y))
         forget = without(of, set(range(5)) - {label})
         head = below.get_classifier()  # type: ignore[operator]
-        stack.append(Projection(project(of, forget, head=head), _facts(backbone)))
+        stack.append(EditAdapter(fit_edit(of, forget, head=head), _facts(backbone)))
     means = feature_statistics(adapted_model(backbone, stack), Samples(x, y)).means
     kept = means[[0, 2, 4]].mean(dim=0)
     torch.testing.assert_close(means[3], kept, atol=1e-4, rtol=0)

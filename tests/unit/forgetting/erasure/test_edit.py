@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from forgetting.erasure.edit import (
     EditLayer,
-    Erasure,
     FeatureEdit,
+    LowRankEdit,
     chained,
     composed,
     edit_point,
@@ -25,15 +25,15 @@ from forgetting.models.face_transformer import CosineHead
 Make = Callable[..., Backbone]
 
 
-def _erasure(width: int = 12, *, rank: int = 2, seed: int = 0) -> Erasure:
+def _erasure(width: int = 12, *, rank: int = 2, seed: int = 0) -> LowRankEdit:
     generator = torch.Generator().manual_seed(seed)
     a = torch.randn(rank, width, generator=generator)
     b = torch.linalg.pinv(a) + 0.0
     mean, shift = torch.randn(2, width, generator=generator)
-    return Erasure(a, b, mean, shift)
+    return LowRankEdit(a, b, mean, shift)
 
 
-def _by_hand(e: Tensor, erasure: Erasure) -> Tensor:
+def _by_hand(e: Tensor, erasure: LowRankEdit) -> Tensor:
     """The edit e - B A (e - mean) + shift, computed one image at a time."""
     rows = [x - erasure.b @ (erasure.a @ (x - erasure.mean)) + erasure.shift for x in e]
     return torch.stack(rows)

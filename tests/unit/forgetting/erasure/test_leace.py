@@ -11,8 +11,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from forgetting.data.image_set import ImageSet, indices, to_tensors
-from forgetting.erasure.edit import Erasure, composed
-from forgetting.erasure.leace import project
+from forgetting.erasure.edit import LowRankEdit, composed
+from forgetting.erasure.leace import fit_edit
 from forgetting.erasure.statistics import FeatureStatistics, edited, merged, statistics_of
 from forgetting.errors import DataError, TargetError, TrainingError
 from forgetting.models.backbone import Backbone, features_and_logits
@@ -47,7 +47,7 @@ def _both(split: Split, gone: tuple[int, ...] = GONE) -> tuple[FeatureStatistics
     return statistics_of(e[~out], y[~out]), statistics_of(e[out], y[out])
 
 
-def _edit(e: Tensor, erasure: Erasure) -> Tensor:
+def _edit(e: Tensor, erasure: LowRankEdit) -> Tensor:
     edit = composed([erasure])
     return e @ edit.matrix.T + edit.offset
 
@@ -77,7 +77,7 @@ def test_no_linear_probe_does_better_than_chance_on_the_fitted_features(
     splits: dict[str, Split], head: nn.Module
 ) -> None:
     e, y = splits["train"]
-    after = _edit(e, project(*_both((e, y)), head=head))
+    after = _edit(e, fit_edit(*_both((e, y)), head=head))
     for label in GONE:
         assert _probe_gain(e, y, label) > 0.2  # of 0.33 nats
         assert _probe_gain(after, y, label) < 1e-3
@@ -88,7 +88,7 @@ def test_the_head_names_no_forgotten_class_and_the_retained_stay(
     splits: dict[str, Split], head: nn.Module
 ) -> None:
     kept = tuple(c for c in range(10) if c not in GONE)
-    erasure = project(*_both(splits["train"]), head=head)
+    erasure = fit_edit(*_both(splits["train"]), head=head)
     e, y = splits["test"]
     with torch.inference_mode():
         before, after = head(e), head(_edit(e, erasure))
@@ -104,7 +104,7 @@ def test_a_wider_margin_gives_forgotten_rows_less_of_the_answer(
     gone = torch.isin(y, torch.tensor(GONE))
     shares = []
     for margin in (0.0, 4.0, 8.0):
-        erasure = project(*_both(splits["train"]), head=head, margin=margin)
+        erasure = fit_edit(*_both(splits["train"]), head=head, margin=margin)
         with torch.inference_mode():
             answers = head(_edit(e, erasure))[gone].softmax(dim=1)
         shares.append(float(answers[:, list(GONE)].sum(dim=1).mean()))
@@ -115,7 +115,7 @@ def test_rank_is_the_number_of_forgotten_classes_and_ba_is_a_projection(
     splits: dict[str, Split], head: nn.Module
 ) -> None:
     for gone in ((1,), (1, 2, 4)):
-        erasure = project(*_both(splits["train"], gone), head=head)
+        erasure = fit_edit(*_both(splits["train"], gone), head=head)
         assert erasure.rank == len(gone) == torch.linalg.matrix_rank(erasure.b @ erasure.a)
         p = erasure.b.double() @ erasure.a.double()
         torch.testing.assert_close(p @ p, p, atol=1e-5, rtol=0)
@@ -126,7 +126,7 @@ def test_the_retained_mean_stays_and_the_forgotten_means_come_to_it(
     splits: dict[str, Split],
 ) -> None:
     retained, forget = _both(splits["train"])
-    edit = composed([project(retained, forget, head=None)])
+    edit = composed([fit_edit(retained, forget, head=None)])
     after = edited(retained, edit).mean
     torch.testing.assert_close(after, retained.mean, atol=1e-4, rtol=0)
     for mean in edited(forget, edit).means:
@@ -134,7 +134,7 @@ def test_the_retained_mean_stays_and_the_forgotten_means_come_to_it(
 
 
 def test_an_embedding_service_without_a_head_gets_no_shift(splits: dict[str, Split]) -> None:
-    erasure = project(*_both(splits["train"]), head=None)
+    erasure = fit_edit(*_both(splits["train"]), head=None)
     assert not erasure.shift.any()
 
 
@@ -142,8 +142,8 @@ def test_the_shift_is_the_same_for_every_image_and_changes_no_difference(
     splits: dict[str, Split], head: nn.Module
 ) -> None:
     e, _ = splits["test"]
-    with_head = project(*_both(splits["train"]), head=head)
-    without = project(*_both(splits["train"]), head=None)
+    with_head = fit_edit(*_both(splits["train"]), head=head)
+    without = fit_edit(*_both(splits["train"]), head=None)
     assert torch.equal(with_head.a, without.a)
     moved = _edit(e, with_head) - _edit(e, without)
     torch.testing.assert_close(moved, with_head.shift.expand_as(moved), atol=1e-4, rtol=0)
@@ -154,7 +154,7 @@ def test_cached_statistics_of_all_classes_do_as_well_as_retained_images(
 ) -> None:
     _, forget = _both(splits["train"])
     cached = statistics_of(*splits["train"])  # the forgotten classes are still in it
-    erasure = project(cached, forget, head=head)
+    erasure = fit_edit(cached, forget, head=head)
     e, y = splits["train"]
     after = _edit(e, erasure)
     for label in GONE:
@@ -166,11 +166,11 @@ def test_later_tasks_need_statistics_only_and_leave_earlier_classes_erased(
 ) -> None:
     e, y = splits["train"]
     cached = statistics_of(e, y)
-    first = project(cached, _both((e, y), (3,))[1], head=head)
+    first = fit_edit(cached, _both((e, y), (3,))[1], head=head)
     # The second task: cached statistics through the first edit, images of the new class alone.
     follow = edited(cached, composed([first]))
     second_forget = _both((_edit(e, first), y), (8,))[1]
-    second = project(follow, second_forget, head=head, earlier=[3])
+    second = fit_edit(follow, second_forget, head=head, earlier=[3])
     after = _edit(_edit(e, first), second)
     for label in (3, 8):
         assert _probe_gain(after, y, label) < 1e-3
@@ -186,7 +186,7 @@ def test_few_forget_images_beside_many_retained_ones_are_enough(
     retained, _ = _both(splits["train"])
     e, y = splits["train"]
     few = torch.cat([(y == label).nonzero()[:3, 0] for label in GONE])
-    erasure = project(retained, statistics_of(e[few], y[few]), head=head)
+    erasure = fit_edit(retained, statistics_of(e[few], y[few]), head=head)
     test, truth = splits["test"]
     with torch.inference_mode():
         logits = head(_edit(test, erasure))
@@ -199,7 +199,7 @@ def test_a_cosine_head_is_answered_for_too(splits: dict[str, Split]) -> None:
     cosine = CosineHead(32, 10)
     with torch.no_grad():  # nearest class mean by angle, from the mean of all
         cosine.weight.copy_(statistics_of(e, y).means - e.mean(dim=0))
-    erasure = project(retained, forget, head=cosine)
+    erasure = fit_edit(retained, forget, head=cosine)
     test, truth = splits["test"]
     with torch.inference_mode():
         assert _accuracy(cosine(test), truth, GONE) > 0.5
@@ -209,7 +209,7 @@ def test_a_cosine_head_is_answered_for_too(splits: dict[str, Split]) -> None:
 def test_the_same_statistics_give_the_same_numbers(
     splits: dict[str, Split], head: nn.Module
 ) -> None:
-    one, other = (project(*_both(splits["train"]), head=head) for _ in range(2))
+    one, other = (fit_edit(*_both(splits["train"]), head=head) for _ in range(2))
     for name in ("a", "b", "mean", "shift"):
         assert torch.equal(getattr(one, name), getattr(other, name))
 
@@ -219,7 +219,7 @@ def test_as_many_classes_as_features_are_refused() -> None:
     e = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
     retained, forget = _both((e, y), (0, 1, 2, 3))
     with pytest.raises(TrainingError, match="4 classes can't be erased from a feature of width 4"):
-        project(retained, forget, head=None)
+        fit_edit(retained, forget, head=None)
 
 
 def test_more_classes_than_the_rank_cap_are_refused() -> None:
@@ -227,22 +227,22 @@ def test_more_classes_than_the_rank_cap_are_refused() -> None:
     e = torch.randn(300, 200, generator=torch.Generator().manual_seed(0))
     retained, forget = _both((e, y), tuple(range(129)))
     with pytest.raises(TrainingError, match=r"129 classes .* in several tasks"):
-        project(retained, forget, head=None)
+        fit_edit(retained, forget, head=None)
 
 
 def test_classes_without_a_difference_are_refused() -> None:
     e = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
     y = torch.arange(60) // 20
     with pytest.raises(TrainingError, match="no difference to erase"):
-        project(*_both((e.repeat(3, 1), y), (2,)), head=None)
+        fit_edit(*_both((e.repeat(3, 1), y), (2,)), head=None)
 
 
 def test_one_retained_class_or_none_is_refused(splits: dict[str, Split]) -> None:
     retained, forget = _both(splits["train"], tuple(range(9)))
     with pytest.raises(TrainingError, match="at least 2 retained classes, found 1"):
-        project(retained, forget, head=None)
+        fit_edit(retained, forget, head=None)
     with pytest.raises(DataError, match="no class would be left"):
-        project(forget, forget, head=None)
+        fit_edit(forget, forget, head=None)
 
 
 def test_statistics_of_another_width_and_a_wrong_shrinkage_are_refused(
@@ -251,26 +251,26 @@ def test_statistics_of_another_width_and_a_wrong_shrinkage_are_refused(
     e, y = splits["train"]
     retained, forget = _both((e, y))
     with pytest.raises(TrainingError, match="width 16, forget features 32"):
-        project(_both((e[:, :16], y))[0], forget, head=None)
+        fit_edit(_both((e[:, :16], y))[0], forget, head=None)
     with pytest.raises(TrainingError, match=r"shrinkage 0\.0"):
-        project(retained, forget, head=None, shrinkage=0.0)
+        fit_edit(retained, forget, head=None, shrinkage=0.0)
 
 
 def test_a_head_that_is_neither_linear_nor_cosine_is_refused(splits: dict[str, Split]) -> None:
     with pytest.raises(TargetError, match="Sequential"):
-        project(*_both(splits["train"]), head=nn.Sequential(nn.Linear(32, 10)))
+        fit_edit(*_both(splits["train"]), head=nn.Sequential(nn.Linear(32, 10)))
     with pytest.raises(TargetError, match="head reads 31 features"):
-        project(*_both(splits["train"]), head=nn.Linear(31, 10))
+        fit_edit(*_both(splits["train"]), head=nn.Linear(31, 10))
 
 
 def test_a_label_that_the_head_has_no_row_for_is_refused(splits: dict[str, Split]) -> None:
     retained, forget = _both(splits["train"])
     with pytest.raises(TrainingError, match=r"labels must lie in 0\.\.9"):
-        project(retained, replace(forget, labels=(3, 12)), head=nn.Linear(32, 10))
+        fit_edit(retained, replace(forget, labels=(3, 12)), head=nn.Linear(32, 10))
 
 
 def test_merging_the_forgotten_back_in_undoes_nothing_of_the_fit(splits: dict[str, Split]) -> None:
     retained, forget = _both(splits["train"])
-    alone = project(retained, forget, head=None)
-    both = project(merged(retained, forget), forget, head=None)
+    alone = fit_edit(retained, forget, head=None)
+    both = fit_edit(merged(retained, forget), forget, head=None)
     torch.testing.assert_close(alone.mean, both.mean)

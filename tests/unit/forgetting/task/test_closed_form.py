@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from forgetting.adapter.edit_adapter import EditAdapter
 from forgetting.adapter.low_rank import from_files
-from forgetting.adapter.projection import Projection
 from forgetting.adapter.stack import adapted_model
 from forgetting.data.image_set import ImageSet, indices, to_tensors
 from forgetting.errors import DataError
@@ -52,7 +52,7 @@ def test_the_class_is_hardly_named_any_more_and_the_others_still_are(
 
 def test_it_is_judged_by_the_same_gates(first: TaskResult) -> None:
     assert [gate.name for gate in first.gates if gate.value is None] == []
-    assert isinstance(first.adapter, Projection)
+    assert isinstance(first.adapter, EditAdapter)
     assert "subject-a" in dumps(first.report, first.gates)
     assert first.adapter.facts.method == first.report.method == "project"
 

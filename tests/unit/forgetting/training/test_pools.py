@@ -12,7 +12,7 @@ from torch import nn
 
 from forgetting.data.samples import ForgetData, Samples
 from forgetting.erasure.edit import composed, install_edit
-from forgetting.erasure.leace import project
+from forgetting.erasure.leace import fit_edit
 from forgetting.erasure.statistics import statistics_of
 from forgetting.errors import TrainingError
 from forgetting.models.backbone import Backbone
@@ -102,7 +102,7 @@ def test_copies_follow_the_originals_and_targets_leave_the_forgotten_out(
 
 def test_steering_follows_the_erased_models_own_answers(model: nn.Module, data: ForgetData) -> None:
     pools = make_pools(model, data, copies=0, generator=_generator())
-    erasure = project(
+    erasure = fit_edit(
         statistics_of(pools.retain_embedding, pools.retain.y),
         statistics_of(pools.forget_embedding, pools.forget.y),
         head=None,

@@ -27,8 +27,8 @@ def published(acts: Acts, number: int) -> int:
 def test_a_trial_ends_by_activation_or_by_its_return_and_both_are_final(acts: Acts) -> None:
     release = published(acts, 1)
     state = acts.try_out(release)
-    assert state.canary is not None
-    assert (state.canary.release, state.canary.percent, state.canary.seq) == (
+    assert state.trial is not None
+    assert (state.trial.release, state.trial.percent, state.trial.seq) == (
         release,
         10,
         state.seq,
@@ -37,12 +37,12 @@ def test_a_trial_ends_by_activation_or_by_its_return_and_both_are_final(acts: Ac
     with pytest.raises(ConflictError, match="on trial already"):
         acts.try_out(release)
     acts.serve(release)
-    assert acts.state.canary is None
+    assert acts.state.trial is None
     assert acts.state.jobs["job-1"].state == "done"
     second = published(acts, 2)
     acts.try_out(second)
     state = acts.take_off(second)
-    assert (state.canary, state.releases[second].returned) == (None, "it leaks")
+    assert (state.trial, state.releases[second].returned) == (None, "it leaks")
     assert acts.take_off(second) is state
     with pytest.raises(ConflictError, match="was returned"):
         acts.try_out(second)
@@ -56,9 +56,9 @@ def test_whatever_is_activated_ends_a_trial(acts: Acts) -> None:
     acts.try_out(release)
     assert state_from_json(state_to_json(acts.state)) == acts.state
     job = acts.forget(2)
-    assert acts.state.canary is not None
+    assert acts.state.trial is not None
     acts.serve(acts.publish("guard", job.id).number)
-    assert acts.state.canary is None
+    assert acts.state.trial is None
     with pytest.raises(ConflictError, match="defined for a job on the active release"):
         acts.try_out(release)
     again = acts.publish("adapter", "job-1").number
@@ -137,5 +137,5 @@ def test_a_registry_with_trials_means_what_it_meant(tmp_path: Path) -> None:
     assert state.active_release.adapters[-1] == quick.id
     returned = [release.number for release in state.releases.values() if release.returned]
     assert len(returned) == 1
-    assert state.canary is not None
-    assert (state.canary.release, state.canary.percent) == (state.last_release, 25)
+    assert state.trial is not None
+    assert (state.trial.release, state.trial.percent) == (state.last_release, 25)

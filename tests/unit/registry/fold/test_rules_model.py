@@ -352,7 +352,7 @@ def agree(state: State, model: Model) -> bool:
         )
         for release in state.releases.values()
     ]
-    trial = state.canary
+    trial = state.trial
     return (
         jobs == model.jobs
         and releases == [(r.adapters, r.guard, r.activated, r.returned) for r in model.releases]

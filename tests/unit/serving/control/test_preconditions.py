@@ -53,6 +53,43 @@ def test_what_was_trained_and_not_yet_served_can_be_cancelled(acts: Acts) -> Non
     assert pending_jobs(acts.state) == []
 
 
+def test_what_is_on_trial_or_was_taken_off_can_be_cancelled_and_what_is_about_to_be_served_not(
+    acts: Acts,
+) -> None:
+    job = acts.forget(1, canary=10)
+    acts.serve(acts.publish("guard", job.id).number)
+    acts.train(job.id)
+    tried = acts.publish("adapter", job.id).number
+    about_to_be_served = why_not_cancelled(job.id, acts.state)
+    assert about_to_be_served is not None
+    assert "about to be" in about_to_be_served.detail
+    acts.try_out(tried)
+    assert why_not_cancelled(job.id, acts.state) is None
+    acts.take_off(tried)
+    assert why_not_cancelled(job.id, acts.state) is None
+    cancel(acts, job.id)
+    assert pending_jobs(acts.state) == []
+    # Another try has another adapter, which may be about to be served again.
+    acts.retry(job.id)
+    acts.train(job.id)
+    acts.publish("adapter", job.id)
+    assert why_not_cancelled(job.id, acts.state) is not None
+
+
+def test_a_restored_job_is_at_its_end_also_while_its_training_still_runs(acts: Acts) -> None:
+    job = acts.forget(1)
+    acts.restore(1)
+    view = job_view(
+        acts.state.jobs[job.id],
+        acts.state,
+        class_of=str,
+        progress={"phase": "select"},
+        problem=None,
+        ahead=0,
+    )
+    assert view["state"] == "restored"
+
+
 def test_what_was_refused_or_cancelled_can_be_tried_again_and_nothing_else(acts: Acts) -> None:
     done, refused, cancelled = acts.erase(1), acts.forget(2), acts.forget(3)
     waiting, restored = acts.forget(4), acts.forget(5)

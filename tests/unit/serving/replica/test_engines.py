@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from forgetting.adapter.edit_adapter import EditAdapter
 from forgetting.adapter.files import AdapterFacts
 from forgetting.adapter.low_rank import Adapter, AnyAdapter
-from forgetting.adapter.projection import Projection
 from forgetting.adapter.stack import EffectiveState, effective_state, install, shared_copy
 from forgetting.data.preprocess import Preprocess
-from forgetting.erasure.edit import Erasure, FeatureEdit
+from forgetting.erasure.edit import FeatureEdit, LowRankEdit
 from forgetting.errors import TargetError
 from forgetting.models import face_transformer
 from forgetting.models.backbone import Backbone, BackboneSpec, build_model, freeze
@@ -95,12 +95,12 @@ def adapter(backbone: Backbone, *, blocks: tuple[int, ...], seed: int) -> Adapte
     return Adapter(pairs, _facts(backbone))
 
 
-def projection(backbone: Backbone, *, seed: int) -> Projection:
+def projection(backbone: Backbone, *, seed: int) -> EditAdapter:
     generator = torch.Generator().manual_seed(seed)
     a = torch.randn(2, 16, generator=generator)
     mean, shift = torch.randn(2, 16, generator=generator)
-    erasure = Erasure(a, torch.linalg.pinv(a).contiguous(), mean, shift)
-    return Projection(erasure, _facts(backbone))
+    erasure = LowRankEdit(a, torch.linalg.pinv(a).contiguous(), mean, shift)
+    return EditAdapter(erasure, _facts(backbone))
 
 
 def images(count: int, *, seed: int = 0, size: tuple[int, int, int] = SIZE) -> Tensor:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from forgetting.adapter.edit_adapter import EditAdapter
 from forgetting.adapter.files import FACTS_FILE, AdapterFacts
 from forgetting.adapter.low_rank import Adapter, AnyAdapter, from_files, to_files
-from forgetting.adapter.projection import Projection
 from forgetting.adapter.stack import adapted_model
 from forgetting.data.preprocess import Preprocess
-from forgetting.erasure.edit import Erasure
+from forgetting.erasure.edit import LowRankEdit
 from forgetting.errors import AdapterError
 from forgetting.models.backbone import Backbone, BackboneSpec, build_model, freeze
 from forgetting.models.golden import golden_figures, golden_image
@@ -112,7 +112,7 @@ class Writer:
             return Adapter({"blocks.1.mlp.fc1": pair}, facts)
         a = torch.randn(1, 12, generator=generator)
         mean, shift = torch.randn(2, 12, generator=generator)
-        return Projection(Erasure(a, torch.linalg.pinv(a).contiguous(), mean, shift), facts)
+        return EditAdapter(LowRankEdit(a, torch.linalg.pinv(a).contiguous(), mean, shift), facts)
 
 
 @pytest.fixture

@@ -9,61 +9,34 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from forgetting.adapter.low_rank import from_files
 from forgetting.adapter.stack import adapted_model
-from forgetting.data.augment import Augmentation
-from forgetting.data.sources import image_folder
 from forgetting.errors import DataError, TrainingError
-from forgetting.models.backbone import load_backbone, save_backbone
+from forgetting.models.backbone import load_backbone
 from forgetting.models.golden import golden_figures, golden_image
-from forgetting.training.pretrain import PretrainConfig, pretrain
 from serving.config.settings import Settings
 from serving.config.sources import load_settings
 from serving.training.learner import Learner, kind_of
 from serving.training.messages import NotTrained, Trained, TrainJob
-
-TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
-# One very small step, so that nothing is forgotten.
-IDLE = {"select_steps": 1, "refit_steps": 1, "rate": 1e-9, "erase": 0.0}
-LENIENT = {"acc_f": 1.0, "worst_class": 1.0, "probe": 1.0, "prototypes": 1.0, "dump_share": 1.0}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four classes of twelve images, which differ in the bright stripe, and their backbone."""
-    root = tmp_path_factory.mktemp("learner")
-    rng = np.random.default_rng(0)
-    for i, name in enumerate(("bo", "cy", "dee", "zoe")):
-        (root / "images" / name).mkdir(parents=True)
-        for j in range(12):
-            pixels = rng.integers(0, 60, size=(16, 16), dtype=np.uint8)
-            pixels[4 * i : 4 * i + 4] += 150
-            Image.fromarray(pixels).save(root / "images" / name / f"{j}.png")
-    images = image_folder(root / "images")
-    still = Augmentation(rotation=0, scale=0, shift=0, contrast=0, brightness=0)
-    config = PretrainConfig(steps=150, batch=24, peak_rate=5e-3, augmentation=still)
-    save_backbone(root / "backbone", pretrain(images, model_args=TINY, config=config).backbone)
-    return root
+from tests.unit.serving.small_server import IDLE, LENIENT
 
 
 def _settings(
-    folder: Path, train: Mapping[str, object], gates: Mapping[str, float] | None = None
+    tiny: Path, train: Mapping[str, object], gates: Mapping[str, float] | None = None
 ) -> Settings:
     return load_settings(
-        home=folder / "home",
-        images=str(folder / "images"),
-        backbone={"directory": folder / "backbone"},
+        home=tiny / "home",
+        images=str(tiny / "images"),
+        backbone={"directory": tiny / "backbone"},
         forget={"train": train, "gates": gates or {}},
     )
 
 
 def _learn(
-    folder: Path,
+    tiny: Path,
     *names: str,
     gates: Mapping[str, float],
     together: bool = False,
@@ -80,11 +53,11 @@ def _learn(
         together=together,
         attempt=attempt,
     )
-    return Learner(_settings(folder, IDLE, gates)).train(job)
+    return Learner(_settings(tiny, IDLE, gates)).train(job)
 
 
-def test_refusal_names_gate_value_limit_and_advice(folder: Path) -> None:
-    learned = _learn(folder, "zoe", gates={})
+def test_refusal_names_gate_value_limit_and_advice(tiny: Path) -> None:
+    learned = _learn(tiny, "zoe", gates={})
     assert isinstance(learned, Trained)
     assert learned.refused is not None
     first = learned.refused.split("; ")[0]
@@ -95,23 +68,23 @@ def test_refusal_names_gate_value_limit_and_advice(folder: Path) -> None:
     assert "zoe" not in learned.report.decode()
 
 
-def test_limits_of_the_settings_decide(folder: Path) -> None:
-    learned = _learn(folder, "zoe", gates=LENIENT)
+def test_limits_of_the_settings_decide(tiny: Path) -> None:
+    learned = _learn(tiny, "zoe", gates=LENIENT)
     assert isinstance(learned, Trained)
     assert learned.refused is None
     limits = {gate["name"]: gate["limit"] for gate in json.loads(learned.report)["gates"]}
     assert limits["acc_f"] == limits["worst_class"] == 1.0
-    backbone = load_backbone(folder / "backbone")
+    backbone = load_backbone(tiny / "backbone")
     model = adapted_model(backbone, [from_files(learned.files, backbone)])
     with torch.no_grad():
         found = golden_figures(model(golden_image(backbone.spec.preprocess.input_size)))
     assert json.loads(learned.report)["golden"] == pytest.approx(found, abs=1e-5)
 
 
-def test_classes_of_several_jobs_are_each_judged_as_if_alone(folder: Path) -> None:
+def test_classes_of_several_jobs_are_each_judged_as_if_alone(tiny: Path) -> None:
     gates = {**LENIENT, "acc_f": 0.5}
-    alone = _learn(folder, "zoe", "bo", gates=gates)
-    together = _learn(folder, "zoe", "bo", gates=gates, together=True)
+    alone = _learn(tiny, "zoe", "bo", gates=gates)
+    together = _learn(tiny, "zoe", "bo", gates=gates, together=True)
     assert isinstance(alone, Trained)
     assert isinstance(together, Trained)
     assert alone.files == together.files
@@ -122,26 +95,26 @@ def test_classes_of_several_jobs_are_each_judged_as_if_alone(folder: Path) -> No
     assert limits == [1.0, 0.5]
 
 
-def test_a_retry_draws_from_another_seed(folder: Path) -> None:
+def test_a_retry_draws_from_another_seed(tiny: Path) -> None:
     seeds = []
     for attempt in (0, 1):
-        learned = _learn(folder, "zoe", gates=LENIENT, attempt=attempt)
+        learned = _learn(tiny, "zoe", gates=LENIENT, attempt=attempt)
         assert isinstance(learned, Trained)
         seeds.append(json.loads(learned.files["forget.json"])["seed"])
     assert seeds == [0, 1]
 
 
-def test_class_without_images_is_no_adapter_and_names_nobody_in_the_ledger(folder: Path) -> None:
-    learned = _learn(folder, "eve", gates={})
+def test_class_without_images_is_no_adapter_and_names_nobody_in_the_ledger(tiny: Path) -> None:
+    learned = _learn(tiny, "eve", gates={})
     assert isinstance(learned, NotTrained)
     assert learned.kind.startswith("the images of the data set can't be used")
     assert "eve" not in learned.kind
     assert "no class 'eve'" in learned.detail
 
 
-def test_a_report_that_can_not_be_written_is_no_adapter(folder: Path) -> None:
+def test_a_report_that_can_not_be_written_is_no_adapter(tiny: Path) -> None:
     """A failure after the training counts like one in it, so the job is given up in the end."""
-    learned = _learn(folder, "zoe", gates={**LENIENT, "acc_f": math.nan})
+    learned = _learn(tiny, "zoe", gates={**LENIENT, "acc_f": math.nan})
     assert isinstance(learned, NotTrained)
     assert "ValueError" in learned.kind
     assert "zoe" not in learned.kind
@@ -164,8 +137,8 @@ def test_kinds_of_failure_are_told_apart() -> None:
     assert kind_of(DataError("x")) != kind_of(TrainingError("x")) != kind_of(ValueError("x"))
 
 
-def test_a_cancelled_training_ends_at_its_next_step(folder: Path) -> None:
-    learner = Learner(_settings(folder, {**IDLE, "select_steps": 10_000}))
+def test_a_cancelled_training_ends_at_its_next_step(tiny: Path) -> None:
+    learner = Learner(_settings(tiny, {**IDLE, "select_steps": 10_000}))
     job = TrainJob("job-1", ("zoe",), (), (), {"zoe": "subject-0"}, (), ())
     threading.Thread(target=_cancel_soon, args=(learner,), daemon=True).start()
     outcome = learner.train(job)
@@ -175,9 +148,9 @@ def test_a_cancelled_training_ends_at_its_next_step(folder: Path) -> None:
     assert learner.progress() == {}
 
 
-def test_a_training_that_nobody_waits_for_is_given_up_for_the_next(folder: Path) -> None:
+def test_a_training_that_nobody_waits_for_is_given_up_for_the_next(tiny: Path) -> None:
     """Control was killed during a training. The trainer goes on with it and is asked again."""
-    learner = Learner(_settings(folder, {**IDLE, "select_steps": 10_000}))
+    learner = Learner(_settings(tiny, {**IDLE, "select_steps": 10_000}))
     job = TrainJob("job-1", ("zoe",), (), (), {"zoe": "subject-0"}, (), ())
     ended: list[Trained | NotTrained] = []
     first = threading.Thread(target=lambda: ended.append(learner.train(job)), daemon=True)

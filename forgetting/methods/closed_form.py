@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 
 from forgetting.erasure.edit import composed, install_edit, installed_edit
-from forgetting.erasure.leace import MARGIN, SHRINKAGE, project
+from forgetting.erasure.leace import MARGIN, SHRINKAGE, fit_edit
 from forgetting.erasure.statistics import feature_statistics
 from forgetting.methods.protocol import Budget, Learned, Task
 from forgetting.methods.watch import Watch, check_images
@@ -22,7 +22,7 @@ from forgetting.training.progress import Tell
 
 
 @dataclass(frozen=True)
-class Project:
+class ClosedForm:
     """Erase the forgotten classes' subspace from the feature, after the edits of earlier tasks.
 
     Attributes:
@@ -56,7 +56,7 @@ class Project:
         model: Any = copy.deepcopy(task.model).requires_grad_(False).eval()
         forget = feature_statistics(model, task.data.forget)
         gone = set(task.data.forgotten.tolist())
-        erasure = project(
+        erasure = fit_edit(
             feature_statistics(model, task.data.retain),
             forget,
             head=model.get_classifier(),

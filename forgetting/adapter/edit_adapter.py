@@ -24,7 +24,7 @@ from forgetting.adapter.files import (
     read_tensors,
     tensor_bytes,
 )
-from forgetting.erasure.edit import MAX_RANK, Erasure, edit_point
+from forgetting.erasure.edit import MAX_RANK, LowRankEdit, edit_point
 from forgetting.errors import AdapterError, TargetError
 from forgetting.models.backbone import Backbone
 
@@ -38,23 +38,23 @@ _TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
-class Projection:
+class EditAdapter:
     """An erasure, float32 on the CPU, and its facts.
 
     Raises:
         AdapterError: Shapes, types or values are impossible, or B A isn't a projection.
     """
 
-    erasure: Erasure
+    erasure: LowRankEdit
     facts: AdapterFacts
 
     def __post_init__(self) -> None:
         check_erasure(self.erasure, self.facts)
         if self.facts.method != COMPACTION:  # two projections in a row aren't a projection
-            _check_projects(self.erasure)
+            _check_is_projection(self.erasure)
 
 
-def projection_files(projection: Projection) -> dict[str, bytes]:
+def edit_adapter_files(projection: EditAdapter) -> dict[str, bytes]:
     """The files. The same projection gives the same bytes."""
     return {
         PROJECTION_FILE: erasure_bytes(projection.erasure),
@@ -62,13 +62,13 @@ def projection_files(projection: Projection) -> dict[str, bytes]:
     }
 
 
-def erasure_bytes(erasure: Erasure) -> bytes:
+def erasure_bytes(erasure: LowRankEdit) -> bytes:
     """The content of `projection.safetensors`."""
     tensors = (erasure.a, erasure.b, erasure.mean, erasure.shift)
     return tensor_bytes(dict(zip(_KEYS, tensors, strict=True)))
 
 
-def read_erasure(content: bytes, backbone: Backbone) -> Erasure:
+def read_erasure(content: bytes, backbone: Backbone) -> LowRankEdit:
     """The erasure in `projection.safetensors`, for features of this backbone's width.
 
     Raises:
@@ -80,7 +80,7 @@ def read_erasure(content: bytes, backbone: Backbone) -> Erasure:
         width = edit_point(backbone.model)
     except TargetError as error:
         raise AdapterError(str(error)) from error
-    erasure = Erasure(*(tensors[key] for key in _KEYS))
+    erasure = LowRankEdit(*(tensors[key] for key in _KEYS))
     check_erasure(erasure, None)
     if erasure.a.shape[1] != width:
         raise AdapterError(
@@ -90,7 +90,7 @@ def read_erasure(content: bytes, backbone: Backbone) -> Erasure:
     return erasure
 
 
-def projection_from_files(files: Mapping[str, bytes], backbone: Backbone) -> Projection:
+def edit_adapter_from_files(files: Mapping[str, bytes], backbone: Backbone) -> EditAdapter:
     """Read a projection for this backbone. `low_rank.from_files` calls this for its kind.
 
     Raises:
@@ -99,10 +99,10 @@ def projection_from_files(files: Mapping[str, bytes], backbone: Backbone) -> Pro
     check_names("adapter files", expected=set(FILES), found=set(files))
     facts = read_facts(files[FACTS_FILE])
     check_backbone(facts, backbone.fingerprint)
-    return Projection(read_erasure(files[PROJECTION_FILE], backbone), facts)
+    return EditAdapter(read_erasure(files[PROJECTION_FILE], backbone), facts)
 
 
-def check_erasure(erasure: Erasure, facts: AdapterFacts | None) -> None:
+def check_erasure(erasure: LowRankEdit, facts: AdapterFacts | None) -> None:
     """Raises `AdapterError` if shapes, types or values are impossible.
 
     Without `facts` any rank up to d passes. It is checked again when an adapter is made of it.
@@ -126,7 +126,7 @@ def check_erasure(erasure: Erasure, facts: AdapterFacts | None) -> None:
         check_tensor(f"projection.{name}", getattr(erasure, name))
 
 
-def _check_projects(erasure: Erasure) -> None:
+def _check_is_projection(erasure: LowRankEdit) -> None:
     """A closed form that was fitted once is a projection: A B = I."""
     rank = erasure.rank
     product = erasure.a.double() @ erasure.b.double()  # (k, d) @ (d, k) -> (k, k)

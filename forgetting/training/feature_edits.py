@@ -14,14 +14,14 @@ from torch import nn
 
 from forgetting.data.samples import ForgetData, Samples
 from forgetting.erasure.edit import (
-    Erasure,
+    LowRankEdit,
     chained,
     composed,
     edit_point,
     install_edit,
     installed_edit,
 )
-from forgetting.erasure.leace import project
+from forgetting.erasure.leace import fit_edit
 from forgetting.erasure.statistics import statistics_of
 from forgetting.errors import TargetError
 from forgetting.measure.accuracy import right
@@ -36,7 +36,9 @@ SECOND_RANKS = (1.0, 0.75, 0.5, 0.25)
 CLASS_SHARE = 0.5
 
 
-def erase(model: nn.Module, pools: Pools, data: ForgetData, *, share: float) -> Erasure | None:
+def edit_before(
+    model: nn.Module, pools: Pools, data: ForgetData, *, share: float
+) -> LowRankEdit | None:
     """Fit a task's erasure and put it into `model`, on top of those that it has.
 
     It is fitted without the augmented copies, which would blur the classes' means.
@@ -67,9 +69,9 @@ def erase(model: nn.Module, pools: Pools, data: ForgetData, *, share: float) -> 
     return erasure
 
 
-def erase_again(
-    model: nn.Module, pools: Pools, data: ForgetData, *, first: Erasure, cut: int, cost: float
-) -> Erasure:
+def edit_after(
+    model: nn.Module, pools: Pools, data: ForgetData, *, first: LowRankEdit, cut: int, cost: float
+) -> LowRankEdit:
     """Chain a second erasure to the first, for what came back in training.
 
     It takes the highest rank in `SECOND_RANKS` at which the validation images lose at most `cost`
@@ -106,10 +108,10 @@ def erase_again(
 
 def _fitted(
     model: nn.Module, retain: Samples, forget: Samples, *, data: ForgetData, most: int
-) -> Erasure:
+) -> LowRankEdit:
     """Fit an erasure of rank `most` at most to features (n, dim) of retain and forget images."""
     vit: Any = model
-    return project(
+    return fit_edit(
         statistics_of(retain.x, retain.y),
         statistics_of(forget.x, forget.y),
         head=vit.get_classifier(),

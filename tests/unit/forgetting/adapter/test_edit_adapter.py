@@ -11,10 +11,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from forgetting.adapter.edit_adapter import PROJECTION_FILE, EditAdapter
 from forgetting.adapter.files import FACTS_FILE, AdapterFacts
 from forgetting.adapter.low_rank import AnyAdapter, from_files, to_files
-from forgetting.adapter.projection import PROJECTION_FILE, Projection
-from forgetting.erasure.edit import Erasure
+from forgetting.erasure.edit import LowRankEdit
 from forgetting.errors import AdapterError
 from forgetting.models.backbone import Backbone
 
@@ -22,14 +22,14 @@ Make = Callable[..., Backbone]
 WIDTH = 12
 
 
-def _erasure(*, rank: int = 2, width: int = WIDTH) -> Erasure:
+def _erasure(*, rank: int = 2, width: int = WIDTH) -> LowRankEdit:
     generator = torch.Generator().manual_seed(3)
     a = torch.randn(rank, width, generator=generator)
     mean, shift = torch.randn(2, width, generator=generator)
-    return Erasure(a, torch.linalg.pinv(a).contiguous(), mean, shift)
+    return LowRankEdit(a, torch.linalg.pinv(a).contiguous(), mean, shift)
 
 
-def _projection(backbone: Backbone, erasure: Erasure | None = None) -> Projection:
+def _projection(backbone: Backbone, erasure: LowRankEdit | None = None) -> EditAdapter:
     facts = AdapterFacts(
         backbone=backbone.fingerprint,
         stack=("first",),
@@ -43,7 +43,7 @@ def _projection(backbone: Backbone, erasure: Erasure | None = None) -> Projectio
         groups_kept=0,
         groups_total=3,
     )
-    return Projection(erasure or _erasure(), facts)
+    return EditAdapter(erasure or _erasure(), facts)
 
 
 def _read(files: Mapping[str, bytes], backbone: Backbone) -> AnyAdapter:
@@ -61,7 +61,7 @@ def test_projection_comes_back_from_its_files(untrained: Make) -> None:
     backbone = untrained()
     first = _projection(backbone)
     second = _read(to_files(first), backbone)
-    assert isinstance(second, Projection)
+    assert isinstance(second, EditAdapter)
     assert second.facts == first.facts
     for name in ("a", "b", "mean", "shift"):
         assert torch.equal(getattr(second.erasure, name), getattr(first.erasure, name))

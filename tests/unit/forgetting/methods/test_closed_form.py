@@ -13,7 +13,7 @@ from forgetting.data.samples import Samples
 from forgetting.errors import DataError, TargetError, TrainingError
 from forgetting.measure.accuracy import share_right
 from forgetting.methods import METHODS, method
-from forgetting.methods.project import Project
+from forgetting.methods.closed_form import ClosedForm
 from forgetting.methods.protocol import Budget, Learned, Task
 from forgetting.models.backbone import fingerprint
 from forgetting.training.progress import Progress
@@ -22,7 +22,7 @@ MakeTask = Callable[..., Task]
 
 
 def _learn(task: Task, *, seed: int = 0, looks: list[Progress] | None = None) -> Learned:
-    return Project().learn(
+    return ClosedForm().learn(
         task,
         budget=Budget(),
         generator=torch.Generator().manual_seed(seed),
@@ -37,10 +37,10 @@ def _without(task: Task, labels: list[int]) -> Samples:
 
 
 def test_table_has_it_with_its_grid() -> None:
-    assert METHODS["project"] is Project
-    assert [method("project", setting) for setting in Project.grid] == [
-        Project(shrinkage=0.001),
-        Project(shrinkage=0.1),
+    assert METHODS["project"] is ClosedForm
+    assert [method("project", setting) for setting in ClosedForm.grid] == [
+        ClosedForm(shrinkage=0.001),
+        ClosedForm(shrinkage=0.1),
     ]
 
 

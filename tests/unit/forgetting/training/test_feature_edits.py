@@ -15,7 +15,7 @@ from forgetting.erasure.edit import composed, installed_edit
 from forgetting.measure.accuracy import right
 from forgetting.models.backbone import Backbone
 from forgetting.models.prefix import lowest_cut
-from forgetting.training.erase import erase, erase_again
+from forgetting.training.feature_edits import edit_after, edit_before
 from forgetting.training.pools import Pools, answers, make_pools
 
 
@@ -61,7 +61,7 @@ def test_erased_class_is_gone_before_a_step_was_taken(
 ) -> None:
     images = len(pools.val_forget)
     assert _right(model, pools.val_forget) > 0.7 * images
-    erasure = erase(model, pools, data, share=0.1)
+    erasure = edit_before(model, pools, data, share=0.1)
     assert erasure is not None
     assert erasure.rank == 1  # one class needs one dimension, although three are allowed
     assert _right(model, pools.val_forget) <= 0.05 * images
@@ -70,7 +70,7 @@ def test_erased_class_is_gone_before_a_step_was_taken(
 def test_share_below_one_dimension_erases_nothing(
     model: nn.Module, pools: Pools, data: ForgetData
 ) -> None:
-    assert erase(model, pools, data, share=0.02) is None
+    assert edit_before(model, pools, data, share=0.02) is None
     assert installed_edit(model) is None
 
 
@@ -78,15 +78,15 @@ def test_model_whose_feature_cannot_be_edited_goes_without(
     model: nn.Module, pools: Pools, data: ForgetData
 ) -> None:
     model.head_drop = nn.Sequential()
-    assert erase(model, pools, data, share=0.1) is None
+    assert edit_before(model, pools, data, share=0.1) is None
 
 
 def test_second_erasure_is_what_the_model_then_has_in_one(
     model: nn.Module, pools: Pools, data: ForgetData
 ) -> None:
-    first = erase(model, pools, data, share=0.1)
+    first = edit_before(model, pools, data, share=0.1)
     assert first is not None
-    both = erase_again(model, pools, data, first=first, cut=lowest_cut(model), cost=1.0)
+    both = edit_after(model, pools, data, first=first, cut=lowest_cut(model), cost=1.0)
     assert both.rank == 2
     installed = installed_edit(model)
     assert installed is not None
@@ -98,10 +98,10 @@ def test_second_erasure_is_what_the_model_then_has_in_one(
 def test_erasure_that_costs_too_much_is_not_made(
     model: nn.Module, pools: Pools, data: ForgetData
 ) -> None:
-    first = erase(model, pools, data, share=0.1)
+    first = edit_before(model, pools, data, share=0.1)
     assert first is not None
     before = installed_edit(model)
-    kept = erase_again(model, pools, data, first=first, cut=lowest_cut(model), cost=-1.0)
+    kept = edit_after(model, pools, data, first=first, cut=lowest_cut(model), cost=-1.0)
     assert kept is first
     after = installed_edit(model)
     assert before is not None
@@ -112,11 +112,11 @@ def test_erasure_that_costs_too_much_is_not_made(
 def test_second_tasks_erasure_follows_the_first_ones(
     model: nn.Module, pools: Pools, data: ForgetData
 ) -> None:
-    first = erase(model, pools, data, share=0.1)
+    first = edit_before(model, pools, data, share=0.1)
     assert first is not None
     below = installed_edit(model)
     fresh = make_pools(model, _next_task(data), copies=0, generator=torch.Generator())
-    second = erase(model, fresh, _next_task(data), share=0.1)
+    second = edit_before(model, fresh, _next_task(data), share=0.1)
     assert second is not None
     found, expected = installed_edit(model), composed([second], below=below)
     assert found is not None
@@ -143,7 +143,9 @@ def test_a_task_takes_half_of_its_classes_part_of_the_feature_at_most(
         val_retain=retain,
         forgotten=torch.arange(count),
     )
-    erasure = erase(model, make_pools(model, data, copies=0, generator=generator), data, share=1.0)
+    erasure = edit_before(
+        model, make_pools(model, data, copies=0, generator=generator), data, share=1.0
+    )
     assert erasure is not None
     assert erasure.rank == rank
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from forgetting.adapter.edit_adapter import EditAdapter
 from forgetting.adapter.files import AdapterFacts
 from forgetting.adapter.low_rank import from_files, to_files
-from forgetting.adapter.projection import Projection
 from forgetting.adapter.stack import adapted_model, effective_state, install, shared_copy
 from forgetting.attacks.prototypes import relearn_by_prototype
 from forgetting.data.augment import Augmentation
@@ -20,7 +20,7 @@ from forgetting.data.image_set import ImageSet, indices, to_tensors
 from forgetting.data.samples import Samples
 from forgetting.data.sources import digits
 from forgetting.erasure.edit import composed
-from forgetting.erasure.leace import project
+from forgetting.erasure.leace import fit_edit
 from forgetting.erasure.statistics import edited, feature_statistics
 from forgetting.measure.accuracy import share_right
 from forgetting.measure.features import extract
@@ -64,7 +64,7 @@ def _samples(backbone: Backbone, images: ImageSet, split: str, *labels: int) -> 
 class Learned:
     """Two projections, the second on top of the first, and the CPU seconds of the second."""
 
-    stack: tuple[Projection, ...]
+    stack: tuple[EditAdapter, ...]
     seconds: float
 
 
@@ -72,12 +72,12 @@ class Learned:
 def learned(backbone: Backbone, images: ImageSet) -> Learned:
     """Forgets 3, then 8. The second uses cached statistics and only images of 8."""
     cached = feature_statistics(backbone.model, _samples(backbone, images, "train"))
-    stack: list[Projection] = []
+    stack: list[EditAdapter] = []
     for label in GONE:
         began = time.process_time()
         model = shared_copy(backbone.model)
         install(model, effective_state(backbone.model, stack))
-        erasure = project(
+        erasure = fit_edit(
             cached,
             feature_statistics(model, _samples(backbone, images, "train", label)),
             head=model.get_submodule("head"),
@@ -97,8 +97,8 @@ def learned(backbone: Backbone, images: ImageSet) -> Learned:
             groups_kept=0,
             groups_total=6,
         )
-        adapter = from_files(to_files(Projection(erasure, facts)), backbone)
-        assert isinstance(adapter, Projection)
+        adapter = from_files(to_files(EditAdapter(erasure, facts)), backbone)
+        assert isinstance(adapter, EditAdapter)
         stack.append(adapter)
     return Learned(tuple(stack), time.process_time() - began)
 
@@ -162,7 +162,7 @@ class Registry:
         probe = torch.zeros(1, *backbone.spec.preprocess.input_size)
         self.slot = Slot(TorchEngine(backbone.model), probe)
 
-    def forget(self, name: str, adapter: Projection) -> Release:
+    def forget(self, name: str, adapter: EditAdapter) -> Release:
         said = {"actor": "test", "reason": "", "request_id": name}
         job = request_forget(
             self._ledger,
