@@ -169,7 +169,7 @@ def test_a_forget_that_can_not_be_is_refused_and_leaves_nothing_behind(
     refused(desk.forget(), 422, "No class was named")
     refused(desk.forget("bo", "bo"), 422, "named twice")
     refused(desk.forget("bo", "cy", "dee"), 409, "leave 1 of 4 classes")
-    refused(desk.forget("bo", images={"cy": (b"image",)}), 422, "'cy', which this doesn't forget")
+    refused(desk.forget("bo", images={"cy": (b"image",)}), 422, "Images of 'cy'")
     assert server.state.seq == before
     assert open_subjects(server.home).find("bo") is None
 
@@ -225,7 +225,7 @@ def test_while_the_coordinator_is_away_nothing_else_is_half_done(
         refused(answer, 503, "the coordinator does not come back")
     assert server.state.seq == before
     # The erasure's end is durable first, and served once there is a coordinator.
-    refused(desk.restore("zoe"), 503, "The erasure is ended, which is recorded")
+    refused(desk.restore("zoe"), 503, "The erasure is ended and recorded")
     server.coordinator.start()
     assert done(desk.restore("zoe"))["class"] == "zoe"
     assert server.state.active > adapted
