@@ -15,6 +15,7 @@ import pytest
 from registry.publish.jobs import refuse_job
 from registry.subjects.personal import images_of
 from serving.config.home import open_ledger, open_private_store, open_subjects, signer
+from serving.control import forget_worker
 from serving.control.client import ControlClient
 from serving.control.control import Control
 from serving.control.messages import (
@@ -496,7 +497,8 @@ def test_the_status_says_what_is_served_masked_and_forgotten_and_by_whom(
 def test_a_job_that_waited_for_a_resume_goes_on_at_once(
     small_server: MakeServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("serving.control.forget_worker.RETRY_S", 10 * WAIT_S)
+    for wait in ("RETRY_S", "LONGEST_RETRY_S"):
+        monkeypatch.setattr(forget_worker, wait, 10 * WAIT_S)
     server = small_server()
     server.replica()
     desk = Desk(server, training=True)
