@@ -5,11 +5,12 @@ The coordinator's side is `serving.coordination.membership`. A replica counts it
 ended. A reply is ignored if the lease was given up after its heartbeat was sent: a slow reply must
 not bring back a lease that a suspension has ended.
 
-No threads, Ray or I/O here. `Member` owns a `Lease` and serialises the calls that change it.
+No threads, Ray or I/O here, and no clock but the one that is given. Thread-safe.
 """
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 from serving.coordination.membership import Clock, boot_clock
@@ -42,11 +43,12 @@ class Heartbeat:
 
 
 class Lease:
-    """One replica's lease. Not thread-safe: its owner serialises the calls that change it."""
+    """One replica's lease. Thread-safe: one thread keeps it, another follows, requests check it."""
 
     def __init__(self, terms: Terms, *, clock: Clock = boot_clock) -> None:
         self._terms = terms
         self._clock = clock
+        self._lock = threading.Lock()  # of whoever changes it; to check takes none
         self._until = float("-inf")
         self._running = -1
         self._suspended = False
@@ -78,8 +80,9 @@ class Lease:
 
     def beat(self) -> Heartbeat:
         """The next heartbeat, to be sent now."""
-        self._beats += 1
-        return Heartbeat(self._beats, self._running, self._silent, self._clock(), self._voids)
+        with self._lock:
+            self._beats += 1
+            return Heartbeat(self._beats, self._running, self._silent, self._clock(), self._voids)
 
     def take(self, sent: Heartbeat, pulse: Pulse) -> bool:
         """Extend the lease by the reply to `sent`; True when it was extended.
@@ -87,10 +90,11 @@ class Lease:
         The reply names the length. It is the coordinator's, which may differ from the length in the
         terms that this process was started with.
         """
-        if not pulse.granted or self._ended or sent.voids != self._voids:
-            return False
-        self._until = sent.sent + pulse.granted - self._terms.margin
-        return True
+        with self._lock:
+            if not pulse.granted or self._ended or sent.voids != self._voids:
+                return False
+            self._until = sent.sent + pulse.granted - self._terms.margin
+            return True
 
     # -- the replica reports what it has done
 
@@ -106,27 +110,33 @@ class Lease:
 
     def confirm(self, release: int) -> None:
         """Note that this replica serves `release` and has drained all older ones."""
-        self._running = release
+        with self._lock:
+            self._running = release
 
     def halt(self) -> None:
         """Give the lease up and refuse all requests. The coordinator's word is enough for this."""
-        self._suspended = True
-        self._void()
+        with self._lock:
+            self._suspended = True
+            self._void()
 
     def fall_silent(self, *, drained: bool) -> None:
         """Note, after `halt`, whether all responses that were checked before it have been sent."""
-        self._silent = drained
+        with self._lock:
+            self._silent = drained
 
     def go_on(self) -> None:
         """End the suspension, as the ledger says. The next heartbeat asks for a lease."""
-        self._silent = False
-        self._void()
-        self._suspended = False
+        with self._lock:
+            self._silent = False
+            # In this order, so that a check in between finds no lease.
+            self._void()
+            self._suspended = False
 
     def end(self) -> None:
         """Give the lease up for good; later replies are ignored."""
-        self._ended = True
-        self._void()
+        with self._lock:
+            self._ended = True
+            self._void()
 
     def stands_as(self, wake: Wake) -> bool:
         """Whether this replica has already suspended or resumed as `wake` says."""

@@ -20,6 +20,7 @@ from serving.coordination.messages import ReleaseState, Stage, Terms, Wake
 from serving.replica.lease import Lease, NotCurrentError
 from serving.replica.release_reader import ReleaseReader, failed
 from serving.replica.slot import BuildError, Slot
+from serving.replica.swap import obey, take_up
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,6 @@ class Member:
         self._clock = clock
         self._timeout = max(terms.seconds / 2, 1.0)
         self._lease = Lease(terms, clock=clock)
-        self._lease_lock = threading.Lock()
         self._stuck_since: float | None = None
         self._stop = threading.Event()
         self._beat_now = threading.Event()
@@ -137,8 +137,7 @@ class Member:
     def stop(self) -> None:
         """End the lease first, then tell the coordinator."""
         self._stop.set()
-        with self._lease_lock:
-            self._lease.end()
+        self._lease.end()
         self._beat_now.set()
         for thread in self._threads:
             thread.join(timeout=self._terms.heartbeat * 2)
@@ -151,8 +150,7 @@ class Member:
 
     def _keep_lease(self) -> None:
         while not self._stop.is_set():
-            with self._lease_lock:
-                beat = self._lease.beat()
+            beat = self._lease.beat()
             try:
                 pulse = self._coordinator.heartbeat(
                     self.name, beat.running, beat.silent, beat.number, timeout=self._timeout
@@ -161,9 +159,7 @@ class Member:
                 log.warning("heartbeat failed: %s", type(error).__name__)
                 self._stop.wait(RETRY_S)
                 continue
-            with self._lease_lock:
-                extended = self._lease.take(beat, pulse)
-            if extended:
+            if self._lease.take(beat, pulse):
                 self._decided.set()
             self._beat_now.wait(self._terms.heartbeat)
             self._beat_now.clear()
@@ -186,7 +182,8 @@ class Member:
             seen = Wake(seen.committed, wake.prepare, seen.suspended, seen.trial)
             if wake.suspended:
                 # The coordinator's word is enough to stop. To answer again, the ledger must say so.
-                self._halt()
+                self._lease.halt()
+                self._decided.set()
             changed = wake.committed > self._lease.running or wake.trial != seen.trial
             if changed or not self._lease.stands_as(wake):
                 try:
@@ -236,14 +233,11 @@ class Member:
         with self._swapping:
             started = self._clock()
             number = self._reader.active()
-            self._stand_as_the_ledger_says()
+            self._obey()
             if number > self._lease.running:
                 ready = self._reader.ready(number, self._slot)
                 built = self._clock()
-                self._slot.flip(ready)
-                if self._slot.drain(number, timeout=self._terms.seconds):
-                    with self._lease_lock:
-                        self._lease.confirm(number)
+                if take_up(ready, self._slot, self._lease, timeout=self._terms.seconds):
                     self._on_swap("build", built - started)
                     self._on_swap("flip", self._clock() - built)
                     self._on_swap("ok", self._clock() - started)
@@ -267,19 +261,8 @@ class Member:
             else:
                 self._slot.try_out(ready, trial.percent / 100)
 
-    def _stand_as_the_ledger_says(self) -> None:
-        if self._reader.suspended:
-            self._halt()
-            # Responses whose lease was checked before the stop may not be sent yet.
-            drained = self._slot.drain(None, timeout=self._terms.seconds)
-            with self._lease_lock:
-                self._lease.fall_silent(drained=drained)
-        elif self._lease.suspended:
-            with self._lease_lock:
-                self._lease.go_on()
-
-    def _halt(self) -> None:
-        """Refuse all requests from now on."""
-        with self._lease_lock:
-            self._lease.halt()
-        self._decided.set()
+    def _obey(self) -> None:
+        suspended = self._reader.suspended
+        obey(suspended=suspended, slot=self._slot, lease=self._lease, timeout=self._terms.seconds)
+        if suspended:
+            self._decided.set()
