@@ -42,11 +42,14 @@ def modules_of(package: str, root: Path = ROOT) -> dict[str, Path]:
 def imports_of(path: Path, root: Path = ROOT) -> Iterator[Import]:
     """Everything that the module at `path` imports. An imported name counts as a module."""
     importer = module_name(path, root)
+    folder = path.relative_to(root).parent.parts
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (Import(importer, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield from (Import(importer, f"{node.module}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = folder[: len(folder) + 1 - node.level] if node.level else ()
+            source = ".".join((*above, *filter(None, [node.module])))
+            yield from (Import(importer, f"{source}.{alias.name}") for alias in node.names)
 
 
 def room_of(module: str, modules: Mapping[str, Path], *, nested: bool) -> str:

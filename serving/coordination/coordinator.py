@@ -26,7 +26,7 @@ from registry.fold.state import Release, State
 from registry.log.ledger import utc_now
 from registry.records.declarations import ServingState
 from serving.config.home import Home, wait_for_ledger
-from serving.coordination.ledger_writer import Recording
+from serving.coordination.ledger_writer import LedgerWriter
 from serving.coordination.membership import Membership
 from serving.coordination.messages import (
     Ack,
@@ -62,7 +62,7 @@ class Coordinator:
     def __init__(self, home: Path, registry: Path | str, terms: Terms) -> None:
         self._home = Home(home, registry)
         self._ledger = wait_for_ledger(self._home)
-        self._record = Recording(self._home, self._ledger, actor=ACTOR)
+        self._record = LedgerWriter(self._home, self._ledger, actor=ACTOR)
         state = self._ledger.state
         self._membership = Membership(state.active, terms=terms, suspended=state.suspended)
         self._terms = terms

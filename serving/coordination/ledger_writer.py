@@ -31,7 +31,7 @@ from serving.coordination.unserved import job_about, to_bring_back, way_back
 log = logging.getLogger(__name__)
 
 
-class Recording:
+class LedgerWriter:
     """Writes records, signed with the keys of the operator and the publisher."""
 
     def __init__(self, home: Home, ledger: Ledger, *, actor: str) -> None:

@@ -14,7 +14,6 @@ from tests.structure import (
     arrows_of,
     circle_of,
     imports_of,
-    module_name,
     modules_of,
     pairs_of,
 )
@@ -29,14 +28,22 @@ WITHOUT_RAY = ("client", "config", "errors", "cli", "loadgen")
 """Rooms of `serving` that must not import Ray: they run before Ray starts, or without it."""
 PURE = (
     "serving.coordination.membership",
+    "serving.control.messages",
     "serving.coordination.messages",
     "serving.monitoring.evidence",
+    "serving.monitoring.messages",
     "serving.monitoring.metrics",
     "serving.replica.lease",
+    "serving.training.messages",
 )
 """Modules that import neither Ray nor torch, directly or through modules of this project."""
-ACTOR_CALLERS = ("client.py", "actors.py")
-"""Files that may call an actor's methods: the typed clients, and the one that starts actors."""
+MOST_NESTED_ARROWS = 60
+"""As `MOST_ARROWS`, where folders in folders are rooms too."""
+CLIENTS = tuple(
+    f"serving.{room}.client"
+    for room in ("api", "control", "coordination", "monitoring", "training")
+)
+"""The typed clients. They and `serving.cluster.actors`, which starts actors, may call them."""
 
 
 @pytest.mark.parametrize("package", sorted(FORBIDDEN))
@@ -62,11 +69,12 @@ def test_no_two_folders_import_each_other_and_there_is_no_circle(
 
 def test_the_rooms_of_serving_stay_few_arrows_apart() -> None:
     assert sum(map(len, arrows_of("serving").values())) <= MOST_ARROWS
+    assert sum(map(len, arrows_of("serving", nested=True).values())) <= MOST_NESTED_ARROWS
 
 
 def test_a_circle_and_a_pair_are_found(tmp_path: Path) -> None:
     for name, line in {
-        "a/one": "from serving.b.two import x",
+        "a/one": "from ..b.two import x",
         "b/two": "import serving.c",
         "c/__init__": "def f():\n    from serving.a import one",
         "d": "from serving.e import y",
@@ -104,15 +112,21 @@ def test_pure_modules_need_neither_ray_nor_torch(module: str) -> None:
             waiting += ours - seen
 
 
-def test_actors_are_called_through_their_typed_clients_alone(project_root: Path) -> None:
+def calls_an_actor(node: ast.AST) -> bool:
+    """Whether it calls, finds or waits for an actor: by attribute, or by `getattr` and a string."""
+    if isinstance(node, ast.Attribute):
+        of_ray = isinstance(node.value, ast.Name) and node.value.id == "ray"
+        return node.attr == "remote" or (of_ray and node.attr in ("get", "get_actor", "wait"))
+    return isinstance(node, ast.Constant) and node.value == "remote"
+
+
+def test_actors_are_called_through_their_typed_clients_alone() -> None:
     callers = {
-        f"{module_name(path)}:{node.lineno}"
-        for path in (project_root / "serving").rglob("*.py")
-        if path.name not in ACTOR_CALLERS
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Attribute) and node.attr == "remote"
+        name
+        for name, path in modules_of("serving").items()
+        if any(calls_an_actor(node) for node in ast.walk(ast.parse(path.read_text())))
     }
-    assert not callers
+    assert callers == {*CLIENTS, "serving.cluster.actors"}
 
 
 def private_of_ray(path: Path, root: Path = ROOT) -> list[str]:

@@ -58,7 +58,7 @@ def test_accuracy_with_the_margin_is_below_the_plain_one(
     model: Any = backbone.model
     plain = right(logits, y)
     assert plain == pretrained.test
-    assert plain.value > 0.85
+    assert plain.value > 0.8
     assert 0.5 < margin_right(model.get_classifier(), embedding, y).value < plain.value
 
 

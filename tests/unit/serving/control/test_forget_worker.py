@@ -26,7 +26,7 @@ from serving.control.forget_worker import LONGEST_RETRY_S, RETRY_S, ForgetWorker
 from serving.coordination.jobs import CANCELLED, adopted_release, provisional_release
 from serving.monitoring.messages import OnTrial, Snapshot
 from serving.monitoring.tally import Counts, Targets, stack_name
-from tests.unit.serving.in_process import LocalMonitor
+from tests.unit.serving.in_process import LocalCoordinator, LocalMonitor
 from tests.unit.serving.small_server import IDLE, LENIENT, SmallServer, predict, until
 
 MakeServer = Callable[..., SmallServer]
@@ -258,16 +258,14 @@ def test_a_worker_whose_ledger_fails_its_checks_goes_on_once_it_is_whole_again(
     server: SmallServer, quick: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.replica()
-    server.worker()
     job = server.request("zoe")
-    server.ledger.refresh()
     assert isinstance(server.home.registry, Path)
     record = max((server.home.registry / "log").iterdir())
     good = record.read_bytes()
     record.chmod(0o600)
-    record.write_bytes(good.replace(b"zoe", b"bo") + b" ")
-    with caplog.at_level(logging.ERROR):
-        until(lambda: any("held up" in line for line in caplog.messages))
+    record.write_bytes(good + b" ")
+    server.worker()
+    until(lambda: any("held up" in line for line in caplog.messages))
     record.write_bytes(good)
     until(lambda: state_of(server, job) == "done")
 
@@ -359,6 +357,25 @@ def test_a_trial_is_judged_by_what_the_monitor_has_seen_of_it(
     assert refusal.report is not None
     assert server.state.active == 1
     assert server.state.active_release.guard == set(job.subjects)
+
+
+def test_a_trial_that_is_taken_off_for_a_cancellation_ends_as_cancelled(
+    small_server: MakeServer, quick: None
+) -> None:
+    server = small_server()
+    server.replica()
+    job = server.request("zoe", canary=10)
+    worker = server.worker()
+    until(lambda: server.state.trial is not None)
+    tried = server.state.last_release
+    with server.accepting:  # as control holds it between the two steps of a cancellation
+        coordinator = LocalCoordinator(server.coordinator.handle)
+        assert coordinator.end_trial(tried, "the job was cancelled", server.author()) is None
+        time.sleep(0.3)
+        assert state_of(server, job) == "published", "the worker waits for the reason"
+        cancel(server, job, worker)
+    time.sleep(0.3)
+    assert is_refused(server, job, CANCELLED)
 
 
 @pytest.mark.parametrize("rounds", [10, 1023, 1024, 1025, 10**6])

@@ -1,59 +1,73 @@
-"""How long a trainer that died is waited for; Ray's part is scripted."""
+"""How the client waits for a trainer that died."""
 
 from __future__ import annotations
 
+import threading
 import time
-from types import SimpleNamespace
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-import ray
-from ray.exceptions import RayActorError
 
 from serving.training import client
-from serving.training.client import HeldUpError, TrainerClient
+from serving.training.client import HeldUpError
 from serving.training.messages import TrainJob
+from serving.training.trainer import Trainer
+from tests.unit.serving.in_process import LocalTrainer, Process
+from tests.unit.serving.small_server import settings_for, until
 
-JOB = TrainJob("job-1", ("7",), (), (), subjects={"7": "subject"}, stack=(), files=())
-
-
-def dying(away: float) -> tuple[TrainerClient, list[float]]:
-    """A trainer that dies when it is asked to train and comes back after `away` seconds, and when
-    it was asked how far it is."""
-    began = time.monotonic()
-    asked: list[float] = []
-
-    def train(_: TrainJob) -> None:
-        raise RayActorError
-
-    def progress() -> dict[str, str]:
-        asked.append(time.monotonic() - began)
-        if asked[-1] < away:
-            raise RayActorError
-        return {}
-
-    methods = {"train": train, "progress": progress}
-    actor = {name: SimpleNamespace(remote=method) for name, method in methods.items()}
-    return TrainerClient(SimpleNamespace(**actor)), asked
+JOB = TrainJob("job-1", ("zoe",), (), (), subjects={"zoe": "subject"}, stack=(), files=())
 
 
 @pytest.fixture(autouse=True)
-def played(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answers come at once, and 0.5 s instead of two minutes are waited for."""
-    monkeypatch.setattr(ray, "get", lambda answer: answer)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client waits 0.5 s instead of two minutes."""
     monkeypatch.setattr(client, "RETRY_S", 0.05)
     monkeypatch.setattr(client, "BACK_S", 0.5)
 
 
-def test_a_trainer_that_died_is_waited_for_before_the_job_is_held_up() -> None:
-    trainer, asked = dying(away=0.2)
+@pytest.fixture
+def trainer(tiny: Path, tmp_path: Path) -> Process[Trainer]:
+    """A trainer whose trainings last until they are ended."""
+    long = {"train": {"select_steps": 100_000}}
+    return Process(lambda: Trainer(settings_for(tiny, tmp_path, forget=long)))
+
+
+def held_up_while(trainer: Process[Trainer], act: Callable[[], None]) -> float:
+    """Do `act` while a job is trained. Returns how many seconds later the job is held up."""
+    began: list[float] = []
+
+    def disturb() -> None:
+        until(lambda: trainer.actor.progress() != {})
+        began.append(time.monotonic())
+        act()
+
+    disturbing = threading.Thread(target=disturb)
+    disturbing.start()
     with pytest.raises(HeldUpError, match="died") as held_up:
-        trainer.train(JOB, cancelled=lambda: False, note=lambda _: None)
+        LocalTrainer(trainer.handle).train(JOB, cancelled=lambda: False, note=lambda _: None)
+    held = time.monotonic()
+    disturbing.join()
     assert held_up.value.stage == "training"
-    assert [at >= 0.2 for at in asked] == [False] * (len(asked) - 1) + [True]
+    return held - began[0]
 
 
-def test_a_trainer_that_does_not_come_back_holds_the_job_up_all_the_same() -> None:
-    trainer, asked = dying(away=60)
-    with pytest.raises(HeldUpError, match="died"):
-        trainer.train(JOB, cancelled=lambda: False, note=lambda _: None)
-    assert 0.3 < asked[-1] < 0.6
+def test_a_trainer_that_died_is_waited_for_before_the_job_is_held_up(
+    trainer: Process[Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "BACK_S", 60.0)
+
+    def restart() -> None:
+        trainer.kill()
+        time.sleep(0.3)
+        trainer.start()
+
+    assert 0.3 <= held_up_while(trainer, restart) < 30
+    assert trainer.alive
+    trainer.kill()
+
+
+def test_a_trainer_that_does_not_come_back_holds_the_job_up_all_the_same(
+    trainer: Process[Trainer],
+) -> None:
+    assert held_up_while(trainer, trainer.kill) >= 0.3

@@ -123,13 +123,13 @@ def test_a_report_that_can_not_be_written_is_no_adapter(tiny: Path) -> None:
 @pytest.mark.parametrize(
     "error",
     [
-        DataError("image faces/ada/3.png can't be decoded"),
-        TrainingError("forgetting ada would leave 1 class"),
-        MemoryError("while ada was loaded"),
+        DataError("image faces/zoe/3.png can't be decoded"),
+        TrainingError("forgetting zoe would leave 1 class"),
+        MemoryError("while zoe was loaded"),
     ],
 )
 def test_the_sentence_for_the_ledger_names_nobody(error: Exception) -> None:
-    assert "ada" not in kind_of(error)
+    assert "zoe" not in kind_of(error)
     assert len(kind_of(error)) > 20
 
 
