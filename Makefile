@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Another release of Ray than the one that constraints.txt pins: make test RAY=2.60.0
+# Another release of Ray than the one that constraints.txt pins: make test RAY=<version>. The range
+# in pyproject.toml must allow it.
 RAY ?=
 STAMP := $(VENV)/.ready$(RAY)
 PINS := $(VENV)/constraints.txt

@@ -12,7 +12,7 @@ from tests.disturbance import DISTURBED, disturb
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("unit", "integration", "e2e")
-# Read before `no_home_of_the_callers` removes it.
+# Read here because the fixture `no_home_of_the_callers` removes it from the environment later.
 CALLERS_HOME = os.environ.get("LETHE_HOME")
 
 

@@ -3,10 +3,13 @@
     w_c <- alpha * |w| * p_c / |p_c| + (1 - alpha) * w_c,    |w| = mean norm of the retained rows
 
 (*Unlearning's Blind Spots*, ICML 2026.) It needs no gradient, only one pass over k images of a
-class. For a cosine head, p_c is the mean of e / |e|. A plain head reads raw features; their common
-part would let any such row win everywhere. So there p_c = mean(e) - mu, where mu is the mean of the
-retained features. The row's bias, b + w mu in these coordinates, becomes that of the mean retained
-row.
+class.
+
+- Cosine head: p_c is the mean of e / |e|.
+- Linear head: it reads raw features, and all features have a part in common. A row that contains
+  this part would win for every image. So p_c = mean(e) - mu, where mu is the mean of the retained
+  features. The bias is set so that b + w mu of the new row is the mean of b + w mu over the
+  retained rows.
 """
 
 from __future__ import annotations

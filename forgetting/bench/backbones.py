@@ -16,9 +16,9 @@ from pathlib import Path
 
 from forgetting.bench.claim import claim
 from forgetting.bench.recipes import Recipe
-from forgetting.data.durable_file import new_folder, replace_file
 from forgetting.data.image_set import ImageSet
 from forgetting.data.subset import without_classes
+from forgetting.durable_file import new_folder, replace_file
 from forgetting.errors import BackboneError, ForgettingError
 from forgetting.models.backbone import Backbone, load_backbone, save_backbone
 from forgetting.training.pretrain import PretrainProgress, pretrain

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from forgetting.data.durable_file import replace_file
+from forgetting.durable_file import replace_file
 from forgetting.measure.accuracy import Share, drop, h_mean
 
 FORMAT = 1

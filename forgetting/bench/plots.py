@@ -13,7 +13,7 @@ from typing import Any
 from forgetting.bench.bars import OURS
 from forgetting.bench.protocol import BACKBONE, RETRAINED
 from forgetting.bench.summary import Column, Estimate, Summary
-from forgetting.data.durable_file import replace_file
+from forgetting.durable_file import replace_file
 from forgetting.errors import ForgettingError
 
 

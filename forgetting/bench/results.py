@@ -15,7 +15,7 @@ from forgetting.bench.plots import PlotError, write_plots
 from forgetting.bench.run import Results
 from forgetting.bench.summary import Summary
 from forgetting.bench.table import markdown
-from forgetting.data.durable_file import replace_file
+from forgetting.durable_file import replace_file
 
 TABLE, SUMMARY = "table.md", "summary.json"
 

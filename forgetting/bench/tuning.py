@@ -17,8 +17,8 @@ import torch
 
 from forgetting.bench.claim import claim
 from forgetting.bench.material import Material, forget_data
-from forgetting.data.durable_file import replace_file
 from forgetting.data.samples import ForgetData
+from forgetting.durable_file import replace_file
 from forgetting.errors import ForgettingError
 from forgetting.measure.accuracy import h_mean, predict, right
 from forgetting.methods import method

@@ -1,6 +1,6 @@
 """The affine edit of the feature that the head reads: one layer between pooling and head.
 
-    e' = e - B A (e - mean) + shift        (an `LowRankEdit`: rank k, closed form)
+    e' = e - B A (e - mean) + shift        (a `LowRankEdit`: rank k, closed form)
     e' = M e + m                           (a `FeatureEdit`: a stack of them, composed)
 
 The layer replaces the ViT's `head_drop`, which comes after pooling and norm and right before the
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from forgetting.errors import TargetError
 
 MAX_RANK = 128
-"""The highest rank of what one task learns: a trained pair or a fitted erasure."""
+"""The highest rank of what one task learns: a trained pair or a fitted feature edit."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -67,7 +67,7 @@ class Learned:
         update_norms: Frobenius norm of the update of each block's FFN, bottom to top; None if the
             method has no groups.
         pairs: The surviving pairs by module path; None if the method isn't low-rank.
-        erasure: The erasure of the feature; None if the method makes none.
+        erasure: The feature edit; None if the method makes none.
         carried: What the same method's next task gets (importances, teachers); None if nothing.
     """
 

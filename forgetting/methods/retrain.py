@@ -1,8 +1,9 @@
 """The row "Retrain" of the tables: a network with fresh weights, within the same budget.
 
 It trains all weights and the head by cross-entropy on retain images only, and uses nothing of
-earlier tasks. After a few hundred steps this is a weak model. The reference for leaks is another
-one, trained to the end without the classes (`forgetting.bench.backbones`).
+earlier tasks. The budget is a few hundred steps, so the model stays weak. Leaks are not compared
+with it, but with a model that was trained to the end without the classes
+(`forgetting.bench.backbones`).
 """
 
 from __future__ import annotations

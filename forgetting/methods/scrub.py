@@ -4,10 +4,12 @@
     min step   L = alpha KD_T(z_s, z_t) + gamma CE     on retain images
 
 A round is a pass of max steps over the forget images, then a pass of min steps over the retain
-images. As in the paper, the max steps end early: rounds fill the first part of the budget, and only
-min steps the rest. Steps of both kinds count. The weights alpha and gamma are those in the code
-that GS-LoRA published. SCRUB-S adds to every step a pull to smoothed weights, p sum_l |theta_l -
-s_l|_F, where s <- 0.9 s + 0.1 theta after each pass of min steps.
+images. Rounds fill the first part of the budget. The rest has min steps only: the max steps end
+early, as in the paper. Steps of both kinds count towards the budget. The weights alpha and gamma
+are those in the code that GS-LoRA published.
+
+SCRUB-S adds to every step a loss that pulls the weights to smoothed ones,
+p sum_l |theta_l - s_l|_F. After each pass of min steps, s <- 0.9 s + 0.1 theta.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from forgetting.data.durable_file import replace_file
 from forgetting.data.preprocess import Preprocess, preprocess_of
+from forgetting.durable_file import replace_file
 from forgetting.errors import BackboneError
 from forgetting.models import face_transformer as _face_transformer  # noqa: F401 (timm learns its name)
 

@@ -42,9 +42,9 @@ class Report:
         ece_before: Expected calibration error on retained classes, the bare backbone.
         ece_after: The same, adapted.
         leak: Images under erasure that the adapted model names as the backbone does, of those that
-            the backbone names confidently. The live monitor compares its shadow with this rate.
-        emission: Retained images that get a name under erasure. The live monitor compares the
-            traffic with this rate.
+            the backbone names confidently. No live target comes from this rate: that of leaks comes
+            from `acc_f_after`, that of drift from `acc_r_before` and `acc_r_after`.
+        emission: Retained images that get a name under erasure. Live emissions are only counted.
         leaks: What attacks win back of this task's classes; None if they were not run.
         groups_kept: Number of groups with an update.
         groups_total: Number of groups in the backbone.

@@ -3,13 +3,12 @@
 A gate fails if the data show that its limit is exceeded.
 
 - Forgotten classes are judged by the lower end of the Wilson 95 % interval. So one leaked image
-among
-  few isn't taken for a rate. (Without a leaked image the lower end is 0.)
+  among few isn't taken for a rate. (Without a leaked image the lower end is 0.)
 - Retained classes are judged by the point estimate. One lost image is always allowed, even if it is
   more than the limit. A task may lose what earlier tasks had gained over the bare backbone.
 
-A gate fails closed: what was not measured doesn't pass. If there are too few images to tell, a gate
-isn't judged, and says so.
+A gate whose figure is missing fails. If there are too few images to tell, a gate passes, and its
+advice says that it was not judged.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One forget task without any training: an erasure of the feature, fitted in closed form.
+"""One forget task without any training: a feature edit, fitted in closed form.
 
 `run_task` takes a minute; this takes hardly longer than measuring the report (LEACE,
 `erasure.leace`). It is a stop-gap. It doesn't change the FFNs, so a new head could still learn the

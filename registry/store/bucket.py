@@ -13,8 +13,8 @@ consistent store, and all three are.
     touch(k):         write .touched/k     then wait until no .condemned/k/*, then look for k
     delete_older(k):  write .condemned/k/x then look at the ages of .touched/k and k, then delete k
 
-Whichever announces itself second sees the other. If the deletion is second, it keeps k. If the
-touch is second, it waits, and then finds k kept or gone.
+The one that announces itself second sees the notice of the other. If that is the deletion, it keeps
+k. If it is the touch, it waits until the deletion has ended, and then looks whether k is there.
 
 A deletion with unknown outcome (killed, or no answer) leaves its `.condemned` behind. Then touching
 k fails, with an error that names it, until `leftovers` removes the notice after the grace. Ages are

@@ -1,4 +1,7 @@
-"""The one way to write a file durably: whole or not at all, and still there after a power cut.
+"""Files that are whole or not there at all, and still there after a power cut.
+
+This is the one way in which `registry` and `serving` write such a file. `forgetting`, which may not
+import `registry`, has its own in `forgetting.durable_file`.
 
 A file is written beside its place and synced, then given its name, and then its folder is synced:
 a name always stands for complete bytes, and it lasts once the call has returned.

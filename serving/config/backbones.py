@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from forgetting.data.durable_file import new_folder
 from forgetting.data.sources import open_image_set
+from forgetting.durable_file import new_folder
 from forgetting.models.backbone import Backbone, load_backbone, load_timm, save_backbone
 from forgetting.training.pretrain import PretrainConfig, PretrainProgress, pretrain, small_vit
 from registry.store.durable_file import make_folder

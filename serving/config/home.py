@@ -190,7 +190,8 @@ def wait_for_private_store(home: Home, *, read_only: bool = False) -> Store:
 def check_registry(home: Home) -> Ledger:
     """`open_current_ledger` for the start of a server.
 
-    Raises the same, but `HomeError` for an older copy: its message says what to do.
+    Raises what that raises. Only for an older copy of the registry it raises `HomeError`, whose
+    message says what to do.
     """
     try:
         return open_current_ledger(home)

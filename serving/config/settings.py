@@ -248,7 +248,8 @@ class ForgetSettings(_Section):
     )
     seed: int = Field(0, description="random seed of every training")
     closed_form: bool = Field(
-        False, description="serve a closed-form erasure within seconds, until the training ends"
+        False,
+        description="serve a closed-form feature edit in seconds, until the training ends",
     )
     batch_wait_s: float = Field(
         2.0, ge=0, description="a forget with --batch waits this long for others to join it"

@@ -419,8 +419,8 @@ class Coordinator:
     async def _mask_exposed(self, state: State) -> None:
         """Mask the subjects that came under erasure a round ago or earlier and are in no guard yet.
 
-        Control died before it asked for their guard, or its command was answered that masking
-        is tried again.
+        Either control died before it asked for their guard, or the guard failed, and the operator
+        was told that the server keeps trying.
         """
         exposed = state.erasing - state.active_release.guard
         overdue, self._exposed = exposed & self._exposed, exposed

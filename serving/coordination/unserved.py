@@ -24,10 +24,10 @@ ATTEMPTS = 3
 
 
 def to_bring_back(state: State) -> frozenset[str]:
-    """The restored subjects that every active release since their erasure has concealed.
+    """The restored subjects that no active release has served since they were masked.
 
-    A later rollback to weights that erase a restored subject is the operator's choice. The subject
-    is not masked then, so it is not in this set.
+    An operator may later roll back to weights that erase a restored subject. That is a choice, and
+    such a subject is not brought back again.
     """
     waiting = _concealed(state, state.active) - state.erasing
     return frozenset(subject for subject in waiting if _was_masked(state, subject))
@@ -37,7 +37,8 @@ def is_time_to_bring_back(state: State, *, now: datetime, every_s: float) -> boo
     """Whether `bring_back` may define another release now.
 
     Releases stay in the ledger for good, and a lasting failure must not fill it. So the wait is
-    `every_s` seconds, doubled for each release that was defined on the active one in vain.
+    `every_s` seconds, and doubles with each release that was defined since the active one and was
+    never activated.
     """
     last = state.releases[state.last_release].at
     vain = state.last_release - state.active

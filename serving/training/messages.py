@@ -25,7 +25,7 @@ class TrainJob:
     uploads: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict)
     """Class name -> images that came with the command, to learn from beside the data set's."""
     closed_form: bool = False
-    """Fit an erasure of the feature, in seconds, instead of training."""
+    """Fit a feature edit in closed form, in seconds, instead of training."""
     together: bool = False
     """The task is for several jobs: each class must pass the gates that it would pass alone."""
     attempt: int = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +24,20 @@ TOP = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")]
 BESIDE = [ROOT / name for name in ("CHANGELOG.md", "SECURITY.md", "benchmarks/RESULTS.md")]
 FOLDERS = (".ci", ".github", "benchmarks", "deploy", "docs", *PACKAGES, "tests")
 
+FOREIGN = {"Authorization", "Drop", "SessionName", "VisionTransformer", "WorkerId"}
+"""Written like classes, and not ours: of HTTP, of Prometheus, and a class of timm."""
+ASKED = {
+    "Coordinator": "coordinator",
+    "Control": "control",
+    "BlockingControl": "control",
+    "Trainer": "trainer",
+    "Monitor": "monitor",
+    "AsyncMonitor": "monitor",
+    "Watch": "watch",
+    "OperatorApi": "operator API",
+}
+"""Typed client, less `Client` -> who is asked, as the table of processes names it."""
+
 _FENCE = re.compile(r"^(```|~~~).*?^\1[^\n]*$", re.DOTALL | re.MULTILINE)
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 _HEADING = re.compile(r"^(#+) +(.+)$", re.MULTILINE)
@@ -33,6 +47,7 @@ _CODE = re.compile(r"`([^`\n]+)`")
 _PATH = re.compile(rf"(?<![\w./<>$-])(?:{'|'.join(map(re.escape, FOLDERS))})/[\w./*-]*")
 _FILE = re.compile(r"[\w-]+\.(?:py|html|css|js)")
 _DOTTED = re.compile(rf"(?:{'|'.join(PACKAGES)})(?:\.[a-zA-Z_]\w*)+")
+_CLASS = re.compile(r"[A-Z][A-Za-z0-9]*[a-z][A-Za-z0-9]*(?:\.[a-z_]\w*)?")
 _STEP = re.compile(r"^\d+\. `([\w./]+)`, `(\w+)`: ", re.MULTILINE)
 
 
@@ -97,6 +112,36 @@ def names_in(path: Path) -> set[str]:
     return found
 
 
+def classes_of(packages: tuple[str, ...]) -> dict[str, set[str]]:
+    """Each class or type at the top of a module, with the methods and fields of its class body."""
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for path in (path for package in packages for path in modules_of(package).values()):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef):
+                found[node.name] |= members_of(node)
+            elif isinstance(node, ast.Assign):
+                for target in node.targets:
+                    if isinstance(target, ast.Name) and not target.id.isupper():
+                        found[target.id] |= set()
+    return dict(found)
+
+
+def members_of(node: ast.ClassDef) -> set[str]:
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    named = {each.name for each in node.body if isinstance(each, functions)}
+    fields = (each.target for each in node.body if isinstance(each, ast.AnnAssign))
+    return named | {field.id for field in fields if isinstance(field, ast.Name)}
+
+
+def clients() -> Iterator[tuple[str, str]]:
+    """(who is asked, method) of every public method of every typed client."""
+    for path in sorted((ROOT / "serving").glob("*/client.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and node.name.endswith("Client"):
+                asked = ASKED[node.name.removesuffix("Client")]
+                yield from ((asked, name) for name in members_of(node) if name[0] != "_")
+
+
 def code_of(text: str) -> list[str]:
     """What stands in backticks."""
     return _CODE.findall(prose_of(text))
@@ -105,6 +150,11 @@ def code_of(text: str) -> list[str]:
 @pytest.fixture(scope="module")
 def architecture() -> str:
     return (ROOT / "docs" / "architecture.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def classes() -> dict[str, set[str]]:
+    return classes_of(PACKAGES)
 
 
 # -- the reading of Markdown, on a page whose outcome is known
@@ -156,6 +206,16 @@ def test_every_module_that_is_named_exists_and_has_what_is_named(page: Path) -> 
 
 
 @each(PAGES, TOP, BESIDE)
+def test_every_class_that_is_named_exists_and_has_the_method_that_is_named(
+    page: Path, classes: dict[str, set[str]]
+) -> None:
+    named = {code for code in code_of(page.read_text()) if _CLASS.fullmatch(code)}
+    for name, _, member in (code.partition(".") for code in sorted(named - FOREIGN)):
+        assert name in classes, name
+        assert not member or member in classes[name], f"{name} has no {member}"
+
+
+@each(PAGES, TOP, BESIDE)
 def test_every_link_leads_to_a_file_and_its_anchor_to_a_heading(page: Path) -> None:
     for link in _LINK.findall(_FENCE.sub("", page.read_text())):
         if link.startswith(("http://", "https://")):
@@ -184,6 +244,26 @@ def test_every_room_is_on_the_map(architecture: str, package: str) -> None:
     named = set(code_of(architecture))
     places = (f"{package}/{room}" for room in sorted(rooms))
     assert [place for place in places if not named & {f"{place}/", f"{place}.py"}] == []
+
+
+def test_the_table_of_who_asks_whom_has_every_method_of_the_typed_clients(
+    architecture: str,
+) -> None:
+    table = re.search(
+        r"^\| who \| asks \| for \|\n(.*?)\n\n", architecture, re.DOTALL | re.MULTILINE
+    )
+    assert table is not None
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table[1].splitlines()[1:]]
+    named = {
+        (asked, method)
+        for _, whom, what in rows
+        for asked in whom.split(", ")
+        for method in code_of(what)
+        if asked in ASKED.values() and method.isidentifier()
+    }
+    expected = set(clients())
+    assert len(expected) > 30
+    assert named == expected
 
 
 def test_the_rooms_of_serving_import_downwards_as_they_are_drawn(architecture: str) -> None:

@@ -1,4 +1,4 @@
-"""Answers a request of the protocol on a replica, through the path of all interfaces."""
+"""Answers a request of the protocol with `Recognizer.score`, as every other interface does."""
 
 from __future__ import annotations
 

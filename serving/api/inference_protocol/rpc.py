@@ -42,7 +42,10 @@ METHODS = (
 
 
 def add_to_server(servicer: Any, server: Any) -> None:
-    """Register the methods. Serve's proxy calls this."""
+    """Register the methods. Serve's proxy calls this.
+
+    `servicer` is the proxy's stand-in. The calls go on to `serving.api.routes.grpc` in a replica.
+    """
     handlers = {
         name: grpc.unary_unary_rpc_method_handler(getattr(servicer, name)) for name in METHODS
     }

@@ -88,7 +88,7 @@ async def predict_batch(
     await asyncio.wait([images[0].answer])
     failed = images[0].answer.exception()
     if failed is not None and not isinstance(failed, DecodeError):
-        raise failed  # the replica can't answer at all, so the status says it
+        raise failed  # the replica can't answer at all: the whole request fails, with that status
     return StreamingResponse(_lines(replica, images), media_type=NDJSON)
 
 

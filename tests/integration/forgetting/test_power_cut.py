@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from forgetting.data.durable_file import new_folder, replace_file
 from forgetting.data.preprocess import Preprocess
+from forgetting.durable_file import new_folder, replace_file
 from forgetting.errors import BackboneError
 from forgetting.models.backbone import (
     SPEC_FILE,

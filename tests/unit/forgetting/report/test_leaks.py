@@ -97,7 +97,7 @@ def test_images_of_earlier_classes_are_left_out(backbone: Backbone, digit_images
     assert leaks.images == 9 * 5
 
 
-def test_class_with_one_test_image_is_asked_about_only_where_none_has_more(
+def test_a_class_with_one_test_image_counts_only_if_no_class_has_two(
     backbone: Backbone, digit_images: ImageSet
 ) -> None:
     labels, parts = digit_images.labels, np.array(digit_images.split)

@@ -95,7 +95,9 @@ def test_what_is_refused_as_one_task_goes_on_alone(acts: Acts) -> None:
     assert acts.state.jobs[first].state == "done"
 
 
-def test_an_adapter_of_several_is_not_served_when_one_of_them_wants_it_no_more(acts: Acts) -> None:
+def test_an_adapter_of_several_is_not_served_after_one_is_refused_or_restored(
+    acts: Acts,
+) -> None:
     first, second, third = waiting(acts, 1, 2, 3)
     acts.train(first, second, third)
     acts.refuse(second, stage="cancelled")

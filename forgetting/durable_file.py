@@ -1,5 +1,8 @@
 """Files and folders that are whole and outlast a power cut, or aren't there at all.
 
+`forgetting` may not import `registry`, so it has this module of its own beside
+`registry.store.durable_file`, which `registry` and `serving` use.
+
 Each is written under a temporary name beside its own, synced, and renamed into place. Then the
 folder above is synced, so that the name lasts too.
 """

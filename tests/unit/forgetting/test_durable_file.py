@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from forgetting.data.durable_file import new_folder, replace_file
+from forgetting.durable_file import new_folder, replace_file
 
 
 def test_file_is_made_with_the_folders_above_it_and_replaced(tmp_path: Path) -> None:
