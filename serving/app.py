@@ -16,6 +16,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import LoggingConfig
 
@@ -178,7 +179,7 @@ class Actors:
 def start_actors(settings: Settings, backbone: Backbone) -> Actors:
     """Start the coordinator, the monitor, the trainer and control, or find those that run.
 
-    Raises `SettingsError` when they were started with other settings.
+    Raises `SettingsError` when they were started with other settings, or by another version.
     """
     terms = Terms(settings.lease.seconds, settings.lease.margin, settings.lease.heartbeat)
     coordinator = CoordinatorClient(
@@ -212,7 +213,14 @@ def start_actors(settings: Settings, backbone: Backbone) -> Actors:
         classes=backbone.spec.classes,
         concurrency=32,
     )
-    if _shared(BlockingControlClient(control).settings()) != _shared(settings):
+    try:
+        kept = BlockingControlClient(control).settings()
+    except (RayError, ImportError, AttributeError) as error:
+        raise SettingsError(
+            f"the actors that run already don't answer as this version of Lethe does ({error}): if "
+            "another version started them, that needs a new start of the cluster"
+        ) from None
+    if _shared(kept) != _shared(settings):
         raise SettingsError(
             "the actors that run already were started with other settings for home, registry, "
             "images, backbone, lease, forget, canary, threads, probes, reactions or "

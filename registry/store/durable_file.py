@@ -64,10 +64,14 @@ def make_folder(path: Path, *, mode: int = 0o777) -> None:
     missing = [folder for folder in (path, *path.parents) if not folder.is_dir()]
     for folder in reversed(missing):
         folder.mkdir(mode=mode if folder == path else 0o777, exist_ok=True)
-    # Also for an existing folder: its maker may have been killed before the sync.
-    for folder in {path, *missing}:
-        with suppress(PermissionError):  # not allowed in the parent: then we didn't make it
+    for folder in missing:
+        with suppress(PermissionError):  # the parent may be closed to readers
             sync_folder(folder.parent)
+    if not missing:
+        # Its maker may have been killed before the sync. Some file systems sync no folder that is
+        # not ours; a folder that was there long ago needs none.
+        with suppress(OSError):
+            sync_folder(path.parent)
 
 
 def sync_folder(path: Path) -> None:

@@ -14,7 +14,7 @@ from serving.api.routes.operator_health import metrics_page
 from serving.control.client import ControlClient
 from serving.monitoring.client import AsyncMonitorClient
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["probes"])
 
 
 @dataclass(frozen=True)

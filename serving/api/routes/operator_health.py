@@ -14,7 +14,7 @@ from serving.api.routes.access import AtDesk
 from serving.control.client import ControlClient
 from serving.monitoring.client import AsyncMonitorClient
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["probes"])
 
 FIGURES_S = 2.0
 
