@@ -207,6 +207,9 @@ class Control:
                 )
                 if isinstance(ended, Rejection):
                     return ended
+                for job in ended.jobs.values():
+                    if job.state == "restored" and subject in job.subjects:
+                        self._worker.cancel(job.id)
         outcome = self._activation.bring_back(author)
         self._worker.wake()
         if isinstance(outcome, Declined):

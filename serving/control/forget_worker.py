@@ -122,7 +122,7 @@ class ForgetWorker:
         self._work.set()
 
     def cancel(self, job: str) -> None:
-        """End the training of `job`, which the ledger says was cancelled."""
+        """End the training of `job`, which the ledger says was cancelled or restored."""
         self._cancelled.add(job)
         self.go_on()
 

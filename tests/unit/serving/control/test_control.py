@@ -42,6 +42,7 @@ from tests.unit.serving.small_server import (
 )
 
 MakeServer = Callable[..., SmallServer]
+LONG = {**IDLE, "select_steps": 100_000}
 
 
 class Desk:
@@ -309,6 +310,17 @@ def test_who_was_only_masked_is_served_again_when_a_restore_answers(server: Smal
     refused(desk.restore("zoe", key="key-2"), 409, "restored before")
 
 
+def test_a_restore_ends_a_training_that_nobody_needs_any_more(small_server: MakeServer) -> None:
+    server = small_server(forget={"train": LONG, "gates": LENIENT})
+    server.replica()
+    desk = Desk(server, training=True)
+    restored, waiting = done(desk.forget("zoe"))["job"], done(desk.forget("bo"))["job"]
+    until(lambda: desk.state_of(restored) == "training")
+    done(desk.restore("zoe"))
+    assert desk.state_of(restored) == "restored"
+    until(lambda: desk.state_of(waiting) == "training")
+
+
 def test_who_was_forgotten_by_weights_comes_back_with_older_ones_and_others_stay_masked(
     server: SmallServer,
 ) -> None:
@@ -343,8 +355,7 @@ def test_a_restore_that_can_not_be_is_refused(server: SmallServer) -> None:
 def test_a_cancelled_training_ends_and_its_class_stays_masked_until_it_is_retried(
     small_server: MakeServer,
 ) -> None:
-    long = {**IDLE, "select_steps": 100_000}
-    server = small_server(forget={"train": long, "gates": LENIENT})
+    server = small_server(forget={"train": LONG, "gates": LENIENT})
     replica = server.replica()
     desk = Desk(server, training=True)
     job = done(desk.forget("zoe"))["job"]
@@ -372,8 +383,7 @@ def test_a_retry_that_comes_again_late_takes_no_cancellation_back(
 ) -> None:
     # So that it comes before the worker has told the trainer of the cancellation.
     monkeypatch.setattr("serving.training.client.POLL_S", 1.0)
-    long = {**IDLE, "select_steps": 100_000}
-    server = small_server(forget={"train": long, "gates": LENIENT})
+    server = small_server(forget={"train": LONG, "gates": LENIENT})
     desk = Desk(server, training=True)
     job = done(desk.forget("zoe"))["job"]
     done(desk.cancel(job))
