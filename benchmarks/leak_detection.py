@@ -1,10 +1,10 @@
 """Measures how soon a leak is found: `python benchmarks/leak_detection.py [target ...]`.
 
 Simulates streams of matches that leak at a fixed rate and prints, for each target rate, the median
-and the 95th percentile of the number of matches until the evidence reaches 3, where the alert
-ForgottenClassRecognised fires. It also prints the number of matches until the detector reaches 5,
-where LeakSuspected fires, after 10,000 quiet matches that leaked at a quarter of the target. The
-seed is fixed. Needs no Ray and no torch.
+and the 95th percentile of the number of matches until the evidence reaches 3, where
+ForgottenClassRecognised fires. It also prints the number of matches until the detector reaches 5
+(LeakSuspected), after 10,000 quiet matches that leaked at a quarter of the target. The seed is
+fixed. Needs no Ray and no torch.
 """
 
 from __future__ import annotations

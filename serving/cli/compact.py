@@ -86,7 +86,7 @@ def compact(
         print_json(view) if as_json else registry_show.compaction(out, view)
         if release is None:
             err.print(
-                f"recorded, but not served within {wait:g} s: a server serves it after its next "
+                f"recorded, but not served in {wait:g} s: a server serves it after its next "
                 "start; the log of one that runs says what prevents it",
                 highlight=False,
             )

@@ -25,8 +25,8 @@ from serving.cluster import process_state
 from serving.cluster.actors import NAMESPACE
 from serving.cluster.ingress import prepared, serve_host
 from serving.cluster.ray_private import (
-    RAY_LOGGER,
-    SERVE_LOGGER,
+    LOGGER_OF_RAY,
+    LOGGER_OF_SERVE,
     UNEXPORTED,
     NodeTimeoutError,
     keep_token_private,
@@ -97,10 +97,10 @@ def running(
     with (
         process_state.environment(quiet_variables(settings)),
         process_state.signal_handlers(),
-        process_state.log_levels(RAY_LOGGER, SERVE_LOGGER),
+        process_state.log_levels(LOGGER_OF_RAY, LOGGER_OF_SERVE),
         prepared(settings),
     ):
-        logging.getLogger(SERVE_LOGGER).setLevel(logging.WARNING)
+        logging.getLogger(LOGGER_OF_SERVE).setLevel(logging.WARNING)
         keep_token_private()
         start_ray(settings)
         try:

@@ -66,8 +66,8 @@ UNEXPORTED: Mapping[str, str] = {
 """For a Ray whose own metrics nobody reads. With Ray's defaults its processes took a quarter of a
 core from the replicas."""
 
-SERVE_LOGGER = "ray.serve"
-RAY_LOGGER = "ray"
+LOGGER_OF_SERVE = "ray.serve"
+LOGGER_OF_RAY = "ray"
 
 STARTUP_TIMED_OUT = "timed out during startup"
 """Part of what `ray.init` says when one of Ray's processes was too slow to start. It raises a bare

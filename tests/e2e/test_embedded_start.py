@@ -16,7 +16,7 @@ import pytest
 
 from serving.app import prepare, running
 from serving.cluster import local
-from serving.cluster.ray_private import RAY_LOGGER, SERVE_LOGGER, node_log
+from serving.cluster.ray_private import LOGGER_OF_RAY, LOGGER_OF_SERVE, node_log
 from serving.config.sources import load_settings
 from tests.ports import free_port
 
@@ -29,7 +29,7 @@ def state() -> dict[str, Any]:
     return {
         "environment": dict(os.environ),
         "handlers": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
-        "levels": [logging.getLogger(name).level for name in (RAY_LOGGER, SERVE_LOGGER)],
+        "levels": [logging.getLogger(name).level for name in (LOGGER_OF_RAY, LOGGER_OF_SERVE)],
     }
 
 

@@ -15,7 +15,7 @@ from ray.exceptions import RayActorError, RayError
 from serving.cluster import process_state
 from serving.cluster.actors import NAMESPACE, replace_actor, start_actor
 from serving.cluster.local import start_ray
-from serving.cluster.ray_private import RAY_LOGGER
+from serving.cluster.ray_private import LOGGER_OF_RAY
 from serving.config.sources import load_settings
 
 PATIENCE_S = 120.0
@@ -26,7 +26,7 @@ def connected() -> Iterator[None]:
     with (
         process_state.environment({}),
         process_state.signal_handlers(),
-        process_state.log_levels(RAY_LOGGER),
+        process_state.log_levels(LOGGER_OF_RAY),
     ):
         start_ray(load_settings())
         yield

@@ -23,13 +23,13 @@ from serving.cluster.local import (
     running,
 )
 from serving.cluster.process_state import signal_handlers
-from serving.cluster.ray_private import RAY_LOGGER, SERVE_LOGGER, UNEXPORTED, token_file
+from serving.cluster.ray_private import LOGGER_OF_RAY, LOGGER_OF_SERVE, UNEXPORTED, token_file
 from serving.config.settings import Settings
 from serving.config.sources import load_settings
 from tests.ports import free_port
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-LOGGERS = (RAY_LOGGER, SERVE_LOGGER)
+LOGGERS = (LOGGER_OF_RAY, LOGGER_OF_SERVE)
 
 
 def settings_with(ports: dict[str, int]) -> Settings:

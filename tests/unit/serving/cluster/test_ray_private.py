@@ -31,8 +31,8 @@ from serving.api.routes.grpc import GrpcRecognizer
 from serving.app import SERVICERS
 from serving.cluster.process_state import environment, log_levels, signal_handlers
 from serving.cluster.ray_private import (
-    RAY_LOGGER,
-    SERVE_LOGGER,
+    LOGGER_OF_RAY,
+    LOGGER_OF_SERVE,
     STARTUP_TIMED_OUT,
     UNEXPORTED,
     Variable,
@@ -90,7 +90,7 @@ def refused_arguments(options: dict[str, Any]) -> set[str]:
     with (
         environment({}),
         signal_handlers(),
-        log_levels(RAY_LOGGER),
+        log_levels(LOGGER_OF_RAY),
         pytest.raises(RuntimeError, match="Unknown keyword argument") as refused,
     ):
         ray.init("local", **options, _of_no_ray=None)
@@ -206,8 +206,8 @@ def test_the_log_lies_in_rays_folder(
 
 
 def test_the_loggers_have_the_names_that_ray_gives_them() -> None:
-    assert serve_constants.SERVE_LOGGER_NAME == SERVE_LOGGER
-    assert ray._private.worker.logger.name.split(".")[0] == RAY_LOGGER
+    assert serve_constants.SERVE_LOGGER_NAME == LOGGER_OF_SERVE
+    assert ray._private.worker.logger.name.split(".")[0] == LOGGER_OF_RAY
 
 
 def test_serve_calls_a_replicas_health_check_by_the_name_that_it_has() -> None:
