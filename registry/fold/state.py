@@ -185,6 +185,14 @@ class State:
         adapters = self.releases[release].adapters
         return frozenset(subject for id in adapters for subject in self.adapters[id].subjects)
 
+    def subjects_forgotten(self, release: int) -> frozenset[str]:
+        """The subjects that the weights of `release` have forgotten: without those for which only a
+        provisional adapter stands in, a feature edit that leaves the weights as they are."""
+        trained = [
+            a for id in self.releases[release].adapters if not (a := self.adapters[id]).provisional
+        ]
+        return frozenset(subject for adapter in trained for subject in adapter.subjects)
+
     def stack_for(self, job: str) -> tuple[str, ...]:
         """The stack for an adapter of `job`: the active one, without the job's provisional one."""
         adapters = self.active_release.adapters
