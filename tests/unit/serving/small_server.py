@@ -58,7 +58,7 @@ LEASE = {"seconds": 2.0, "margin": 0.1, "heartbeat": 0.1, "patience": 0.5}
 SHORT_LEASE = {**LEASE, "seconds": 0.8}
 """For tests that wait for its end; on a machine that is busy it may be lost."""
 # One step of next to no size, so that nothing is forgotten.
-IDLE = {"select_steps": 1, "refit_steps": 1, "rate": 1e-9, "erase": 0.0}
+IDLE = {"select_steps": 1, "refit_steps": 1, "rate": 1e-9}
 LENIENT = {"acc_f": 1.0, "worst_class": 1.0, "probe": 1.0, "prototypes": 1.0, "dump_share": 1.0}
 WAIT_S = 30.0
 WATCH_THREADS = ("probes", "leaks", "drift", "renewal", "report")
