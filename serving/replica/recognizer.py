@@ -163,10 +163,7 @@ class Recognizer:
 
     async def predict(self, data: bytes, call: Call, *, top_k: int) -> Prediction:
         """Answer one image. Raises as `decode` and `score`."""
-        started = time.perf_counter()
-        image = await self.decode(data, call)
-        decoded = time.perf_counter() - started
-        scored = await self.score(image.unsqueeze(0), call)
+        scored, stages = await self._scored(data, call)
         return Prediction(
             guesses=self._guesses(scored.best(top_k)),
             before_mask=self._guesses(best_of(scored.logits[:1], top_k)[0])
@@ -175,7 +172,7 @@ class Recognizer:
             release=scored.ready.number,
             parent=scored.ready.parent,
             request_id=call.request_id,
-            stages={"decode": decoded, "queue": scored.queued, "forward": scored.computed},
+            stages=stages,
         )
 
     async def embed(self, data: bytes, call: Call) -> Embedding:
@@ -186,10 +183,7 @@ class Recognizer:
                 "this backbone was sealed with a feature edit folded into its head, so what its "
                 "head reads still tells the erased classes apart"
             )
-        started = time.perf_counter()
-        image = await self.decode(data, call)
-        decoded = time.perf_counter() - started
-        scored = await self.score(image.unsqueeze(0), call, embed=True)
+        scored, stages = await self._scored(data, call, embed=True)
         ready = scored.ready
         return Embedding(
             vector=scored.vectors[0],
@@ -198,8 +192,18 @@ class Recognizer:
             release=ready.number,
             parent=ready.parent,
             request_id=call.request_id,
-            stages={"decode": decoded, "queue": scored.queued, "forward": scored.computed},
+            stages=stages,
         )
+
+    async def _scored(
+        self, data: bytes, call: Call, *, embed: bool = False
+    ) -> tuple[Scored, dict[str, float]]:
+        """One image, decoded and scored, and the seconds of each stage."""
+        started = time.perf_counter()
+        image = await self.decode(data, call)
+        decoded = time.perf_counter() - started
+        scored = await self.score(image.unsqueeze(0), call, embed=embed)
+        return scored, {"decode": decoded, "queue": scored.queued, "forward": scored.computed}
 
     async def decode(self, data: bytes, call: Call) -> Tensor:
         """An image file, decoded and pre-processed: (C, H, W). Raises `DecodeError`, and

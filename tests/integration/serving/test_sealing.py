@@ -22,6 +22,7 @@ from forgetting.models.backbone import (
     Backbone,
     BackboneSpec,
     build_model,
+    features_and_logits,
     freeze,
     load_backbone,
     save_backbone,
@@ -102,6 +103,25 @@ def test_a_sealed_backbone_answers_as_the_stack_did_with_the_mask(
         bare = backbone.model(x).softmax(dim=-1)[:, [0, 2, 3]]
     assert torch.allclose(found, expected, atol=1e-5)
     assert not torch.allclose(found, bare, atol=1e-2)
+
+
+def test_a_backbone_says_that_its_embedding_is_the_one_before_a_folded_edit(
+    backbone: Backbone, stack: list[AnyAdapter], tmp_path: Path
+) -> None:
+    x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    for adapters, hidden in ((stack[:1], False), (stack, True)):
+        sealed = sealed_backbone(backbone, adapters, without=["bo"])
+        save_backbone(tmp_path, sealed)
+        again = load_backbone(tmp_path)
+        assert again.spec.edit_in_head is hidden
+        with torch.inference_mode():
+            found, _ = features_and_logits(again.model, x)
+            served, _ = features_and_logits(adapted_model(backbone, adapters), x)
+            unedited, _ = features_and_logits(adapted_model(backbone, stack[:1]), x)
+        assert torch.allclose(found, unedited, atol=1e-5)
+        assert torch.allclose(found, served, atol=1e-2) is not hidden
+    # What was hidden once stays hidden, whatever is sealed on top of it.
+    assert sealed_backbone(sealed, [], without=[]).spec.edit_in_head
 
 
 def test_two_classes_must_be_left(backbone: Backbone, stack: list[AnyAdapter]) -> None:
