@@ -197,6 +197,7 @@ def test_sealing_is_recorded_and_ends_the_registry(stage: Stage) -> None:
     found = json.loads(said.stdout)
     new = load_backbone(stage.folder / "new")
     assert (found["backbone"], found["classes"], found["left_out"]) == (new.fingerprint, 3, 1)
+    assert found["edit_in_head"] is new.spec.edit_in_head is False
     seal = stage.ledger.refresh().seal
     assert seal is not None
     assert (seal.release, seal.backbone) == (1, new.fingerprint)
