@@ -158,10 +158,7 @@ def _stored_bytes(material: Material, classes: TaskClasses, learned: Learned) ->
         groups_kept=learned.groups_kept or 0,
         groups_total=learned.groups_total or 0,
     )
-    return sum(
-        len(content)
-        for content in to_files(Adapter(learned.pairs, facts, learned.erasure)).values()
-    )
+    return sum(len(content) for content in to_files(Adapter(learned.pairs, facts)).values())
 
 
 def _update_norms(previous: nn.Module, after: nn.Module) -> tuple[float, ...] | None:

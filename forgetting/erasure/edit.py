@@ -11,6 +11,7 @@ which gives the same logits from a linear head alone.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -164,6 +165,20 @@ def installed_edit(model: nn.Module) -> FeatureEdit | None:
     """The edit in a model; None if there is none."""
     layer = getattr(model, "head_drop", None)
     return FeatureEdit(layer.matrix, layer.offset) if isinstance(layer, EditLayer) else None
+
+
+def without_edit(model: nn.Module) -> nn.Module:
+    """The model as its weights alone would answer: the same tensors, without the edit.
+
+    Only the modules on the way to the edit are new objects. A model without an edit is returned as
+    it is.
+    """
+    layer = getattr(model, "head_drop", None)
+    if not isinstance(layer, EditLayer):
+        return model
+    bare = copy.copy(model)
+    bare.__dict__["_modules"] = {**model._modules, "head_drop": layer.drop}
+    return bare
 
 
 def folded(head: nn.Linear, edit: FeatureEdit) -> tuple[Tensor, Tensor]:
