@@ -147,6 +147,8 @@ def measure_leaks(
         recovery=RecoveryConfig(share=min(1.0, RECOVERY_SHARE * whole / len(train))),
         probe=ProbeConfig(shots=SHOTS),
         relearn=None,
+        finetune=None,
+        layers=None,
     )
     after, before = (
         attack(

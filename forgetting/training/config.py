@@ -93,7 +93,7 @@ def stored_ratio(model: nn.Module, pairs: Sequence[Pair]) -> float:
 
 def refit_steps_for(classes: int) -> int:
     """Steps of the second phase for a model with so many classes: more take longer to hold."""
-    return min(300, max(120, 2 * classes))
+    return min(300, max(180, 2 * classes))
 
 
 def most_groups(groups: int, config: TrainConfig) -> int:

@@ -131,7 +131,9 @@ def dispersion_loss(embedding: Tensor, y: Tensor, *, centre: Tensor) -> Tensor:
     return F.relu(cosine[pairs].mean()) if bool(pairs.any()) else embedding.sum() * 0.0
 
 
-def relearner_loss(embedding: Tensor, y: Tensor, *, ridge: float = 0.1) -> Tensor:
+def relearner_loss(
+    embedding: Tensor, y: Tensor, *, others: Tensor | None = None, ridge: float = 0.1
+) -> Tensor:
     """L_a = ReLU( log C - CE of a relearner on images that it hasn't seen ).
 
     The relearner is what an attacker with a few labelled images would fit: a ridge regression from
@@ -141,10 +143,18 @@ def relearner_loss(embedding: Tensor, y: Tensor, *, ridge: float = 0.1) -> Tenso
     Args:
         embedding: Features of forget images (n, dim).
         y: Their classes (n,). A class with a single image is left out.
+        others: Features of retained images (m, dim). As many as a class has on average are one more
+            class, so that a forgotten class is told neither from another one nor from the rest.
+            They get no gradient, and the CE is that of forget images only.
         ridge: Added to the kernel's diagonal, in units of one image's mean square.
     """
     order = [torch.nonzero(y == label).flatten() for label in sorted(set(y.tolist()))]
     order = [rows for rows in order if len(rows) > 1]
+    if others is not None and order:
+        each = max(2, round(sum(map(len, order)) / len(order)))
+        rest = others[:: max(1, len(others) // each)][:each].detach()  # from all retained classes
+        order.append(torch.arange(len(embedding), len(embedding) + len(rest)))
+        embedding = torch.cat([embedding, rest])
     classes = len(order)
     if classes < 2:
         return embedding.sum() * 0.0
@@ -161,7 +171,8 @@ def relearner_loss(embedding: Tensor, y: Tensor, *, ridge: float = 0.1) -> Tenso
     weights = torch.linalg.solve(kernel, target - 1 / classes)  # (m1, C)
     logits = _RELEARNER_SCALE * (b @ a.T) @ weights  # (m2, m1) @ (m1, C) -> (m2, C)
     asked = torch.cat([torch.full_like(r[1::2], c) for c, r in enumerate(order)])
-    return F.relu(math.log(classes) - F.cross_entropy(logits, asked))
+    forget = slice(None) if others is None else asked < classes - 1
+    return F.relu(math.log(classes) - F.cross_entropy(logits[forget], asked[forget]))
 
 
 def group_norm(parts: Sequence[Tensor]) -> float:

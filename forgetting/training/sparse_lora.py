@@ -264,8 +264,7 @@ class _Run:
             retain = retain + config.keep * feature_loss(
                 features[len(y) :], level.then[r], spread=level.spread
             )
-            centre = features[len(y) :].mean(dim=0).detach()
-            loss = loss + self._recognisable(features[: len(y)], y, centre=centre)
+            loss = loss + self._recognisable(features[: len(y)], y, others=features[len(y) :])
         self._losses = (float(forget.detach()), float(retain.detach()))
         return loss + retain
 
@@ -276,14 +275,19 @@ class _Run:
         then = (*kept.blocks[lowest:], kept.embedding)
         return [_Level(*level) for level in zip(now, then, self._spreads[-len(now) :], strict=True)]
 
-    def _recognisable(self, embedding: Tensor, y: Tensor, *, centre: Tensor) -> Tensor:
-        """delta L_d + alpha L_a: how well the forgotten classes could be recognised again."""
+    def _recognisable(self, embedding: Tensor, y: Tensor, *, others: Tensor) -> Tensor:
+        """delta L_d + alpha L_a: how well the forgotten classes could be recognised again.
+
+        `others` are features of retained images at the same depth.
+        """
         config = self.config
         loss = torch.zeros(())
         if config.disperse > 0:
-            loss = loss + config.disperse * dispersion_loss(embedding, y, centre=centre)
+            loss = loss + config.disperse * dispersion_loss(
+                embedding, y, centre=others.mean(dim=0).detach()
+            )
         if config.relearn > 0:
-            loss = loss + config.relearn * relearner_loss(embedding, y)
+            loss = loss + config.relearn * relearner_loss(embedding, y, others=others)
         return loss
 
     def _rate(self) -> float:
@@ -341,8 +345,7 @@ class _Run:
         ):
             moved = feature_loss(level.now, level.then, spread=level.spread)
             loss = loss + config.keep * moved
-            centre = level.now.mean(dim=0)
-            loss = loss + self._recognisable(own.now, pools.val_forget.y, centre=centre)
+            loss = loss + self._recognisable(own.now, pools.val_forget.y, others=level.now)
         look = Progress(
             phase=phase,
             step=self.step,

@@ -192,3 +192,19 @@ def test_descending_the_relearner_loss_hides_the_classes() -> None:
 def test_relearner_needs_two_classes_with_two_images() -> None:
     embedding = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
     assert float(relearner_loss(embedding, torch.tensor([0, 0, 0, 1, 2]))) == 0.0
+
+
+def test_relearner_tells_a_single_class_from_the_rest() -> None:
+    generator = torch.Generator().manual_seed(0)
+    y = torch.zeros(12, dtype=torch.int64)
+    noise, others = (torch.randn(n, 32, generator=generator) for n in (12, 60))
+    centre = 4 * torch.randn(32, generator=generator)
+    assert float(relearner_loss(noise + centre, y)) == 0.0  # nothing to tell it from
+    assert float(relearner_loss(noise + centre, y, others=others)) > 0.8 * math.log(2)
+    assert float(relearner_loss(noise, y, others=others)) < 0.1
+    rest = others.clone().requires_grad_(True)
+    told = (noise + centre).requires_grad_(True)
+    relearner_loss(told, y, others=rest).backward()
+    assert rest.grad is None  # retained images are left where they are
+    assert told.grad is not None
+    assert bool(told.grad.any())
