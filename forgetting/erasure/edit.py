@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from forgetting.errors import TargetError
+from forgetting.errors import TargetError, TrainingError
 
 MAX_RANK = 128
 """The highest rank of what one task learns: a trained pair or a fitted feature edit."""
@@ -165,6 +165,30 @@ def installed_edit(model: nn.Module) -> FeatureEdit | None:
     """The edit in a model; None if there is none."""
     layer = getattr(model, "head_drop", None)
     return FeatureEdit(layer.matrix, layer.offset) if isinstance(layer, EditLayer) else None
+
+
+MOST_TAKEN = 2 / 3
+"""The most of a feature's dimensions that edits may take. What is left must tell the others."""
+
+
+def check_room(model: nn.Module, *, classes: int) -> None:
+    """Check that a closed form of so many classes leaves enough of the feature.
+
+    Each erased class takes one dimension. 80 classes out of 64 dimensions left 2 % of Acc_r.
+
+    Raises:
+        TrainingError: It doesn't. The message says how many classes fit.
+        TargetError: The model has no place for an edit.
+    """
+    width, edit = edit_point(model), installed_edit(model)
+    taken = 0 if edit is None else width - int(torch.linalg.matrix_rank(edit.matrix, rtol=1e-4))
+    room = int(MOST_TAKEN * width) - taken
+    if classes > room:
+        raise TrainingError(
+            f"a closed form of {classes} classes takes {classes} of the feature's {width} "
+            f"dimensions, of which earlier edits took {taken}; at most {max(room, 0)} more may go, "
+            "or too little is left to tell the other classes: train an adapter (`lethe`) instead"
+        )
 
 
 def without_edit(model: nn.Module) -> nn.Module:

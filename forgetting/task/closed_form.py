@@ -19,6 +19,7 @@ from forgetting.adapter.edit_adapter import EditAdapter
 from forgetting.adapter.files import AdapterFacts, code_version
 from forgetting.adapter.low_rank import AnyAdapter
 from forgetting.data.image_set import ImageSet
+from forgetting.erasure.edit import check_room
 from forgetting.erasure.leace import MARGIN, SHRINKAGE, fit_edit
 from forgetting.erasure.statistics import feature_statistics
 from forgetting.models.backbone import Backbone
@@ -73,6 +74,7 @@ def run_closed_form(
     data = task.data
     started = clock()
     targets = feature_statistics(previous, data.forget)
+    check_room(previous, classes=len(targets.labels))
     erasure = fit_edit(
         feature_statistics(previous, data.retain),
         targets,
