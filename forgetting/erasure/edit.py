@@ -33,7 +33,7 @@ class LowRankEdit:
     Attributes:
         a: (k, d).
         b: (d, k). One fitted erasure has A B = I, so B A is a projection of rank k. Two erasures
-            in a row (`chained`) aren't a projection any more.
+            in a row aren't a projection any more.
         mean: (d,). The edit moves the erased classes' means to `mean + shift`.
         shift: (d,), the same for every image.
     """
@@ -104,18 +104,6 @@ def composed(erasures: Sequence[LowRankEdit], *, below: FeatureEdit | None = Non
         matrix = matrix - b @ (a @ matrix)  # (d, k) @ ((k, d) @ (d, d)) -> (d, d)
         offset = offset - b @ (a @ (offset - erasure.mean.double())) + erasure.shift.double()
     return FeatureEdit(matrix.float(), offset.float())
-
-
-def chained(first: LowRankEdit, second: LowRankEdit) -> LowRankEdit:
-    """E_2(E_1(e)) in the form of one: B = [B_1 B_2], A = [A_1; A_2 (I - B_1 A_1)]."""
-    a1, b1, a2, b2 = (t.double() for t in (first.a, first.b, second.a, second.b))
-    a = torch.cat([a1, a2 - (a2 @ b1) @ a1])  # (k1 + k2, d)
-    b = torch.cat([b1, b2], dim=1)  # (d, k1 + k2)
-    mean = first.mean.double()
-    # At e = mean the first erasure gives mean + shift_1. The second starts from there.
-    moved = mean + first.shift.double()
-    shift = first.shift.double() - b2 @ (a2 @ (moved - second.mean.double())) + second.shift
-    return LowRankEdit(a.float(), b.float(), first.mean, shift.float())
 
 
 def edit_point(model: nn.Module) -> int:

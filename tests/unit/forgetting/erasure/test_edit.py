@@ -11,7 +11,6 @@ from forgetting.erasure.edit import (
     EditLayer,
     FeatureEdit,
     LowRankEdit,
-    chained,
     check_room,
     composed,
     edit_point,
@@ -133,14 +132,6 @@ def test_an_edit_of_another_width_is_refused(untrained: Make) -> None:
     with pytest.raises(TargetError, match="edit of 12 features"):
         install_edit(model, composed([_erasure(8)]))
     assert not isinstance(model.head_drop, EditLayer)
-
-
-def test_two_erasures_chained_are_the_two_in_turn() -> None:
-    first, second = _erasure(rank=2, seed=1), _erasure(rank=1, seed=2)
-    one, two = composed([chained(first, second)]), composed([first, second])
-    assert chained(first, second).rank == 3
-    assert torch.allclose(one.matrix, two.matrix, atol=1e-5)
-    assert torch.allclose(one.offset, two.offset, atol=1e-5)
 
 
 def test_too_many_classes_for_the_feature_are_refused_with_the_number_that_fits(
