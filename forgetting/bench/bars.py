@@ -147,7 +147,7 @@ def _lost(
         title,
         bar,
         f"at most {max(steps):.2%} by a task; {found[-1]:.2%} after the last",
-        max(steps) <= each and found[-1] <= 3 * each,
+        max(steps) <= each + 1e-9 and found[-1] <= 3 * each + 1e-9,
     )
 
 
