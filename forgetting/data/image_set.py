@@ -25,6 +25,8 @@ from forgetting.errors import DataError
 SPLITS = ("train", "val", "test")
 # Sets below this many decoded bytes are decoded once, when they are opened.
 KEEP_BYTES = 512 * 2**20
+# Pillow's modes that decode to one channel; so do those of 16 bits.
+GREY_MODES = ("1", "L", "I", "F")
 
 Pixels = NDArray[np.uint8]
 Source = Pixels | Path | bytes
@@ -118,7 +120,7 @@ def decoded(content: bytes, where: str) -> Pixels:
     try:
         with Image.open(io.BytesIO(content)) as picture:
             whole = eight_bits(picture)
-            return np.asarray(whole.convert("L" if whole.mode in ("1", "L", "I", "F") else "RGB"))
+            return np.asarray(whole.convert("L" if whole.mode in GREY_MODES else "RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{where} can't be decoded: {error}") from error
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from forgetting.data.augment import Augmentation, augmented
-from forgetting.data.image_set import ImageSet, image, indices, to_tensors
+from forgetting.data.image_set import ImageSet, indices, to_tensors
 from forgetting.data.preprocess import Preprocess, preprocess_of
 from forgetting.errors import TrainingError
 from forgetting.measure.accuracy import Share, share_right
@@ -29,8 +29,11 @@ from forgetting.models.backbone import (
     freeze,
 )
 from forgetting.models.face_transformer import CosineHead
+from forgetting.training.input_choice import choose_input
 
 SMALL_VIT = "vit_tiny_patch16_224"
+# Below this share of held-out images, `Pretrained.warning` says that the accuracy is poor.
+POOR_BELOW = 0.8
 
 
 @dataclass(frozen=True)
@@ -61,28 +64,47 @@ class PretrainProgress:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """The backbone, its accuracy on the test images, and what the training took."""
+    """The backbone, its accuracy on the test images, and what the training took.
+
+    `chosen` says which input the model has, and why.
+    """
 
     backbone: Backbone
     test: Share
     val: Share
     seconds: float
     steps: int
+    chosen: str
+
+    @property
+    def warning(self) -> str | None:
+        """A sentence if fewer than `POOR_BELOW` of the test images are answered right.
+
+        The limit is a plain number, for every set. A class that the backbone hardly knows can't be
+        seen to be forgotten.
+        """
+        if self.test.value >= POOR_BELOW:
+            return None
+        return (
+            f"the held-out accuracy, {self.test.value:.1%}, is below {POOR_BELOW:.0%}: where the "
+            "model does not recognise a class, forgetting it proves nothing; try more steps, more "
+            "images, or another model"
+        )
 
 
 def small_vit(images: ImageSet) -> tuple[str, dict[str, Any], Preprocess]:
     """A model for small images on a CPU: timm name, arguments and preprocessing.
 
-    Images below 32 pixels give 16 tokens of 4x4 pixels, larger ones 36 tokens of 8x8. The model is
-    grey if every sampled image is.
+    Tiny images give 16 tokens of 4x4 pixels, larger ones 36 tokens of 8x8. `choose_input` has the
+    rule and looks at every image's header.
+
+    Raises:
+        DataError: A file can't be read or is no image.
     """
-    sample = [image(images, int(i)) for i in indices(images, "train")[:16]]
-    channels = 1 if all(s.mode == "L" for s in sample) else 3
-    tiny = max(max(s.size) for s in sample) < 32
-    side, patch = (16, 4) if tiny else (48, 8)
+    choice = choose_input(images)
     arguments = {
-        "img_size": side,
-        "patch_size": patch,
+        "img_size": choice.side,
+        "patch_size": choice.patch,
         "embed_dim": 96,
         "depth": 6,
         "num_heads": 3,
@@ -90,9 +112,9 @@ def small_vit(images: ImageSet) -> tuple[str, dict[str, Any], Preprocess]:
         "global_pool": "avg",
     }
     preprocess = Preprocess(
-        input_size=(channels, side, side),
-        mean=(0.5,) * channels,
-        std=(0.25,) * channels,
+        input_size=(choice.channels, choice.side, choice.side),
+        mean=(0.5,) * choice.channels,
+        std=(0.25,) * choice.channels,
         crop_mode="squash",
     )
     return SMALL_VIT, arguments, preprocess
@@ -143,7 +165,25 @@ def pretrain(
         val=share_right(vit, *val),
         seconds=time.monotonic() - started,
         steps=config.steps,
+        chosen=_chosen(images, spec, asked=(model, model_args, preprocess)),
     )
+
+
+def _chosen(
+    images: ImageSet,
+    spec: BackboneSpec,
+    *,
+    asked: tuple[str | None, Mapping[str, Any] | None, Preprocess | None],
+) -> str:
+    """Which input the model has, and who chose it."""
+    model, model_args, preprocess = asked
+    channels, height, width = spec.preprocess.input_size
+    if model is None and preprocess is None:
+        choice = choose_input(images)
+        if (height, width) == (choice.side, choice.side):
+            return choice.why
+    reason = "as its caller says" if preprocess or model_args else f"the one of {spec.model}"
+    return f"{width}x{height} pixels, {'grey' if channels == 1 else 'colour'}: {reason}"
 
 
 def _spec(

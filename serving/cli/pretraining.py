@@ -64,6 +64,8 @@ def pretrain_backbone(
         "classes": len(images.classes),
         "test_accuracy": round(trained.test.value, 4),
         "test_images": trained.test.n,
+        "input": trained.chosen,
+        "warning": trained.warning,
         "seconds": round(trained.seconds, 1),
         "fingerprint": trained.backbone.fingerprint,
     }

@@ -246,6 +246,9 @@ def pretrained(console: Console, result: dict[str, Any]) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    console.print(f"input: {result['input']}", highlight=False, soft_wrap=True)
+    if result["warning"]:
+        console.print(f"warning: {result['warning']}", highlight=False, soft_wrap=True)
 
 
 def _table(*columns: str) -> Table:

@@ -48,3 +48,12 @@ def test_wrong_argument_is_one_sentence_and_no_traceback(tmp_path: Path) -> None
     assert done.exit_code != 0
     assert "--model-args 'nonsense' is not JSON" in " ".join(done.output.split())
     assert "Traceback" not in done.output
+
+
+def test_output_says_which_input_was_chosen_and_that_the_accuracy_is_poor(tmp_path: Path) -> None:
+    words = ["pretrain", "--data", "digits", "--out", str(tmp_path / "b"), "--steps", "1"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert "input: 16x16 pixels, grey: all 1438 images are smaller than 32 pixels" in done.output
+    assert "warning: the held-out accuracy, " in done.output
+    assert "is below 80%" in done.output
