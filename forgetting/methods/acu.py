@@ -127,7 +127,8 @@ def _read_by(head: nn.Linear, e: Tensor) -> Tensor:
     """What the head's numbers multiply: unit features, or features and the bias's 1."""
     if isinstance(head, CosineHead):
         return F.normalize(e, dim=1)
-    if head.bias is not None:
+    bias: Tensor | None = head.bias
+    if bias is not None:
         return torch.cat([e, torch.ones_like(e[:, :1])], dim=1)
     return e
 
