@@ -143,10 +143,11 @@ def _margin(bare: nn.Module, before: _Split, now: _Split) -> MarginFigures | Non
 def _sure(material: Material, model: nn.Module, retained: Features) -> float | None:
     if len(material.strangers) == 0:
         return None
-    score = extract(model, material.strangers).logits.softmax(dim=1).amax(dim=1)
+    # By the highest logit: a cosine head's probabilities are 1 for strangers too.
+    score = extract(model, material.strangers).logits.amax(dim=1)
     threshold = torch.quantile(score, 1 - FALSE_ACCEPTS)
-    probability, answer = retained.logits.softmax(dim=1).max(dim=1)
-    return float(((answer == retained.y) & (probability > threshold)).float().mean())
+    highest, answer = retained.logits.max(dim=1)
+    return float(((answer == retained.y) & (highest > threshold)).float().mean())
 
 
 def _served(material: Material, classes: TaskClasses, model: nn.Module) -> ServedFigures:

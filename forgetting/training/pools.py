@@ -113,7 +113,7 @@ def make_pools(
             "the model gives no forget image more than chance probability of its class: there is "
             "nothing to forget"
         )
-    labels = torch.arange(bare_retain.logits.shape[1])
+    labels = torch.arange(bare_retain.logits.shape[1], device=data.forgotten.device)
     return Pools(
         forget=forget,
         forget_logits=bare_forget.logits,
