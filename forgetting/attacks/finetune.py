@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from forgetting.attacks.head import bare_head, margin_logits, revived, with_head
 from forgetting.data.samples import Samples
-from forgetting.errors import DataError, TargetError
+from forgetting.errors import DataError
 from forgetting.measure.accuracy import right
 from forgetting.measure.features import draw_per_class
 from forgetting.models.prefix import PIXELS, advance, lowest_cut, outputs_from
@@ -91,6 +91,7 @@ def finetune(
     Raises:
         DataError: Training images of the forgotten or of the retained classes, or test images of
             the forgotten ones, are missing.
+        TargetError: The model's FFNs are not recognised, so there is no place for new pairs.
     """
     gone, tested = torch.isin(train.y, forgotten), torch.isin(test.y, forgotten)
     if not bool(gone.any()) or bool(gone.all()) or not bool(tested.any()):
@@ -118,7 +119,7 @@ def finetune(
                 generator=draws,
                 config=config,
             )
-            curves.extend([curve] if curve is not None else [])
+            curves.append(curve)
     return tuple(curves)
 
 
@@ -131,17 +132,13 @@ def _attack(
     forgotten: Tensor,
     generator: torch.Generator,
     config: FinetuneConfig,
-) -> FinetuneCurve | None:
-    """One attacker; None if the model has no FFNs for new pairs."""
+) -> FinetuneCurve:
     attacked = with_head(model, revived(bare_head(model), forgotten=forgotten)).eval()
     attacked.requires_grad_(False)
     head = _head(attacked)
     cut = _lowest_trained(attacked, scope)
     if scope == "lora":
-        try:
-            attach(attacked, find_groups(attacked), rank=config.rank, generator=generator)
-        except TargetError:
-            return None
+        attach(attacked, find_groups(attacked), rank=config.rank, generator=generator)
     body = _body(attacked, scope)
     for parameter in (*body, *head.parameters()):
         parameter.requires_grad_(True)

@@ -23,6 +23,7 @@ from forgetting.attacks.prototypes import (
     nearest_mean,
     relearn_by_prototype,
 )
+from forgetting.attacks.quantised import QuantisedPoint, attack_by_rounding
 from forgetting.attacks.recovery import RecoveryConfig, RecoveryPoint, recovery
 from forgetting.attacks.relearn import RelearnConfig, RelearnCurve, relearn
 from forgetting.attacks.verification import Verification, verification
@@ -64,6 +65,7 @@ class LeakFigures:
         relearn: Fine-tuning of all weights; None if it wasn't run.
         finetune: Fine-tuning by several attackers, at fixed numbers of steps.
         layers: A probe and the nearest neighbour at every block's output and at the feature.
+        quantised: The model with weights of 8 and of 4 bits.
         verified: Pairs of test images of forgotten identities; None if there are none.
         verified_r: The same of retained ones.
         membership: Forget images that were trained on, against held-out ones.
@@ -82,6 +84,7 @@ class LeakFigures:
     relearn: RelearnCurve | None
     finetune: tuple[FinetuneCurve, ...]
     layers: tuple[LayerPoint, ...]
+    quantised: tuple[QuantisedPoint, ...]
     verified: Verification | None
     verified_r: Verification | None
     membership: tuple[Separation, ...]
@@ -200,6 +203,7 @@ def attack(
         relearn=curve,
         finetune=tuned,
         layers=depths,
+        quantised=attack_by_rounding(model, test=test, forgotten=forgotten),
         verified=verification(outside, chosen=forgotten),
         verified_r=verification(
             split(outside, forgotten=forgotten)[1],
@@ -241,6 +245,7 @@ def scalars(figures: LeakFigures) -> dict[str, float]:
             for point in figures.layers
             for name, value in (("layer_probe", point.probe), ("layer_1nn", point.neighbour))
         },
+        **{f"quantised_{point.bits}_f": point.acc_f for point in figures.quantised},
         "verified_auc_f": figures.verified.auc if figures.verified else None,
         "verified_tar_f": figures.verified.tar if figures.verified else None,
         "verified_tar_r": figures.verified_r.tar if figures.verified_r else None,

@@ -70,7 +70,8 @@ class TaskFigures:
         acc_m_before: `acc_m` of the bare backbone.
         margin: Accuracies with the head's margin; None if the head has none.
         sure_r: Share of retained images that are right and whose highest logit is above the
-            threshold at which 1 % of the strangers are accepted (each model's own); None without strangers.
+            threshold at which 1 % of the strangers are accepted (each model's own); None without
+            strangers.
         sure_r_before: `sure_r` of the bare backbone.
         served: The accuracies with the feature edits in place; None if there is none.
         dump: Share of this task's images that the most-hit retained class receives.

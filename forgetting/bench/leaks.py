@@ -94,6 +94,13 @@ def _layer(blocks_from_top: int, field: str) -> Callable[[Mapping[str, Any]], fl
     return read
 
 
+def _quantised(bits: int) -> Callable[[Mapping[str, Any]], float | None]:
+    def read(leak: Mapping[str, Any]) -> float | None:
+        return next((float(p["acc_f"]) for p in leak["quantised"] if p["bits"] == bits), None)
+
+    return read
+
+
 def _verified(who: str, field: str) -> Callable[[Mapping[str, Any]], float | None]:
     def read(leak: Mapping[str, Any]) -> float | None:
         found = leak[who]
@@ -148,6 +155,8 @@ LEAK_COLUMNS: tuple[LeakColumn, ...] = (
     LeakColumn("probe_below", "probe one block below", _layer(2, "probe")),
     LeakColumn("nn_feature", "1-NN at the feature", _layer(0, "neighbour")),
     LeakColumn("nn_last", "1-NN at the last block", _layer(1, "neighbour")),
+    LeakColumn("int8", "Acc_f in 8 bits", _quantised(8)),
+    LeakColumn("int4", "Acc_f in 4 bits", _quantised(4)),
     LeakColumn("tar_f", "TAR at FAR 0.1 %, forgotten", _verified("verified", "tar")),
     LeakColumn("tar_r", "TAR at FAR 0.1 %, retained", _verified("verified_r", "tar")),
     LeakColumn("relearn", "relearn steps", _relearn, share=False),

@@ -80,6 +80,8 @@ def test_figures_are_plain_json_and_every_scalar_is_a_finite_number(
         "last_block_5shot_1_f",
         "last_block_0shot_1_f",
         *(f"layer_{name}_{depth}_f" for name in ("probe", "1nn") for depth in (1, 2, 3, "feature")),
+        "quantised_8_f",
+        "quantised_4_f",
         "verified_auc_f",
         "membership_advantage",
         "membership_tpr",

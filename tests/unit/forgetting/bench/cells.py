@@ -29,6 +29,7 @@ def leak(recovery: float, *, reached: int | None = 5) -> dict[str, Any]:
         "layers": [
             {"depth": depth, "probe": recovery, "neighbour": recovery} for depth in (1, 2, None)
         ],
+        "quantised": [{"bits": n, "acc_f": 0.0, "acc_r": 0.9} for n in (8, 4)],
         "verified": {"auc": 0.6, "tar": recovery, "rank_1": 0.5, "genuine": 9, "impostor": 2000},
         "verified_r": {"auc": 0.9, "tar": 0.8, "rank_1": 0.9, "genuine": 99, "impostor": 9000},
         "relearn": {"steps": [0, 60], "acc_f": [0.0, 0.5], "target": 0.8, "reached": reached},
