@@ -60,7 +60,7 @@ class TrainConfig:
     rate: float = 5e-3
     margin: float = 2.0
     gap: float = 0.75
-    beta: float = 2.0
+    beta: float = 6.0
     steer: float = 0.5
     keep: float = 30.0
     match: float = 2.0

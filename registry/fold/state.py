@@ -189,9 +189,11 @@ class State:
         """The subjects that the weights of `release` have forgotten: without those for which only a
         provisional adapter stands in, a feature edit that leaves the weights as they are."""
         trained = [
-            a for id in self.releases[release].adapters if not (a := self.adapters[id]).provisional
+            entry
+            for entry in self.adapters_in_force(release).values()
+            if not entry.provisional and not entry.folds
         ]
-        return frozenset(subject for adapter in trained for subject in adapter.subjects)
+        return frozenset(subject for entry in trained for subject in entry.subjects)
 
     def stack_for(self, job: str) -> tuple[str, ...]:
         """The stack for an adapter of `job`: the active one, without the job's provisional one."""
