@@ -23,7 +23,7 @@ from forgetting.attacks.prototypes import (
     nearest_mean,
     relearn_by_prototype,
 )
-from forgetting.attacks.quantised import QuantisedPoint, attack_by_rounding
+from forgetting.attacks.quantised import BITS, QuantisedPoint, attack_by_rounding
 from forgetting.attacks.recovery import RecoveryConfig, RecoveryPoint, recovery
 from forgetting.attacks.relearn import RelearnConfig, RelearnCurve, relearn
 from forgetting.attacks.verification import Verification, verification
@@ -36,7 +36,7 @@ from forgetting.measure.features import Features, extract, halves, split
 @dataclass(frozen=True)
 class AttackConfig:
     """The settings of all attacks. `relearn` and `finetune`, which take a minute, and `layers` may
-    be None to leave them out."""
+    be None to leave them out. `bits` are those of rounded weights; it may be empty."""
 
     recovery: RecoveryConfig = RecoveryConfig()
     probe: ProbeConfig = ProbeConfig()
@@ -44,6 +44,7 @@ class AttackConfig:
     relearn: RelearnConfig | None = RelearnConfig()
     finetune: FinetuneConfig | None = FinetuneConfig()
     layers: LayerConfig | None = LayerConfig()
+    bits: tuple[int, ...] = BITS
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ def attack(
         relearn=curve,
         finetune=tuned,
         layers=depths,
-        quantised=attack_by_rounding(model, test=test, forgotten=forgotten),
+        quantised=attack_by_rounding(model, test=test, forgotten=forgotten, bits=config.bits),
         verified=verification(outside, chosen=forgotten),
         verified_r=verification(
             split(outside, forgotten=forgotten)[1],

@@ -48,7 +48,7 @@ def quantised(model: nn.Module, *, bits: int) -> nn.Module:
 
 
 def attack_by_rounding(
-    model: nn.Module, *, test: Samples, forgotten: Tensor, bits: tuple[int, ...] = BITS
+    model: nn.Module, *, test: Samples, forgotten: Tensor, bits: tuple[int, ...]
 ) -> tuple[QuantisedPoint, ...]:
     """Ask the rounded models about the test images.
 

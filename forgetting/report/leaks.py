@@ -149,6 +149,7 @@ def measure_leaks(
         relearn=None,
         finetune=None,
         layers=None,
+        bits=(),
     )
     after, before = (
         attack(

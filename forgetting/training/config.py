@@ -59,8 +59,8 @@ class TrainConfig:
     earlier_batch: int = 32
     rate: float = 5e-3
     margin: float = 2.0
-    gap: float = 0.75
-    beta: float = 6.0
+    gap: float = 0.5
+    beta: float = 4.0
     steer: float = 0.5
     keep: float = 30.0
     match: float = 2.0
@@ -93,7 +93,7 @@ def stored_ratio(model: nn.Module, pairs: Sequence[Pair]) -> float:
 
 def refit_steps_for(classes: int) -> int:
     """Steps of the second phase for a model with so many classes: more take longer to hold."""
-    return min(300, max(180, 2 * classes))
+    return min(300, max(120, 2 * classes))
 
 
 def most_groups(groups: int, config: TrainConfig) -> int:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from forgetting.attacks.quantised import attack_by_rounding, quantised, rounded
+from forgetting.attacks.quantised import BITS, attack_by_rounding, quantised, rounded
 from forgetting.data.image_set import ImageSet, indices, to_tensors
 from forgetting.data.samples import Samples
 from forgetting.models.backbone import Backbone, fingerprint
@@ -24,7 +24,7 @@ def test_eight_bits_keep_what_the_backbone_knows_and_leave_it_as_it_is(
 ) -> None:
     rows = indices(digit_images, "test")
     test = Samples(*to_tensors(digit_images, rows, backbone.spec.preprocess))
-    points = attack_by_rounding(backbone.model, test=test, forgotten=torch.tensor([3]))
+    points = attack_by_rounding(backbone.model, test=test, forgotten=torch.tensor([3]), bits=BITS)
     assert [point.bits for point in points] == [8, 4]
     assert points[0].acc_f > 0.8
     assert points[0].acc_r > 0.8

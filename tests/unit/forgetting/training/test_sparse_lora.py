@@ -227,6 +227,6 @@ def test_model_without_known_ffns_is_refused(data: ForgetData) -> None:
 
 
 def test_the_second_phase_is_as_long_as_there_are_classes_to_hold() -> None:
-    assert [refit_steps_for(classes) for classes in (2, 10, 90)] == [180, 180, 180]
+    assert [refit_steps_for(classes) for classes in (2, 10, 60)] == [120, 120, 120]
     assert refit_steps_for(100) == 200
     assert refit_steps_for(1000) == 300
