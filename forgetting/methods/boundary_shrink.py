@@ -80,13 +80,13 @@ class BoundaryShrink:
 
     name: ClassVar[str] = "boundary_shrink"
     grid: ClassVar[tuple[Mapping[str, float], ...]] = (
-        {"rate": 1e-5},
-        {"rate": 1e-4},
+        {"rate": 3e-5},
         {"rate": 3e-4},
-        {"bound": 0.1},
+        {"rate": 1e-3},
+        {"rate": 3e-4, "bound": 0.1},
     )
     bound: float = 0.4
-    rate: float = 3e-5
+    rate: float = 1e-4
 
     def learn(
         self,

@@ -50,11 +50,11 @@ class Delete:
 
     name: ClassVar[str] = "delete"
     grid: ClassVar[tuple[Mapping[str, float], ...]] = (
-        {"rate": 3e-5},
-        {"rate": 3e-4},
+        {"rate": 1e-4},
         {"rate": 1e-3},
+        {"rate": 3e-3},
     )
-    rate: float = 1e-4
+    rate: float = 3e-4
 
     def learn(
         self,

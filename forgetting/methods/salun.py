@@ -88,14 +88,14 @@ class SalUn:
 
     name: ClassVar[str] = "salun"
     grid: ClassVar[tuple[Mapping[str, float], ...]] = (
-        {"rate": 3e-4},
         {"rate": 1e-3},
+        {"rate": 3e-3},
         {"rate": 1e-3, "share": 0.1},
         {"rate": 1e-3, "alpha": 3.0},
     )
     share: float = 0.5
     alpha: float = 1.0
-    rate: float = 1e-4
+    rate: float = 3e-4
 
     def learn(
         self,

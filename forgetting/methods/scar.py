@@ -128,14 +128,14 @@ class Duck:
 
     name: ClassVar[str] = "duck"
     grid: ClassVar[tuple[Mapping[str, float], ...]] = (
-        {"rate": 3e-4},
         {"rate": 1e-3},
-        {"rate": 3e-4, "push": 5.0},
+        {"rate": 3e-3},
         {"rate": 1e-3, "push": 5.0},
+        {"rate": 3e-3, "push": 5.0},
     )
     push: float = 1.5
     labels: float = 1.5
-    rate: float = 1e-4
+    rate: float = 3e-4
 
     def learn(
         self,
@@ -184,17 +184,17 @@ class SCAR:
 
     name: ClassVar[str] = "scar"
     grid: ClassVar[tuple[Mapping[str, float], ...]] = (
-        {"rate": 3e-5},
-        {"rate": 3e-4},
-        {"rate": 3e-4, "distil": 20.0},
-        {"own": 0.0},
+        {"rate": 1e-3},
+        {"rate": 1e-3, "push": 10.0},
+        {"rate": 1e-3, "push": 10.0, "own": 0.0},
+        {"rate": 3e-3, "push": 10.0},
     )
     push: float = 1.0
     distil: float = 5.0
     gamma: float = 3.0
     own: float = 0.5
     surrogates: int = 1000
-    rate: float = 1e-4
+    rate: float = 3e-4
 
     def learn(
         self,

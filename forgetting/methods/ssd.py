@@ -68,10 +68,10 @@ class SSD:
 
     name: ClassVar[str] = "ssd"
     grid: ClassVar[tuple[Mapping[str, float], ...]] = (
-        {"alpha": 30.0},
-        {"alpha": 5.0},
         {"alpha": 3.0},
-        {"alpha": 2.0},
+        {"alpha": 2.0, "strength": 0.1},
+        {"alpha": 1.0},
+        {"alpha": 1.0, "strength": 0.1},
     )
     alpha: float = 10.0
     strength: float = 1.0

@@ -24,7 +24,7 @@ def photographs() -> tuple[Tensor, ...]:
     from sklearn.datasets import load_sample_images
 
     return tuple(
-        torch.from_numpy(image).permute(2, 0, 1).float() / 255
+        torch.tensor(image, dtype=torch.float32).permute(2, 0, 1) / 255
         for image in load_sample_images().images
     )
 
