@@ -30,7 +30,7 @@ from tests.unit.serving.in_process import LocalCoordinator, LocalMonitor
 from tests.unit.serving.small_server import IDLE, LENIENT, SmallServer, predict, until
 
 MakeServer = Callable[..., SmallServer]
-TRAINED = {"select_steps": 20, "refit_steps": 60}
+TRAINED = {"select_steps": 20, "refit_steps": 120}
 """Enough to forget one stripe."""
 LONG = {**IDLE, "select_steps": 100_000}
 STRICT = {**LENIENT, "acc_f": 0.01}
