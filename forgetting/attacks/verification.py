@@ -62,8 +62,8 @@ def verification(features: Features, *, chosen: Tensor) -> Verification | None:
         return None
     tar = None
     if len(impostor) * FAR >= 1:
-        accepted = int(len(impostor) * FAR)
-        threshold = impostor.topk(accepted).values[-1]
+        # The best impostor pair that must be refused: those above it are the FAR share.
+        threshold = impostor.topk(int(len(impostor) * FAR) + 1).values[-1]
         tar = float((genuine > threshold).double().mean())
     nearest = alike.masked_fill(~others, -torch.inf).argmax(dim=1)
     ordered = torch.sort(impostor).values

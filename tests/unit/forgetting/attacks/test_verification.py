@@ -49,5 +49,17 @@ def test_acceptance_is_at_the_stated_rate_of_false_accepts() -> None:
     assert verification(Features(same, same, y), chosen=torch.arange(100)).tar == 1.0  # type: ignore[union-attr]
 
 
+def test_as_many_impostors_are_accepted_as_the_rate_allows() -> None:
+    # 2 images of one identity at 20 degrees from each other, and 500 others: 1,000 impostor pairs.
+    # Of these one is nearer (10 degrees), which a rate of 0.1 % allows.
+    found = verification(
+        _at([0, 20, -10, *[90 + i / 10 for i in range(499)]], [0, 0, *range(1, 501)]),
+        chosen=torch.tensor([0]),
+    )
+    assert found is not None
+    assert (found.genuine, found.impostor) == (1, 1000)
+    assert found.tar == 1.0
+
+
 def test_without_a_genuine_pair_there_is_nothing_to_measure() -> None:
     assert verification(_at([0, 10, 20], [0, 1, 2]), chosen=torch.tensor([0])) is None
