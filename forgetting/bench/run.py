@@ -27,8 +27,10 @@ from forgetting.methods import method, method_class
 from forgetting.methods.protocol import Budget, Method
 from forgetting.training.pretrain import PretrainProgress
 
-# Raise this when a figure changes its meaning. All cells are then computed again.
+# Raise one of these when a figure changes its meaning. All cells are then computed again; with
+# `_ATTACKS`, those that have figures of attacks.
 _MEASURES = 5
+_ATTACKS = 2
 _POLL_S = 2.0
 
 _Item = TypeVar("_Item")
@@ -326,6 +328,7 @@ class _Bench:
             "references": references,
             "budget": None if isinstance(chosen, str) else asdict(self._config.budget),
             "attacks": self._config.attacks,
+            "attack_measures": None if self._config.attacks == "none" else _ATTACKS,
         }
 
     def _training(self, what: str, look: PretrainProgress) -> None:
