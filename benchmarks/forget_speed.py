@@ -63,11 +63,6 @@ PHASES = {
     "prefix": (("training/pools", "make_pools"), ("training/pools", "advanced")),
     "select": (("training/sparse_lora", "select"),),
     "refit": (("training/sparse_lora", "refit"),),
-    "erase": (
-        ("training/feature_edits", "edit_before"),
-        ("training/feature_edits", "edit_after"),
-        ("training/pools", "steered"),
-    ),
     "report": (("task/outcome", "measure_task"),),
 }
 
@@ -127,12 +122,20 @@ def lethe_run(model: nn.Module, data: ForgetData, *, batch: int, seed: int = 0) 
     """A training run with all groups trained; each step uses `2 * batch` images."""
     generator = torch.Generator().manual_seed(seed)
     config = TrainConfig(forget_batch=batch, retain_batch=batch)
-    pools: Pools = make_pools(model, data, copies=0, generator=generator)
+    pools: Pools = make_pools(model, data, original=model, copies=0, generator=generator)
     groups = find_groups(model)
-    rank = affordable_rank(model, groups, erasure=None, config=config)
+    rank = affordable_rank(model, groups, config=config)
     attached = attach(model, groups, rank=rank, generator=generator)
     model.to(data.forget.x.device)  # the pairs were made on the CPU
-    return _Run(model, pools, attached, config=config, generator=generator, progress=None)
+    return _Run(
+        model,
+        pools,
+        attached,
+        blocks=len(groups),
+        config=config,
+        generator=generator,
+        progress=None,
+    )
 
 
 def synthetic_data(model: nn.Module, *, pixels: int, count: int, device: str) -> ForgetData:
@@ -175,9 +178,9 @@ def step_ratios(
                 run._descend()
 
         select = rate(step, **timed)
-        upper = sorted(run.live, key=lambda group: group.index)[run.total // 2 :]
-        run._keep(upper)
-        assert run.cut == (run.total // 2 if lowest_cut(model) == 0 else run.cut)
+        half = len(run.live) // 2
+        run._keep(sorted(run.live, key=lambda group: group.index)[half:])
+        assert run.cut == (half if lowest_cut(model) == 0 else run.cut)
         refit = rate(step, **timed)
         # The bare pass again: the mean of both makes up for a machine that changes its speed.
         after = rate(lambda m=bare, v=variant: bare_step(m, x, y, v), **timed)

@@ -6,10 +6,12 @@ from __future__ import annotations
 import base64
 import json
 import mimetypes
+import struct
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -40,6 +42,21 @@ _BUSY = retry_if_result(lambda response: response.status_code == 503)
 
 class ClientError(ServingError):
     """The server answered with an error or can't be reached; the message is for a person."""
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """The L2-normalised feature of an image. Keep it together with its `space` and `release`."""
+
+    vector: tuple[float, ...] = field(repr=False)
+    """Length 1; the cosine of two vectors is their dot product."""
+    space: str
+    """Names the weights that made it. Vectors of different spaces can't be compared."""
+    masked_only: int
+    """Classes under erasure that the weights still know. A mask hides nothing in a vector."""
+    release: int
+    parent: int
+    request_id: str
 
 
 class _Connection:
@@ -122,7 +139,8 @@ class _Connection:
 
 
 class InferenceClient(_Connection):
-    """Asks for predictions. With the auditor's `token`, answers also have `before_mask`."""
+    """Asks for predictions and embeddings. With the auditor's `token`, predictions also have
+    `before_mask`."""
 
     def predict(self, image: bytes, *, content_type: str, top_k: int = 5) -> dict[str, Any]:
         return self._ask(
@@ -135,12 +153,33 @@ class InferenceClient(_Connection):
 
     def predict_file(self, path: Path, *, top_k: int = 5) -> dict[str, Any]:
         """Raises `ClientError` when the file can't be read."""
-        kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise ClientError(f"can't read {path}: {error.strerror}") from None
+        data, kind = _read_file(path)
         return self.predict(data, content_type=kind, top_k=top_k)
+
+    def embed(self, image: bytes, *, content_type: str) -> Embedding:
+        response = self._answer(
+            "POST",
+            "/v1/embed",
+            content=image,
+            headers={"Content-Type": content_type, "Accept": "application/octet-stream"},
+        )
+        said = response.headers
+        try:
+            return Embedding(
+                vector=struct.unpack(f"<{int(said['X-Lethe-Dim'])}f", response.content),
+                space=said["X-Lethe-Space"],
+                masked_only=int(said["X-Lethe-Masked-Only"]),
+                release=int(said["X-Lethe-Release"]),
+                parent=int(said["X-Lethe-Parent"]),
+                request_id=said["X-Lethe-Request-Id"],
+            )
+        except (KeyError, ValueError, struct.error):
+            raise self._another() from None
+
+    def embed_file(self, path: Path) -> Embedding:
+        """Raises `ClientError` when the file can't be read."""
+        data, kind = _read_file(path)
+        return self.embed(data, content_type=kind)
 
     def predict_batch(self, images: Sequence[bytes], *, top_k: int = 5) -> Iterator[dict[str, Any]]:
         """The answer of /v1/predict for each image, in order, as it arrives. An image that could
@@ -276,6 +315,15 @@ def _encoded(images: Mapping[str, Sequence[bytes]]) -> dict[str, list[str]]:
     return {
         name: [base64.b64encode(data).decode() for data in given] for name, given in images.items()
     }
+
+
+def _read_file(path: Path) -> tuple[bytes, str]:
+    """A file's contents and content type. Raises `ClientError` when it can't be read."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ClientError(f"can't read {path}: {error.strerror}") from None
+    return data, mimetypes.guess_type(path.name)[0] or "application/octet-stream"
 
 
 def read_images(folder: Path) -> list[bytes]:

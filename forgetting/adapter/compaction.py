@@ -150,7 +150,7 @@ def _side_by_side(pairs: Sequence[Pair]) -> Pair:
 
 
 def _chain(erasures: Sequence[LowRankEdit]) -> LowRankEdit:
-    """E_t(... E_1(e)) as one erasure. Like `erasure.edit.chained`, but rounded only once."""
+    """E_t(... E_1(e)) as one erasure, rounded only once."""
     first = erasures[0]
     if len(erasures) == 1:
         return first

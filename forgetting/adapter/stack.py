@@ -96,10 +96,20 @@ def _own_children(module: nn.Module) -> nn.Module:
     return twin
 
 
-def adapted_model(backbone: Backbone, stack: Sequence[AnyAdapter]) -> nn.Module:
-    """A copy of the backbone's model with the stack in force. No tensor is shared."""
+def adapted_model(
+    backbone: Backbone, stack: Sequence[AnyAdapter], *, edits: bool = True
+) -> nn.Module:
+    """A copy of the backbone's model with the stack in force. No tensor is shared.
+
+    Args:
+        backbone: The bare backbone.
+        stack: The adapters, bottom first.
+        edits: Whether to put the stack's feature edits into the model too. Without them it answers
+            as its weights alone say.
+    """
     model = copy.deepcopy(backbone.model)
-    install(model, effective_state(backbone.model, stack))
+    state = effective_state(backbone.model, stack)
+    install(model, state if edits else EffectiveState(weights=state.weights))
     return model
 
 

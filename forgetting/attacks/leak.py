@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from forgetting.attacks.finetune import FinetuneConfig, FinetuneCurve, finetune
 from forgetting.attacks.head import bare_head, restarted, revived
+from forgetting.attacks.layers import LayerConfig, LayerPoint, layers
 from forgetting.attacks.membership import Separation, membership, stranger_likeness
 from forgetting.attacks.probe import ProbeConfig, ProbePoint, probe
 from forgetting.attacks.prototypes import (
@@ -21,8 +23,10 @@ from forgetting.attacks.prototypes import (
     nearest_mean,
     relearn_by_prototype,
 )
+from forgetting.attacks.quantised import BITS, QuantisedPoint, attack_by_rounding
 from forgetting.attacks.recovery import RecoveryConfig, RecoveryPoint, recovery
 from forgetting.attacks.relearn import RelearnConfig, RelearnCurve, relearn
+from forgetting.attacks.verification import Verification, verification
 from forgetting.data.samples import Samples
 from forgetting.errors import DataError
 from forgetting.measure.calibration import jensen_shannon
@@ -31,12 +35,16 @@ from forgetting.measure.features import Features, extract, halves, split
 
 @dataclass(frozen=True)
 class AttackConfig:
-    """The settings of all attacks. `relearn` is None to leave it out; it takes a minute."""
+    """The settings of all attacks. `relearn` and `finetune`, which take a minute, and `layers` may
+    be None to leave them out. `bits` are those of rounded weights; it may be empty."""
 
     recovery: RecoveryConfig = RecoveryConfig()
     probe: ProbeConfig = ProbeConfig()
     prototypes: PrototypeConfig = PrototypeConfig()
     relearn: RelearnConfig | None = RelearnConfig()
+    finetune: FinetuneConfig | None = FinetuneConfig()
+    layers: LayerConfig | None = LayerConfig()
+    bits: tuple[int, ...] = BITS
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,11 @@ class LeakFigures:
             was fitted on. This shows what it leaves in the class.
         nearest_mean: The nearest of all classes' few-shot means.
         relearn: Fine-tuning of all weights; None if it wasn't run.
+        finetune: Fine-tuning by several attackers, at fixed numbers of steps.
+        layers: A probe and the nearest neighbour at every block's output and at the feature.
+        quantised: The model with weights of 8 and of 4 bits.
+        verified: Pairs of test images of forgotten identities; None if there are none.
+        verified_r: The same of retained ones.
         membership: Forget images that were trained on, against held-out ones.
         strangers: Test images of forgotten classes, against images of classes that no model saw;
             None if there are none.
@@ -70,6 +83,11 @@ class LeakFigures:
     prototypes_fresh: tuple[PrototypePoint, ...]
     nearest_mean: PrototypePoint
     relearn: RelearnCurve | None
+    finetune: tuple[FinetuneCurve, ...]
+    layers: tuple[LayerPoint, ...]
+    quantised: tuple[QuantisedPoint, ...]
+    verified: Verification | None
+    verified_r: Verification | None
     membership: tuple[Separation, ...]
     strangers: tuple[Separation, ...] | None
     js: float | None
@@ -143,6 +161,26 @@ def attack(
         shots=config.prototypes.shots,
         draws=config.prototypes.draws,
     )
+    depths: tuple[LayerPoint, ...] = ()
+    if config.layers is not None:
+        depths = layers(
+            model,
+            train=train,
+            test=test,
+            forgotten=forgotten,
+            generator=generator,
+            config=config.layers,
+        )
+    tuned: tuple[FinetuneCurve, ...] = ()
+    if config.finetune is not None:
+        tuned = finetune(
+            model,
+            train=train,
+            test=test,
+            forgotten=forgotten,
+            generator=generator,
+            config=config.finetune,
+        )
     curve = None
     if config.relearn is not None and before is not None:
         # It draws last, because how much it draws depends on the model.
@@ -164,6 +202,14 @@ def attack(
         prototypes_fresh=written_fresh,
         nearest_mean=nearest,
         relearn=curve,
+        finetune=tuned,
+        layers=depths,
+        quantised=attack_by_rounding(model, test=test, forgotten=forgotten, bits=config.bits),
+        verified=verification(outside, chosen=forgotten),
+        verified_r=verification(
+            split(outside, forgotten=forgotten)[1],
+            chosen=torch.unique(outside.y[~torch.isin(outside.y, forgotten)]),
+        ),
         membership=membership(split(inside, forgotten=forgotten)[0], deleted),
         strangers=_strangers(model, deleted, strangers=strangers),
         js=_js(reference, deleted, test=test, forgotten=forgotten),
@@ -190,6 +236,20 @@ def scalars(figures: LeakFigures) -> dict[str, float]:
         "nearest_mean_f": figures.nearest_mean.recall_f,
         "relearn_f": figures.relearn.acc_f[-1] if figures.relearn else None,
         "relearn_steps": figures.relearn.reached if figures.relearn else None,
+        **{
+            f"{point.scope}_{point.shots}shot_{steps}_f": value
+            for point in figures.finetune
+            for steps, value in zip(point.steps, point.acc_f, strict=True)
+        },
+        **{
+            f"{name}_{point.depth or 'feature'}_f": value
+            for point in figures.layers
+            for name, value in (("layer_probe", point.probe), ("layer_1nn", point.neighbour))
+        },
+        **{f"quantised_{point.bits}_f": point.acc_f for point in figures.quantised},
+        "verified_auc_f": figures.verified.auc if figures.verified else None,
+        "verified_tar_f": figures.verified.tar if figures.verified else None,
+        "verified_tar_r": figures.verified_r.tar if figures.verified_r else None,
         "membership_advantage": max(s.advantage for s in figures.membership),
         "membership_tpr": max(s.tpr for s in figures.membership),
         "js": figures.js,

@@ -1,4 +1,4 @@
-"""The bars that `lethe` must meet, judged from the cells.
+"""The bars that `lethe` must meet, judged from the cells, whose figures are by the weights alone.
 
 If a row, a task or an attack is missing for a bar, it counts as not measured, never as met.
 """
@@ -9,12 +9,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from forgetting.bench.cell import TaskFigures
-from forgetting.bench.protocol import RETRAINED, ROWS
+from forgetting.bench.protocol import BACKBONE, RETRAINED, ROWS
 from forgetting.bench.summary import Column, Summary, leak
 
 OURS, CLOSED_FORM, PUBLISHED, MASK = "lethe", "project", "gs_lora_published", "head_mask"
-# H of `lethe` is compared with all methods that change weights and aren't ours.
-_NOT_COMPARED = {OURS, CLOSED_FORM, MASK, *ROWS}
+# H of `lethe` is compared with all methods but masks. (The closed form has none by the weights.)
+_NOT_COMPARED = {OURS, MASK, *ROWS}
+# What attacks may win back above the model that never saw the classes.
+_ABOVE_NEVER_SAW = 0.05
+_LEAKS = (
+    ("probe_feature", "20-shot probe, feature", _ABOVE_NEVER_SAW),
+    ("probe_last", "20-shot probe, last block", _ABOVE_NEVER_SAW),
+    ("nn_feature", "1-NN, feature", _ABOVE_NEVER_SAW),
+    ("nn_last", "1-NN, last block", _ABOVE_NEVER_SAW),
+    ("pra5", "5-shot prototypes", _ABOVE_NEVER_SAW),
+    *((f"block5_{n}", f"last block, 5 shots, {n} steps", _ABOVE_NEVER_SAW) for n in (10, 30, 100)),
+    *((f"retain_only_{n}", f"retain only, {n} steps", _ABOVE_NEVER_SAW) for n in (10, 30, 100)),
+    ("tar_f", "TAR at FAR 0.1 %, forgotten", 0.03),
+)
 
 
 @dataclass(frozen=True)
@@ -36,16 +48,13 @@ def judge(summary: Summary, setting: str) -> tuple[Bar, ...]:
     bars = (
         _h(summary, columns),
         _most(summary, columns, "Acc_f", lambda t: t.acc_f.value),
-        *([_most(summary, columns[-1:], "Acc_o, last task", _acc_o)] if columns[1:] else []),
-        _acc_r(summary, columns, limit=0.03 if few else 0.01),
-        _stored(summary, columns),
+        *([_most(summary, columns[1:], "Acc_o", _acc_o)] if columns[1:] else []),
+        _lost(summary, columns, "Acc_r", _plain, each=0.03 if few else 0.01),
+        _lost(summary, columns, "Acc_r by the margin", _by_margin, each=0.03 if few else 0.01),
+        _lost(summary, columns, "Acc_r at the threshold", _sure, each=0.03 if few else 0.01),
         _groups(summary, columns),
-        *(
-            bar
-            for key, title in (("recovery", "recovery"), ("probe20", "20-shot probe"))
-            + (("pra5", "5-shot relearning"),)
-            for bar in _leak(summary, columns[-1], key, title)
-        ),
+        *(_leak(summary, columns[-1], *leak) for leak in _LEAKS),
+        _verified(summary, columns[-1]),
         _seconds(summary, setting, columns),
         _closed_form(summary, setting),
     )
@@ -101,27 +110,44 @@ def _most(
     return Bar(title, "at most 1 %", f"at most {max(found):.2%}", max(found) <= 0.01)
 
 
-def _acc_r(summary: Summary, columns: list[Column], *, limit: float) -> Bar:
-    by_task = _by_column(summary, columns, lambda t: t.acc_r_previous.value - t.acc_r.value)
-    total = _by_column(summary, columns, lambda t: t.acc_r_before.value - t.acc_r.value)
-    bar = f"at most {limit:.0%} lost by each task, and that times its number in all"
-    if by_task is None or total is None:
-        return Bar("Acc_r", bar, "not measured", None)
-    within = all(lost <= limit * (i + 1) for i, lost in enumerate(total))
-    return Bar(
-        "Acc_r",
-        bar,
-        f"at most {max(by_task):.2%} by a task; {total[-1]:.2%} after the last",
-        max(by_task) <= limit and within,
-    )
+def _plain(task: TaskFigures) -> tuple[float, float] | None:
+    return task.acc_r_before.value, task.acc_r.value
 
 
-def _stored(summary: Summary, columns: list[Column]) -> Bar:
-    found = _by_column(summary, columns, lambda t: t.stored / t.parameters)
+def _by_margin(task: TaskFigures) -> tuple[float, float] | None:
+    return (task.margin.acc_r_before, task.margin.acc_r) if task.margin else None
+
+
+def _sure(task: TaskFigures) -> tuple[float, float] | None:
+    if task.sure_r is None or task.sure_r_before is None:
+        return None
+    return task.sure_r_before, task.sure_r
+
+
+def _lost(
+    summary: Summary,
+    columns: list[Column],
+    title: str,
+    read: Callable[[TaskFigures], tuple[float, float] | None],
+    *,
+    each: float,
+) -> Bar:
+    """The loss against the bare backbone on the same images. `each` is per task, thrice in all."""
+
+    def lost(task: TaskFigures) -> float | None:
+        pair = read(task)
+        return None if pair is None else pair[0] - pair[1]
+
+    found = _by_column(summary, columns, lost)
+    bar = f"at most {each:.0%} lost a task, {3 * each:.0%} after the last"
     if found is None:
-        return Bar("tunable ratio stored", "at most 1.28 %", "not measured", None)
+        return Bar(title, bar, "not measured", None)
+    steps = [now - before for before, now in zip([0.0, *found], found, strict=False)]
     return Bar(
-        "tunable ratio stored", "at most 1.28 %", f"at most {max(found):.2%}", max(found) <= 0.0128
+        title,
+        bar,
+        f"at most {max(steps):.2%} by a task; {found[-1]:.2%} after the last",
+        max(steps) <= each + 1e-9 and found[-1] <= 3 * each + 1e-9,
     )
 
 
@@ -133,26 +159,27 @@ def _groups(summary: Summary, columns: list[Column]) -> Bar:
 
     found = _by_column(summary, columns, kept)
     if found is None:
-        return Bar("groups kept", "at most half", "not measured", None)
-    return Bar("groups kept", "at most half", f"at most {max(found):.0%}", max(found) <= 0.5)
+        return Bar("groups kept", "at most two thirds", "not measured", None)
+    met = max(found) <= 2 / 3 + 1e-9
+    return Bar("groups kept", "at most two thirds", f"at most {max(found):.0%}", met)
 
 
-def _leak(summary: Summary, column: Column, key: str, title: str) -> tuple[Bar, Bar]:
-    own, never, published = (
-        summary.mean(name, column, leak(key)) for name in (OURS, RETRAINED, PUBLISHED)
-    )
+def _leak(summary: Summary, column: Column, key: str, title: str, above: float) -> Bar:
+    bar = f"at most the retrained model's + {above:.0%}"
+    own, never = (summary.mean(name, column, leak(key)) for name in (OURS, RETRAINED))
+    if own is None or never is None:
+        return Bar(title, bar, "not measured", None)
+    found = f"{own.mean:.1%} against {never.mean:.1%}"
+    return Bar(title, bar, found, own.mean <= never.mean + above)
 
-    def against(other: float | None, words: str, *, factor: float) -> Bar:
-        if own is None or other is None:
-            return Bar(title, words, "not measured", None)
-        limit = factor * other
-        met = own.mean <= limit if factor == 1 else own.mean < limit
-        return Bar(title, words, f"{own.mean:.1%} against {other:.1%}", met)
 
-    return (
-        against(never.mean if never else None, "at or below the retrained model", factor=1),
-        against(published.mean if published else None, f"below half of {PUBLISHED}", factor=0.5),
-    )
+def _verified(summary: Summary, column: Column) -> Bar:
+    title, bar = "TAR at FAR 0.1 %, retained", "at most 1 % below the backbone's"
+    own, bare = (summary.mean(name, column, leak("tar_r")) for name in (OURS, BACKBONE))
+    if own is None or bare is None:
+        return Bar(title, bar, "not measured", None)
+    found = f"{own.mean:.1%} against {bare.mean:.1%}"
+    return Bar(title, bar, found, own.mean >= bare.mean - 0.01)
 
 
 def _seconds(summary: Summary, setting: str, columns: list[Column]) -> Bar:

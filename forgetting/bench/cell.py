@@ -18,7 +18,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from forgetting.durable_file import replace_file
 from forgetting.measure.accuracy import Share, drop, h_mean
 
-FORMAT = 1
+FORMAT = 2
 
 
 class CellError(ValueError):
@@ -41,8 +41,19 @@ class MarginFigures:
 
 
 @dataclass(frozen=True)
+class ServedFigures:
+    """Accuracies with the method's feature edits in place."""
+
+    acc_r: float
+    acc_f: float
+    acc_o: float | None
+
+
+@dataclass(frozen=True)
 class TaskFigures:
-    """What one task did to the test images. "Before" is the bare backbone on the same images.
+    """What one task did to the test images, by the weights: every feature edit is taken out.
+
+    "Before" is the bare backbone on the same images.
 
     Attributes:
         number: Number of the task, from 1.
@@ -58,6 +69,11 @@ class TaskFigures:
         acc_m: Accuracy on retained classes without training images; None if there are none.
         acc_m_before: `acc_m` of the bare backbone.
         margin: Accuracies with the head's margin; None if the head has none.
+        sure_r: Share of retained images that are right and whose highest logit is above the
+            threshold at which 1 % of the strangers are accepted (each model's own); None without
+            strangers.
+        sure_r_before: `sure_r` of the bare backbone.
+        served: The accuracies with the feature edits in place; None if there is none.
         dump: Share of this task's images that the most-hit retained class receives.
         dump_masked: The same share with the bare backbone's answers only masked.
         ece: Expected calibration error on retained classes.
@@ -89,6 +105,9 @@ class TaskFigures:
     acc_m: Share | None
     acc_m_before: Share | None
     margin: MarginFigures | None
+    sure_r: float | None
+    sure_r_before: float | None
+    served: ServedFigures | None
     dump: Share
     dump_masked: Share
     ece: float
@@ -204,7 +223,7 @@ def _value(hint: Any, value: Any, name: str) -> Any:
         if value is None and types.NoneType in options:
             return None
         hint = next(option for option in options if option is not types.NoneType)
-    if hint in (Share, MarginFigures):
+    if hint in (Share, MarginFigures, ServedFigures):
         return _read(hint, value)
     if get_origin(hint) is tuple:
         return tuple(float(number) for number in value)

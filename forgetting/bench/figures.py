@@ -11,24 +11,28 @@ from torch import Tensor, nn
 from forgetting.adapter.files import AdapterFacts, code_version
 from forgetting.adapter.low_rank import Adapter, to_files
 from forgetting.attacks.head import bare_head, margin_logits
-from forgetting.bench.cell import MarginFigures, TaskFigures
+from forgetting.bench.cell import MarginFigures, ServedFigures, TaskFigures
 from forgetting.bench.leaks import leak_figures
 from forgetting.bench.material import Material
 from forgetting.data.image_set import class_index
 from forgetting.data.roles import TaskClasses
+from forgetting.erasure.edit import without_edit
 from forgetting.errors import TargetError
 from forgetting.measure.accuracy import Share, by_class, most_hit, right
 from forgetting.measure.calibration import ece, jensen_shannon
-from forgetting.measure.features import Features, rows
+from forgetting.measure.features import Features, extract, rows
 from forgetting.methods.protocol import Learned
 from forgetting.models.face_transformer import CosineHead
 from forgetting.models.targets import find_groups
 from forgetting.training.losses import own_distribution
 
+FALSE_ACCEPTS = 0.01
+"""The share of strangers that a threshold may accept."""
+
 
 @dataclass(frozen=True)
 class Measured:
-    """A model, and its features of the test images."""
+    """A model, and its features of the test images by its weights alone."""
 
     model: nn.Module
     test: Features
@@ -58,7 +62,8 @@ def measure_task(
     """
     classes = material.tasks[number - 1]
     bare = material.backbone.model
-    measured = Measured(learned.model, material.test_features(learned.model))
+    weights = without_edit(learned.model)
+    measured = Measured(learned.model, material.test_features(weights))
     before, now = _split(material, classes, material.bare), _split(material, classes, measured.test)
     under = [now.forget, *([now.earlier] if now.earlier else [])]
     shares = [share for part in under for share in by_class(part.logits, part.y).values()]
@@ -78,6 +83,9 @@ def measure_task(
         acc_m=_right(now.missing) if now.missing else None,
         acc_m_before=_right(before.missing) if before.missing else None,
         margin=_margin(bare, before, now),
+        sure_r=_sure(material, weights, now.retained),
+        sure_r_before=_sure(material, bare, before.retained),
+        served=None if weights is learned.model else _served(material, classes, learned.model),
         dump=most_hit(now.forget.logits, forgotten=gone),
         dump_masked=most_hit(masked, forgotten=gone),
         ece=ece(now.retained.logits, now.retained.y),
@@ -92,7 +100,7 @@ def measure_task(
         groups_kept=learned.groups_kept,
         groups_total=learned.groups_total,
         update_norms=_update_norms(previous.model, learned.model),
-        leak=leak_figures(material, gone, learned.model) if attacked else None,
+        leak=leak_figures(material, gone, weights) if attacked else None,
     )
     return figures, _samples(material, number, classes, now), measured
 
@@ -132,6 +140,25 @@ def _margin(bare: nn.Module, before: _Split, now: _Split) -> MarginFigures | Non
     )
 
 
+def _sure(material: Material, model: nn.Module, retained: Features) -> float | None:
+    if len(material.strangers) == 0:
+        return None
+    # By the highest logit: a cosine head's probabilities are 1 for strangers too.
+    score = extract(model, material.strangers).logits.amax(dim=1)
+    threshold = torch.quantile(score, 1 - FALSE_ACCEPTS)
+    highest, answer = retained.logits.max(dim=1)
+    return float(((answer == retained.y) & (highest > threshold)).float().mean())
+
+
+def _served(material: Material, classes: TaskClasses, model: nn.Module) -> ServedFigures:
+    now = _split(material, classes, material.test_features(model))
+    return ServedFigures(
+        acc_r=_right(now.retained).value,
+        acc_f=_right(now.forget).value,
+        acc_o=_right(now.earlier).value if now.earlier else None,
+    )
+
+
 def _js(material: Material, number: int, classes: TaskClasses, now: _Split) -> float | None:
     if number not in material.never:
         return None
@@ -158,10 +185,7 @@ def _stored_bytes(material: Material, classes: TaskClasses, learned: Learned) ->
         groups_kept=learned.groups_kept or 0,
         groups_total=learned.groups_total or 0,
     )
-    return sum(
-        len(content)
-        for content in to_files(Adapter(learned.pairs, facts, learned.erasure)).values()
-    )
+    return sum(len(content) for content in to_files(Adapter(learned.pairs, facts)).values())
 
 
 def _update_norms(previous: nn.Module, after: nn.Module) -> tuple[float, ...] | None:

@@ -74,6 +74,41 @@ def _prototypes(points: str) -> Callable[[Mapping[str, Any]], float | None]:
     return read
 
 
+def _finetune(scope: str, shots: int, steps: int) -> Callable[[Mapping[str, Any]], float | None]:
+    def read(leak: Mapping[str, Any]) -> float | None:
+        for curve in leak["finetune"]:
+            if (curve["scope"], curve["shots"]) == (scope, shots):
+                return float(curve["acc_f"][list(curve["steps"]).index(steps)])
+        return None
+
+    return read
+
+
+def _layer(blocks_from_top: int, field: str) -> Callable[[Mapping[str, Any]], float | None]:
+    """At the feature (0), the last block's output (1), the one below (2), ..."""
+
+    def read(leak: Mapping[str, Any]) -> float | None:
+        points = leak["layers"]
+        return float(points[-1 - blocks_from_top][field]) if len(points) > blocks_from_top else None
+
+    return read
+
+
+def _quantised(bits: int) -> Callable[[Mapping[str, Any]], float | None]:
+    def read(leak: Mapping[str, Any]) -> float | None:
+        return next((float(p["acc_f"]) for p in leak["quantised"] if p["bits"] == bits), None)
+
+    return read
+
+
+def _verified(who: str, field: str) -> Callable[[Mapping[str, Any]], float | None]:
+    def read(leak: Mapping[str, Any]) -> float | None:
+        found = leak[who]
+        return None if found is None or found[field] is None else float(found[field])
+
+    return read
+
+
 def _relearn(leak: Mapping[str, Any]) -> float | None:
     """Steps to relearn; the most steps tried if that wasn't enough, for every method alike."""
     curve = leak["relearn"]
@@ -105,6 +140,25 @@ LEAK_COLUMNS: tuple[LeakColumn, ...] = (
     LeakColumn("probe20", "probe 20", _probe(20)),
     LeakColumn("pra5", "PRA-5", _prototypes("prototypes")),
     LeakColumn("pra_fresh", "PRA, fresh images", _prototypes("prototypes_fresh")),
+    *(
+        LeakColumn(f"block5_{n}", f"last block, 5 shots, {n} steps", _finetune("last_block", 5, n))
+        for n in (10, 30, 100)
+    ),
+    *(
+        LeakColumn(f"retain_only_{n}", f"retain only, {n} steps", _finetune("last_block", 0, n))
+        for n in (10, 30, 100)
+    ),
+    LeakColumn("lora5_100", "new LoRA, 5 shots, 100 steps", _finetune("lora", 5, 100)),
+    LeakColumn("all5_100", "all weights, 5 shots, 100 steps", _finetune("all", 5, 100)),
+    LeakColumn("probe_feature", "probe at the feature", _layer(0, "probe")),
+    LeakColumn("probe_last", "probe at the last block", _layer(1, "probe")),
+    LeakColumn("probe_below", "probe one block below", _layer(2, "probe")),
+    LeakColumn("nn_feature", "1-NN at the feature", _layer(0, "neighbour")),
+    LeakColumn("nn_last", "1-NN at the last block", _layer(1, "neighbour")),
+    LeakColumn("int8", "Acc_f in 8 bits", _quantised(8)),
+    LeakColumn("int4", "Acc_f in 4 bits", _quantised(4)),
+    LeakColumn("tar_f", "TAR at FAR 0.1 %, forgotten", _verified("verified", "tar")),
+    LeakColumn("tar_r", "TAR at FAR 0.1 %, retained", _verified("verified_r", "tar")),
     LeakColumn("relearn", "relearn steps", _relearn, share=False),
     LeakColumn("membership", "membership AUC", _separation("membership", "auc")),
     LeakColumn("membership_tpr", "TPR at 1 % FPR", _separation("membership", "tpr")),

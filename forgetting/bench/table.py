@@ -42,6 +42,10 @@ def markdown(
     parts += ["## Accuracies", _accuracies(summary, () if margin else paper)]
     if margin:
         parts += ["## Accuracies with the head's margin", _margins(summary, paper)]
+    if any(task.sure_r is not None for cell in summary.cells for task in cell.tasks):
+        parts += ["## Retained at a threshold", _sure(summary)]
+    if any(task.served for cell in summary.cells for task in cell.tasks):
+        parts += ["## As served, with feature edits", _served(summary)]
     for column in summary.columns:
         if any(t.leak for m in summary.methods for t in summary.tasks(m, column).values()):
             title = f"## What leaks after {column.name} of {column.setting}"
@@ -90,6 +94,28 @@ def _margins(summary: Summary, paper: Sequence[PaperRow]) -> str:
         "Acc_o": lambda t: t.margin.acc_o if t.margin else None,
     }
     return _by_task(summary, reads, paper)
+
+
+def _sure(summary: Summary) -> str:
+    reads: dict[str, Read] = {
+        "before": lambda t: t.sure_r_before,
+        "after": lambda t: t.sure_r,
+    }
+    after = "Right, and above the threshold at which the model accepts 1 % of the strangers."
+    return _by_task(summary, reads, ()) + "\n\n" + after
+
+
+def _served(summary: Summary) -> str:
+    reads: dict[str, Read] = {
+        "Acc_r": lambda t: t.served.acc_r if t.served else None,
+        "Acc_f": lambda t: t.served.acc_f if t.served else None,
+        "Acc_o": lambda t: t.served.acc_o if t.served else None,
+    }
+    after = (
+        "All other figures are by the weights alone: whoever takes the edit out has these back. "
+        "A dash: the method edits no feature."
+    )
+    return _by_task(summary, reads, ()) + "\n\n" + after
 
 
 def _by_task(

@@ -11,6 +11,7 @@ which gives the same logits from a linear head alone.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from forgetting.errors import TargetError
+from forgetting.errors import TargetError, TrainingError
 
 MAX_RANK = 128
 """The highest rank of what one task learns: a trained pair or a fitted feature edit."""
@@ -32,7 +33,7 @@ class LowRankEdit:
     Attributes:
         a: (k, d).
         b: (d, k). One fitted erasure has A B = I, so B A is a projection of rank k. Two erasures
-            in a row (`chained`) aren't a projection any more.
+            in a row aren't a projection any more.
         mean: (d,). The edit moves the erased classes' means to `mean + shift`.
         shift: (d,), the same for every image.
     """
@@ -105,18 +106,6 @@ def composed(erasures: Sequence[LowRankEdit], *, below: FeatureEdit | None = Non
     return FeatureEdit(matrix.float(), offset.float())
 
 
-def chained(first: LowRankEdit, second: LowRankEdit) -> LowRankEdit:
-    """E_2(E_1(e)) in the form of one: B = [B_1 B_2], A = [A_1; A_2 (I - B_1 A_1)]."""
-    a1, b1, a2, b2 = (t.double() for t in (first.a, first.b, second.a, second.b))
-    a = torch.cat([a1, a2 - (a2 @ b1) @ a1])  # (k1 + k2, d)
-    b = torch.cat([b1, b2], dim=1)  # (d, k1 + k2)
-    mean = first.mean.double()
-    # At e = mean the first erasure gives mean + shift_1. The second starts from there.
-    moved = mean + first.shift.double()
-    shift = first.shift.double() - b2 @ (a2 @ (moved - second.mean.double())) + second.shift
-    return LowRankEdit(a.float(), b.float(), first.mean, shift.float())
-
-
 def edit_point(model: nn.Module) -> int:
     """Width d of the feature that an edit of this model would change.
 
@@ -164,6 +153,44 @@ def installed_edit(model: nn.Module) -> FeatureEdit | None:
     """The edit in a model; None if there is none."""
     layer = getattr(model, "head_drop", None)
     return FeatureEdit(layer.matrix, layer.offset) if isinstance(layer, EditLayer) else None
+
+
+MOST_TAKEN = 2 / 3
+"""The most of a feature's dimensions that edits may take. What is left must tell the others."""
+
+
+def check_room(model: nn.Module, *, classes: int) -> None:
+    """Check that a closed form of so many classes leaves enough of the feature.
+
+    Each erased class takes one dimension. 80 classes out of 64 dimensions left 2 % of Acc_r.
+
+    Raises:
+        TrainingError: It doesn't. The message says how many classes fit.
+        TargetError: The model has no place for an edit.
+    """
+    width, edit = edit_point(model), installed_edit(model)
+    taken = 0 if edit is None else width - int(torch.linalg.matrix_rank(edit.matrix, rtol=1e-4))
+    room = int(MOST_TAKEN * width) - taken
+    if classes > room:
+        raise TrainingError(
+            f"a closed form of {classes} classes takes {classes} of the feature's {width} "
+            f"dimensions, of which earlier edits took {taken}; at most {max(room, 0)} more may go, "
+            "or too little is left to tell the other classes: train an adapter (`lethe`) instead"
+        )
+
+
+def without_edit(model: nn.Module) -> nn.Module:
+    """The model as its weights alone would answer: the same tensors, without the edit.
+
+    Only the modules on the way to the edit are new objects. A model without an edit is returned as
+    it is.
+    """
+    layer = getattr(model, "head_drop", None)
+    if not isinstance(layer, EditLayer):
+        return model
+    bare = copy.copy(model)
+    bare.__dict__["_modules"] = {**model._modules, "head_drop": layer.drop}
+    return bare
 
 
 def folded(head: nn.Linear, edit: FeatureEdit) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,10 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from forgetting.errors import DataError
+from forgetting.methods.acu import ACU
+from forgetting.methods.boundary_shrink import BoundaryShrink
 from forgetting.methods.closed_form import ClosedForm
+from forgetting.methods.delete import Delete
 from forgetting.methods.distilled import DER, FDR, DERPlusPlus, LwF
 from forgetting.methods.gs_lora import GSLoRA, GSLoRAPlusPlus
 from forgetting.methods.gs_lora_published import GSLoRAPublished
@@ -22,7 +25,11 @@ from forgetting.methods.lirf import LIRF
 from forgetting.methods.protocol import Method
 from forgetting.methods.regularised import EWC, L2, MAS
 from forgetting.methods.retrain import Retrain
+from forgetting.methods.salun import SalUn
+from forgetting.methods.scar import SCAR, Duck
 from forgetting.methods.scrub import Scrub, ScrubS
+from forgetting.methods.slug import SLUG
+from forgetting.methods.ssd import SSD
 
 _ALL: tuple[type[Method], ...] = (
     L2,
@@ -35,6 +42,14 @@ _ALL: tuple[type[Method], ...] = (
     Scrub,
     ScrubS,
     LIRF,
+    SalUn,
+    Delete,
+    Duck,
+    SCAR,
+    BoundaryShrink,
+    SSD,
+    SLUG,
+    ACU,
     Retrain,
     HeadMask,
     GSLoRAPublished,

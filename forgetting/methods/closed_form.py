@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from forgetting.erasure.edit import composed, install_edit, installed_edit
+from forgetting.erasure.edit import check_room, composed, install_edit, installed_edit
 from forgetting.erasure.leace import MARGIN, SHRINKAGE, fit_edit
 from forgetting.erasure.statistics import feature_statistics
 from forgetting.methods.protocol import Budget, Learned, Task
@@ -56,6 +56,7 @@ class ClosedForm:
         model: Any = copy.deepcopy(task.model).requires_grad_(False).eval()
         forget = feature_statistics(model, task.data.forget)
         gone = set(task.data.forgotten.tolist())
+        check_room(model, classes=len(forget.labels))
         erasure = fit_edit(
             feature_statistics(model, task.data.retain),
             forget,

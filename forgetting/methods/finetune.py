@@ -72,6 +72,8 @@ def finetune(
     start: nn.Module | None = None,
     trained: Callable[[str], bool] | None = None,
     beside: Sequence[nn.Parameter] = (),
+    after: Callable[[nn.Module], None] | None = None,
+    retain: bool = True,
     carried: Any = None,
 ) -> Learned:
     """Take `budget.steps` optimizer steps.
@@ -86,12 +88,14 @@ def finetune(
         start: Model to start from instead of the task's. It is changed in place.
         trained: Tells by name which parameters are trained. Without it, all but the head's.
         beside: Parameters of a helper network. They have an optimizer of their own.
+        after: Called with the model after each optimizer step; may change weights.
+        retain: Whether the method needs retain images.
         carried: See `Learned`.
 
     Raises:
         TrainingError: There are no images, no steps or nothing to train, or the loss is NaN.
     """
-    check_images(task.data)
+    check_images(task.data, retain=retain)
     if budget.steps < 1 or budget.batch < 1:
         raise TrainingError(f"a budget of at least 1 step and 1 image is needed, not {budget}")
     model = copy.deepcopy(task.model) if start is None else start
@@ -112,6 +116,9 @@ def finetune(
         loss.backward()  # type: ignore[no-untyped-call]
         for optimizer in optimizers:
             optimizer.step()
+        if after is not None:
+            with torch.no_grad():
+                after(model)
         watch.after(i + 1, model, steps=budget.steps, forget=terms.forget, retain=terms.retain)
     model.requires_grad_(False)
     count = sum(p.numel() for p in moving)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 
-from forgetting.erasure.edit import composed, install_edit, installed_edit
 from forgetting.methods.merging import low_rank
 from forgetting.methods.protocol import Budget, Learned, Task
 from forgetting.models.targets import find_groups
@@ -37,20 +36,18 @@ class Lethe:
         """See `forgetting.methods.protocol.Method.learn`."""
         began = time.process_time()
         result = train(
-            task.model, task.data, config=self.config, generator=generator, progress=progress
+            task.model,
+            task.data,
+            original=task.original,
+            config=self.config,
+            generator=generator,
+            progress=progress,
         )
-        learned = low_rank(
+        return low_rank(
             task.model,
             find_groups(task.model),
             result.pairs,
             trainable=result.trainable,
             steps=result.steps,
             cpu_seconds=time.process_time() - began,
-        )
-        if result.erasure is None:
-            return learned
-        edit = composed([result.erasure], below=installed_edit(task.model))
-        install_edit(learned.model, edit)
-        return replace(
-            learned, stored=learned.stored + result.erasure.stored, erasure=result.erasure
         )

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from forgetting.data.samples import ForgetData
-from forgetting.erasure.edit import LowRankEdit
 from forgetting.models.targets import Pair
 from forgetting.training.progress import Tell
 
@@ -67,7 +66,6 @@ class Learned:
         update_norms: Frobenius norm of the update of each block's FFN, bottom to top; None if the
             method has no groups.
         pairs: The surviving pairs by module path; None if the method isn't low-rank.
-        erasure: The feature edit; None if the method makes none.
         carried: What the same method's next task gets (importances, teachers); None if nothing.
     """
 
@@ -80,7 +78,6 @@ class Learned:
     groups_total: int | None = None
     update_norms: tuple[float, ...] | None = None
     pairs: Mapping[str, Pair] | None = field(default=None, repr=False)
-    erasure: LowRankEdit | None = None
     carried: Any = field(default=None, repr=False)
 
 

@@ -68,7 +68,7 @@ def anchored(before: Anchor | None, weight: Tensors, at: Mapping[str, Tensor]) -
 
 def ones(model: nn.Module, samples: Samples, generator: torch.Generator) -> Tensors:
     """L2: w = 1 for every weight."""
-    return {name: torch.ones_like(p) for name, p in _body(model).items()}
+    return {name: torch.ones_like(p) for name, p in body_of(model).items()}
 
 
 def fisher(model: nn.Module, samples: Samples, generator: torch.Generator) -> Tensors:
@@ -87,15 +87,15 @@ def fisher(model: nn.Module, samples: Samples, generator: torch.Generator) -> Te
     def log_likelihood(logits: Tensor, i: int) -> Tensor:
         return -F.cross_entropy(logits, y[i : i + 1])
 
-    return _mean_over_samples(model, samples, log_likelihood, torch.square)
+    return mean_over_samples(model, samples, log_likelihood, torch.square)
 
 
 def sensitivity(model: nn.Module, samples: Samples, generator: torch.Generator) -> Tensors:
     """MAS: w_j = mean_i |d |z(x_i)|^2 / d theta_j|, where z are the logits."""
-    return _mean_over_samples(model, samples, lambda logits, i: logits.square().sum(), torch.abs)
+    return mean_over_samples(model, samples, lambda logits, i: logits.square().sum(), torch.abs)
 
 
-def _mean_over_samples(
+def mean_over_samples(
     model: nn.Module,
     samples: Samples,
     scalar: Callable[[Tensor, int], Tensor],
@@ -103,7 +103,7 @@ def _mean_over_samples(
 ) -> Tensors:
     """mean_i of(d scalar(z(x_i)) / d theta), one sample at a time."""
     work = copy.deepcopy(model).eval().requires_grad_(False)
-    body = {name: p.requires_grad_(True) for name, p in _body(work).items()}
+    body = {name: p.requires_grad_(True) for name, p in body_of(work).items()}
     sums = {name: torch.zeros_like(p, requires_grad=False) for name, p in body.items()}
     for i in range(len(samples)):
         value = scalar(work(samples.x[i : i + 1]), i)  # (1, c, h, w) -> (1, K) -> scalar
@@ -114,7 +114,7 @@ def _mean_over_samples(
     return {name: total / len(samples) for name, total in sums.items()}
 
 
-def _body(model: nn.Module) -> dict[str, nn.Parameter]:
+def body_of(model: nn.Module) -> dict[str, nn.Parameter]:
     """All parameters but the head's."""
     head = {id(p) for p in head_of(model).parameters()}
     return {name: p for name, p in model.named_parameters() if id(p) not in head}

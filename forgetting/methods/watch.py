@@ -93,12 +93,13 @@ def finite(step: int, *, forget: Tensor, retain: Tensor, rate: float) -> Tensor:
     return loss
 
 
-def check_images(data: ForgetData) -> None:
-    """Check that there are forget images and retain images.
+def check_images(data: ForgetData, *, retain: bool = True) -> None:
+    """Check that there are forget images, and retain images where they are needed.
 
     Raises:
         TrainingError: One of them is missing. The message says which.
     """
-    for name, samples in (("forget", data.forget), ("retain", data.retain)):
+    needed = {"forget": data.forget, **({"retain": data.retain} if retain else {})}
+    for name, samples in needed.items():
         if len(samples) == 0:
             raise TrainingError(f"the task has no {name} images to learn from")

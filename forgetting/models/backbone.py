@@ -42,12 +42,15 @@ class BackboneSpec:
             classes and of input channels are left out: they follow from the other fields.
         classes: Class names in the order of the head's rows.
         preprocess: See `Preprocess`.
+        edit_in_head: A feature edit was folded into the head, by sealing. So the logits are those
+            after the edit, and the embedding is the one before it.
     """
 
     model: str
     model_args: Mapping[str, Any]
     classes: tuple[str, ...]
     preprocess: Preprocess
+    edit_in_head: bool = False
 
 
 @dataclass(frozen=True)
@@ -276,7 +279,14 @@ def _read_spec(path: Path) -> tuple[BackboneSpec, str]:
             crop_mode=str(p["crop_mode"]),
         )
         classes = tuple(str(name) for name in facts["classes"])
-        spec = BackboneSpec(str(facts["model"]), dict(facts["model_args"]), classes, preprocess)
+        spec = BackboneSpec(
+            str(facts["model"]),
+            dict(facts["model_args"]),
+            classes,
+            preprocess,
+            # Folders that an older version wrote don't say it.
+            edit_in_head=facts.get("edit_in_head", False) is not False,
+        )
         expected = str(facts["fingerprint"])
     except (KeyError, TypeError, ValueError) as error:
         raise BackboneError(f"{path}: field missing or of the wrong kind: {error}") from error

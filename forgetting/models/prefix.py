@@ -6,6 +6,7 @@ is empty: its cut is at the pixels.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -49,15 +50,34 @@ def advance(model: nn.Module, x: Tensor, *, start: int, stop: int, batch: int = 
     return torch.cat(parts)
 
 
-def outputs_from(model: nn.Module, x: Tensor, *, cut: int) -> tuple[Tensor, Tensor]:
-    """The embedding that the head reads (n, dim) and the logits (n, classes), from a cut on."""
+@dataclass(frozen=True)
+class Outputs:
+    """What a model makes of a batch.
+
+    Attributes:
+        blocks: The read-out of each block from the cut on (n, dim): the token that the head will
+            read, or the mean of all tokens. Empty for a model that can't be cut.
+        embedding: What the head reads (n, dim).
+        logits: (n, classes).
+    """
+
+    blocks: tuple[Tensor, ...] = field(repr=False)
+    embedding: Tensor = field(repr=False)
+    logits: Tensor = field(repr=False)
+
+
+def outputs_from(model: nn.Module, x: Tensor, *, cut: int) -> Outputs:
+    """Everything from a cut on. `blocks[i]` is the read-out of block `cut + i`."""
     vit: Any = model
+    blocks = []
     if cut == PIXELS:
         x = vit.forward_features(x)
     else:
+        by_token = getattr(vit, "global_pool", "token") == "token"
         for block in vit.blocks[cut:]:
             x = block(x)
+            blocks.append(x[:, 0] if by_token else x[:, vit.num_prefix_tokens :].mean(dim=1))
         x = vit.norm(x)
     embedding: Tensor = vit.forward_head(x, pre_logits=True)
     logits: Tensor = vit.get_classifier()(embedding)
-    return embedding, logits
+    return Outputs(tuple(blocks), embedding, logits)

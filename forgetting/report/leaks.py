@@ -147,6 +147,9 @@ def measure_leaks(
         recovery=RecoveryConfig(share=min(1.0, RECOVERY_SHARE * whole / len(train))),
         probe=ProbeConfig(shots=SHOTS),
         relearn=None,
+        finetune=None,
+        layers=None,
+        bits=(),
     )
     after, before = (
         attack(

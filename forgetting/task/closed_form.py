@@ -1,8 +1,9 @@
 """One forget task without any training: a feature edit, fitted in closed form.
 
 `run_task` takes a minute; this takes hardly longer than measuring the report (LEACE,
-`erasure.leace`). It is a stop-gap. It doesn't change the FFNs, so a new head could still learn the
-classes from the features below the edit. The gates judge it by the same limits.
+`erasure.leace`). It is a stop-gap: no weight changes, and whoever takes the edit out has the class
+back. So the gates judge it as served, its report says what the weights still know, and no class
+counts as forgotten by it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from forgetting.adapter.edit_adapter import EditAdapter
 from forgetting.adapter.files import AdapterFacts, code_version
 from forgetting.adapter.low_rank import AnyAdapter
 from forgetting.data.image_set import ImageSet
+from forgetting.erasure.edit import check_room
 from forgetting.erasure.leace import MARGIN, SHRINKAGE, fit_edit
 from forgetting.erasure.statistics import feature_statistics
 from forgetting.models.backbone import Backbone
@@ -72,6 +74,7 @@ def run_closed_form(
     data = task.data
     started = clock()
     targets = feature_statistics(previous, data.forget)
+    check_room(previous, classes=len(targets.labels))
     erasure = fit_edit(
         feature_statistics(previous, data.retain),
         targets,
@@ -98,4 +101,4 @@ def run_closed_form(
         ),
     )
     used = {"forget_train": len(data.forget), "retain_train": len(data.retain)}
-    return judged(task, adapter, used=used, seconds=seconds, gates=gates)
+    return judged(task, adapter, used=used, seconds=seconds, gates=gates, provisional=True)

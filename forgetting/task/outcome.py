@@ -9,14 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from forgetting.adapter.low_rank import AnyAdapter
+from forgetting.attacks.head import bare_head, margin_logits
 from forgetting.data.image_set import ImageSet, class_index, indices, to_tensors
 from forgetting.data.roles import TaskClasses
 from forgetting.data.samples import Samples
 from forgetting.measure.accuracy import Share, by_class, most_hit, predict, right
 from forgetting.measure.calibration import ece
 from forgetting.models.backbone import Backbone
+from forgetting.models.face_transformer import CosineHead
 from forgetting.report.figures import Report
-from forgetting.report.leaks import measure_leaks
+from forgetting.report.leaks import Leaks, measure_leaks
 from forgetting.training.losses import own_distribution
 
 # How many retained classes count as near to one forgotten class.
@@ -27,11 +29,20 @@ _CONFIDENT = 0.5
 
 @dataclass(frozen=True)
 class Models:
-    """The bare backbone, the model with the stack below this task, and the one with its adapter."""
+    """The models to compare.
+
+    Attributes:
+        backbone: The bare backbone.
+        previous: With the stack below this task, as served.
+        after: With this task's adapter too, as served.
+        weights: Like `after`, with every feature edit taken out; the same object as `after` if
+            there is no edit.
+    """
 
     backbone: Backbone
     previous: nn.Module
     after: nn.Module
+    weights: nn.Module
 
 
 @dataclass(frozen=True)
@@ -51,12 +62,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class _Answers:
-    """Logits (n, classes) of the three models on the same images, and their labels (n,)."""
+    """Logits (n, classes) of the models on the same images, and their labels (n,)."""
 
     y: Tensor = field(repr=False)
     bare: Tensor = field(repr=False)
     previous: Tensor = field(repr=False)
     after: Tensor = field(repr=False)
+    weights: Tensor = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.y)
@@ -65,16 +77,29 @@ class _Answers:
         """Only the rows of these labels (k,)."""
         chosen = torch.isin(self.y, labels)
         return _Answers(
-            self.y[chosen], self.bare[chosen], self.previous[chosen], self.after[chosen]
+            self.y[chosen],
+            self.bare[chosen],
+            self.previous[chosen],
+            self.after[chosen],
+            self.weights[chosen],
         )
 
-    def shares(self) -> tuple[Share, Share, Share]:
-        """The accuracies of the three models."""
-        return (
+    def shares(self) -> _Shares:
+        """The accuracies of the models."""
+        return _Shares(
             right(self.bare, self.y),
             right(self.previous, self.y),
             right(self.after, self.y),
+            right(self.weights, self.y),
         )
+
+
+@dataclass(frozen=True)
+class _Shares:
+    bare: Share
+    previous: Share
+    after: Share
+    weights: Share
 
 
 def measure_task(
@@ -110,6 +135,12 @@ def measure_task(
         samples = Samples(*to_tensors(images, chosen, spec.preprocess))
         return samples, _answers(models, samples, classes=len(spec.classes))
 
+    def leaks(model: nn.Module) -> Leaks:
+        return measure_leaks(
+            models.backbone, model, images=images, classes=classes, forget=forget_images
+        )
+
+    head = bare_head(models.backbone.model)
     _, retained = read(classes.retained)
     forget_images, forget = read(classes.forget)
     _, earlier = read(classes.earlier)
@@ -125,28 +156,46 @@ def measure_task(
         backbone=models.backbone.fingerprint,
         data_digest=adapter.facts.data_digest,
         seed=adapter.facts.seed,
-        acc_r_before=acc_r[0],
-        acc_r_previous=acc_r[1],
-        acc_r_after=acc_r[2],
-        acc_m_before=acc_m[0] if classes.missing else None,
-        acc_m_after=acc_m[2] if classes.missing else None,
-        acc_f_before=acc_f[0],
-        acc_f_after=acc_f[2],
-        acc_o_before=acc_o[0] if classes.earlier else None,
-        acc_o_after=acc_o[2] if classes.earlier else None,
-        near_before=near_r[0],
-        near_previous=near_r[1],
-        near_after=near_r[2],
-        by_subject=_by_subject(forget, earlier, images=images, classes=classes, subjects=subjects),
+        acc_r_before=acc_r.bare,
+        acc_r_previous=acc_r.previous,
+        acc_r_after=acc_r.after,
+        acc_r_weights=acc_r.weights,
+        sure_r_before=_sure(retained.bare, retained.y),
+        sure_r_previous=_sure(retained.previous, retained.y),
+        sure_r_after=_sure(retained.after, retained.y),
+        margin_r_before=_by_margin(head, retained.bare, retained.y),
+        margin_r_after=_by_margin(head, retained.after, retained.y),
+        acc_m_before=acc_m.bare if classes.missing else None,
+        acc_m_after=acc_m.after if classes.missing else None,
+        acc_f_before=acc_f.bare,
+        acc_f_weights=acc_f.weights,
+        acc_f_after=acc_f.after,
+        acc_o_before=acc_o.bare if classes.earlier else None,
+        acc_o_weights=acc_o.weights if classes.earlier else None,
+        acc_o_after=acc_o.after if classes.earlier else None,
+        near_before=near_r.bare,
+        near_previous=near_r.previous,
+        near_after=near_r.after,
+        by_subject_weights=_by_subject(
+            [(part.weights, part.y) for part in under_erasure],
+            images=images,
+            classes=classes,
+            subjects=subjects,
+        ),
+        by_subject=_by_subject(
+            [(part.after, part.y) for part in under_erasure],
+            images=images,
+            classes=classes,
+            subjects=subjects,
+        ),
         dump=most_hit(forget.after, forgotten=gone),
         dump_before=most_hit(masked, forgotten=gone),
         ece_before=ece(retained.bare, retained.y),
         ece_after=ece(retained.after, retained.y),
         leak=_still_named(under_erasure),
         emission=_emitted(retained, gone),
-        leaks=measure_leaks(
-            models.backbone, models.after, images=images, classes=classes, forget=forget_images
-        ),
+        leaks=leaks(models.weights),
+        leaks_served=None if models.after is models.weights else leaks(models.after),
         groups_kept=adapter.facts.groups_kept,
         groups_total=adapter.facts.groups_total,
         adapter_bytes=cost.adapter_bytes,
@@ -185,26 +234,44 @@ def nearest(masked: Tensor, y: Tensor) -> Tensor:
 def _answers(models: Models, samples: Samples, *, classes: int) -> _Answers:
     if len(samples) == 0:
         none = torch.empty(0, classes)
-        return _Answers(samples.y, none, none, none)
+        return _Answers(samples.y, none, none, none, none)
     bare, previous, after = (
         predict(model, samples.x)
         for model in (models.backbone.model, models.previous, models.after)
     )
-    return _Answers(samples.y, bare, previous, after)
+    edited = models.after is not models.weights
+    weights = predict(models.weights, samples.x) if edited else after
+    return _Answers(samples.y, bare, previous, after, weights)
 
 
 def _by_subject(
-    forget: _Answers,
-    earlier: _Answers,
+    parts: Sequence[tuple[Tensor, Tensor]],
     *,
     images: ImageSet,
     classes: TaskClasses,
     subjects: Mapping[str, str],
 ) -> dict[str, Share]:
-    """Accuracy of every class of this task, and of the earlier classes that were measured."""
-    found = {**by_class(forget.after, forget.y), **by_class(earlier.after, earlier.y)}
+    """Accuracy of every class of this task, and of the earlier classes that were measured.
+
+    `parts` are logits (n, classes) and labels (n,).
+    """
+    found = {label: share for part in parts for label, share in by_class(*part).items()}
     unmeasured = {subjects[name]: Share(0, 0) for name in classes.forget}
     return unmeasured | {subjects[images.classes[label]]: s for label, s in found.items()}
+
+
+def _sure(logits: Tensor, y: Tensor) -> Share:
+    """Images whose right answer has at least the probability of a sighting."""
+    if len(y) == 0:
+        return Share(0, 0)
+    probability, answer = logits.softmax(dim=1).max(dim=1)
+    return Share(int(((answer == y) & (probability >= _CONFIDENT)).sum()), len(y))
+
+
+def _by_margin(head: nn.Linear, logits: Tensor, y: Tensor) -> Share | None:
+    if not isinstance(head, CosineHead):
+        return None
+    return right(margin_logits(head, logits, y), y)
 
 
 def _still_named(parts: Sequence[_Answers]) -> Share:

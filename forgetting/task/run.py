@@ -109,8 +109,9 @@ def run_task(
         generator=generator,
     )
     result = train(
-        task.previous,
+        task.weights,
         task.data,
+        original=backbone.model,
         config=config,
         generator=generator,
         progress=_throttled(progress, clock=clock),
@@ -118,7 +119,6 @@ def run_task(
     )
     adapter = Adapter(
         pairs=result.pairs,
-        erasure=result.erasure,
         facts=AdapterFacts(
             backbone=backbone.fingerprint,
             stack=tuple(stack_ids),
@@ -145,7 +145,8 @@ class PreparedTask:
     """A task that is ready to learn an adapter.
 
     `images` is labelled by the rows of the backbone's head. `previous` is the model with `stack` in
-    force. The other fields are arguments of `run_task`.
+    force, and `weights` the same without the stack's feature edits. The other fields are arguments
+    of `run_task`.
     """
 
     backbone: Backbone
@@ -154,6 +155,7 @@ class PreparedTask:
     classes: TaskClasses
     subjects: Mapping[str, str]
     previous: nn.Module
+    weights: nn.Module
     data: ForgetData
 
 
@@ -188,7 +190,8 @@ def prepared(
         generator=generator,
     )
     previous = adapted_model(backbone, stack)
-    return PreparedTask(backbone, stack, images, classes, subjects, previous, data)
+    weights = adapted_model(backbone, stack, edits=False)
+    return PreparedTask(backbone, stack, images, classes, subjects, previous, weights, data)
 
 
 def judged(
@@ -198,17 +201,22 @@ def judged(
     used: Mapping[str, int],
     seconds: float,
     gates: GateConfig | None,
+    provisional: bool = False,
 ) -> TaskResult:
     """Measure an adapter on the held-out images, and judge it.
 
     `used` is the number of images by use that it was made from, and `seconds` how long that took.
+    A `provisional` adapter is served until the weights have forgotten (`gates.judge`).
     """
     files = to_files(adapter)
     # Measure what will be served: the adapter read back from its files.
     shipped = from_files(files, task.backbone)
-    after = adapted_model(task.backbone, [*task.stack, shipped])
+    stack = [*task.stack, shipped]
+    after = adapted_model(task.backbone, stack)
+    edited = any(one.erasure is not None for one in stack)
+    weights = adapted_model(task.backbone, stack, edits=False) if edited else after
     report = measure_task(
-        Models(task.backbone, task.previous, after),
+        Models(task.backbone, task.previous, after, weights),
         adapter,
         images=task.images,
         classes=task.classes,
@@ -219,7 +227,9 @@ def judged(
             seconds=seconds,
         ),
     )
-    return TaskResult(adapter, files, report, judge(report, gates or GateConfig()))
+    return TaskResult(
+        adapter, files, report, judge(report, gates or GateConfig(), provisional=provisional)
+    )
 
 
 def _classes(

@@ -1,7 +1,9 @@
 """The equations of a forget task, one function each.
 
-    L = L_r + beta L_f + sigma L_s + kappa L_k + delta L_d + alpha L_a
+    L = kappa L_k + mu L_m + beta L_f + sigma L_s + delta L_d + alpha L_a
     and, after each optimizer step, the proximal step of  lambda sum_l |B_l|
+
+L_k, L_d and L_a are sums over the feature and the read-outs of several blocks.
 
 GS-LoRA (Zhao et al., CVPR 2024) bounds the batch's mean cross-entropy by a constant that fits its
 head's scale, and adds the group norm to the loss, which never gives an exact zero. Here the bound
@@ -29,6 +31,26 @@ def chance_bound(classes: int, *, margin: float) -> float:
     images that training hasn't seen.
     """
     return math.log(classes) + margin
+
+
+def forget_bound(logits: Tensor, y: Tensor, *, margin: float, gap: float) -> float:
+    """The bound of a task: log K and the larger of `margin` and `gap` times the head's own lead.
+
+    The lead is the median, over the forget images, of z_y - max_other z before the task. It says
+    how many nats this head puts between two classes: some 5 for a linear head, 30 for a cosine head
+    of scale 64. A few nats more than log K would be no distance at all for the latter, and images
+    that training hasn't seen would still be named.
+
+    Args:
+        logits: The backbone's logits of forget images (n, K).
+        y: Their classes (n,).
+        margin: In nats.
+        gap: Share of the lead.
+    """
+    own = logits.gather(1, y[:, None]).squeeze(1)
+    other = logits.scatter(1, y[:, None], -torch.inf).amax(dim=1)
+    lead = float((own - other).median())
+    return chance_bound(logits.shape[1], margin=max(margin, gap * lead))
 
 
 def cross_entropies(logits: Tensor, y: Tensor) -> Tensor:
@@ -63,14 +85,31 @@ def retain_loss(logits: Tensor, target: Tensor) -> Tensor:
     return -(target * F.log_softmax(logits, dim=1)).sum(dim=1).mean()
 
 
-def feature_loss(embedding: Tensor, target: Tensor) -> Tensor:
-    """L_k = mean_i |e_i - t_i|^2 / mean_i |t_i - mean t|^2: it holds retained features in place.
+def match_loss(logits: Tensor, target: Tensor, *, kept: Tensor) -> Tensor:
+    """L_m = mean_i KL( t_i | p_i ) among the kept classes: answers stay, and so does confidence.
+
+    Args:
+        logits: The logits now (n, K).
+        target: The backbone's logits (n, K).
+        kept: Labels (k,). The softmax is over these.
+    """
+    now, then = logits[:, kept].log_softmax(dim=1), target[:, kept].log_softmax(dim=1)
+    return F.kl_div(now, then, log_target=True, reduction="batchmean")
+
+
+def spread(features: Tensor) -> float:
+    """mean_i |t_i - mean t|^2 of features (n, dim)."""
+    return float((features - features.mean(dim=0)).square().sum(dim=1).mean())
+
+
+def feature_loss(embedding: Tensor, target: Tensor, *, spread: float) -> Tensor:
+    """L_k = mean_i |e_i - t_i|^2 / spread: it holds retained features in place.
 
     Args:
         embedding: The features now (n, dim).
-        target: The features before the task (n, dim).
+        target: The backbone's features of the same images (n, dim).
+        spread: See `spread`, of all retained images.
     """
-    spread = (target - target.mean(dim=0)).square().sum(dim=1).mean()
     return (embedding - target).square().sum(dim=1).mean() / spread
 
 
@@ -92,7 +131,9 @@ def dispersion_loss(embedding: Tensor, y: Tensor, *, centre: Tensor) -> Tensor:
     return F.relu(cosine[pairs].mean()) if bool(pairs.any()) else embedding.sum() * 0.0
 
 
-def relearner_loss(embedding: Tensor, y: Tensor, *, ridge: float = 0.1) -> Tensor:
+def relearner_loss(
+    embedding: Tensor, y: Tensor, *, others: Tensor | None = None, ridge: float = 0.1
+) -> Tensor:
     """L_a = ReLU( log C - CE of a relearner on images that it hasn't seen ).
 
     The relearner is what an attacker with a few labelled images would fit: a ridge regression from
@@ -102,10 +143,18 @@ def relearner_loss(embedding: Tensor, y: Tensor, *, ridge: float = 0.1) -> Tenso
     Args:
         embedding: Features of forget images (n, dim).
         y: Their classes (n,). A class with a single image is left out.
+        others: Features of retained images (m, dim). As many as a class has on average are one more
+            class, so that a forgotten class is told neither from another one nor from the rest.
+            They get no gradient, and the CE is that of forget images only.
         ridge: Added to the kernel's diagonal, in units of one image's mean square.
     """
     order = [torch.nonzero(y == label).flatten() for label in sorted(set(y.tolist()))]
     order = [rows for rows in order if len(rows) > 1]
+    if others is not None and order:
+        each = max(2, round(sum(map(len, order)) / len(order)))
+        rest = others[:: max(1, len(others) // each)][:each].detach()  # from all retained classes
+        order.append(torch.arange(len(embedding), len(embedding) + len(rest)))
+        embedding = torch.cat([embedding, rest])
     classes = len(order)
     if classes < 2:
         return embedding.sum() * 0.0
@@ -122,7 +171,8 @@ def relearner_loss(embedding: Tensor, y: Tensor, *, ridge: float = 0.1) -> Tenso
     weights = torch.linalg.solve(kernel, target - 1 / classes)  # (m1, C)
     logits = _RELEARNER_SCALE * (b @ a.T) @ weights  # (m2, m1) @ (m1, C) -> (m2, C)
     asked = torch.cat([torch.full_like(r[1::2], c) for c, r in enumerate(order)])
-    return F.relu(math.log(classes) - F.cross_entropy(logits, asked))
+    forget = slice(None) if others is None else asked < classes - 1
+    return F.relu(math.log(classes) - F.cross_entropy(logits[forget], asked[forget]))
 
 
 def group_norm(parts: Sequence[Tensor]) -> float:

@@ -3,51 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from forgetting.data.augment import Augmentation, augmented
 from forgetting.data.samples import ForgetData, Samples
-from forgetting.erasure.edit import LowRankEdit, erased
 from forgetting.errors import TrainingError
-from forgetting.measure.accuracy import right
-from forgetting.models.prefix import PIXELS, advance, lowest_cut, outputs_from
+from forgetting.models.prefix import PIXELS, Outputs, advance, lowest_cut, outputs_from
 from forgetting.training.losses import chance_bound, cross_entropies, own_distribution
 
 
 @dataclass(frozen=True)
 class Pools:
-    """All samples of a task. The targets are the same at every cut.
+    """All samples of a task, and what the bare backbone makes of them. That is the same at any cut.
 
     Attributes:
         forget: Forget images and their augmented copies.
-        forget_embedding: The model's embeddings of `forget` before the task (n, dim).
-        forget_target: The model's answers to `forget` without the forgotten classes (n, K).
+        forget_logits: The backbone's logits of `forget` (n, K).
+        forget_target: The backbone's answers to `forget` without the forgotten classes (n, K).
         earlier: Images of classes that earlier tasks forgot; may be empty.
         retain: Replayed images and their augmented copies.
-        retain_target: Like `forget_target`, for `retain`.
-        retain_embedding: Like `forget_embedding`, for `retain`. Training holds `retain` there.
+        retain_kept: The backbone's outputs for `retain`. Training holds them there.
         val_forget: Validation images of the classes to forget.
         val_retain: Validation images of the classes to keep.
-        val_target: Like `forget_target`, for `val_retain`.
-        val_right: How many of `val_retain` the model got right before the task.
+        val_kept: Like `retain_kept`, for `val_retain`.
+        kept: Labels that are not under erasure (k,).
         copies: Augmented copies of each image. They follow the originals.
     """
 
     forget: Samples
-    forget_embedding: Tensor
-    forget_target: Tensor
+    forget_logits: Tensor = field(repr=False)
+    forget_target: Tensor = field(repr=False)
     earlier: Samples
     retain: Samples
-    retain_target: Tensor
-    retain_embedding: Tensor
+    retain_kept: Outputs
     val_forget: Samples
     val_retain: Samples
-    val_target: Tensor
-    val_right: int
+    val_kept: Outputs
+    kept: Tensor
     copies: int
 
     def originals(self, samples: Samples) -> Samples:
@@ -74,9 +69,22 @@ class Pools:
 
 
 def make_pools(
-    model: nn.Module, data: ForgetData, *, copies: int, generator: torch.Generator
+    model: nn.Module,
+    data: ForgetData,
+    *,
+    original: nn.Module,
+    copies: int,
+    generator: torch.Generator,
 ) -> Pools:
     """The samples, with `copies` augmented copies of each, at the lowest cut, and their targets.
+
+    Args:
+        model: The model before the task.
+        data: The task's images.
+        original: The bare backbone's model, from which the targets come. So what one task loses,
+            the next one wins back, and no error adds up over a series of tasks.
+        copies: See `Pools.copies`.
+        generator: Source of all randomness.
 
     Raises:
         TrainingError: There are no forget or no retain images, features aren't finite, or the model
@@ -96,62 +104,41 @@ def make_pools(
 
     forget, retain = widened(data.forget), widened(data.retain)
     val_retain = widened(data.val_retain, copies=0)
-    forget_embedding, forget_logits = answers(model, forget, cut=cut)
-    retain_embedding, retain_logits = answers(model, retain, cut=cut)
-    _, val_logits = answers(model, val_retain, cut=cut)
-    for name, embedding in (("forget", forget_embedding), ("retain", retain_embedding)):
-        if not embedding.isfinite().all():
+    bare_forget, bare_retain = (answers(original, part, cut=cut) for part in (forget, retain))
+    for name, outputs in (("forget", bare_forget), ("retain", bare_retain)):
+        if not outputs.embedding.isfinite().all():
             raise TrainingError(f"features of {name} images are not finite: NaN in image or model")
-    if not above_chance(forget_logits, forget.y):
+    if not above_chance(answers(model, forget, cut=cut).logits, forget.y):
         raise TrainingError(
             "the model gives no forget image more than chance probability of its class: there is "
             "nothing to forget"
         )
-
-    def target(logits: Tensor) -> Tensor:
-        return own_distribution(logits, forgotten=data.forgotten)
-
+    labels = torch.arange(bare_retain.logits.shape[1], device=data.forgotten.device)
     return Pools(
         forget=forget,
-        forget_embedding=forget_embedding,
-        forget_target=target(forget_logits),
+        forget_logits=bare_forget.logits,
+        forget_target=own_distribution(bare_forget.logits, forgotten=data.forgotten),
         earlier=widened(data.earlier),
         retain=retain,
-        retain_target=target(retain_logits),
-        retain_embedding=retain_embedding,
+        retain_kept=bare_retain,
         val_forget=widened(data.val_forget),
         val_retain=val_retain,
-        val_target=target(val_logits),
-        val_right=right(val_logits, val_retain.y).hits,
+        val_kept=answers(original, val_retain, cut=cut),
+        kept=labels[~torch.isin(labels, data.forgotten)],
         copies=copies,
     )
 
 
-def steered(model: nn.Module, pools: Pools, erasure: LowRankEdit, *, forgotten: Tensor) -> Pools:
-    """The same pools with targets from `model`, which now has `erasure` in it.
-
-    Even without a forgotten class, the bare model's answers to its images have a pattern (who looks
-    like whom) by which the class could be recognised again. The erased model's answers have none.
-    """
-    vit: Any = model
-    with torch.no_grad():
-        logits = vit.get_classifier()(erased(pools.forget_embedding, erasure))
-    return replace(
-        pools,
-        forget_target=own_distribution(logits, forgotten=forgotten),
-        retain_embedding=erased(pools.retain_embedding, erasure),
-    )
-
-
-def answers(
-    model: nn.Module, samples: Samples, *, cut: int, batch: int = 256
-) -> tuple[Tensor, Tensor]:
-    """Embeddings (n, dim) and logits (n, K) of samples at a cut, without gradients."""
+def answers(model: nn.Module, samples: Samples, *, cut: int, batch: int = 256) -> Outputs:
+    """The outputs for samples at a cut, without gradients."""
     with torch.no_grad():
         starts = range(0, len(samples), batch)
         parts = [outputs_from(model, samples.x[i : i + batch], cut=cut) for i in starts]
-    embeddings, logits = zip(*parts, strict=True)
-    return torch.cat(embeddings), torch.cat(logits)
+    return Outputs(
+        tuple(torch.cat(blocks) for blocks in zip(*(p.blocks for p in parts), strict=True)),
+        torch.cat([p.embedding for p in parts]),
+        torch.cat([p.logits for p in parts]),
+    )
 
 
 def above_chance(logits: Tensor, y: Tensor) -> int:

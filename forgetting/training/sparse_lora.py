@@ -1,18 +1,20 @@
 """Lethe's method, the successor of GS-LoRA++: learn a sparse low-rank adapter that forgets.
 
-    min  L_r + beta L_f + sigma L_s + kappa L_k + delta L_d + alpha L_a  +  lambda sum_l |B_l|
+    min  kappa L_k + mu L_m + beta L_f + sigma L_s + delta L_d + alpha L_a  +  lambda sum_l |B_l|
 
 after GS-LoRA (Zhao et al., CVPR 2024, eq. 4 to 9), with L_d after Spotter (ICML 2026). The terms
 are in `losses`.
 
-First the closed form erases what distinguishes the forgotten classes in the feature
-(`forgetting.erasure.leace`). The pairs are trained with that erasure in place, win back what it
-cost, and are stored with it. Training has two phases:
+The pairs forget by themselves. There is no feature edit and no mask in front of them. Features and
+answers of retained images are held where the *bare backbone* has them, whatever earlier tasks did,
+so no error adds up over a series of tasks. Features are held, dispersed and relearned at the
+outputs of the upper blocks too, so that a class goes where it is represented.
 
 - *select*: every block has a pair, and a proximal step follows each optimizer step. Blocks that
-  contribute too little become exactly zero.
+  contribute too little become exactly zero. A task on top of others keeps to the blocks that these
+  have changed.
 - *refit*: the surviving pairs are trained without shrinkage, on cached activations of the frozen
-  blocks below them. It ends when the validation images stop improving.
+  blocks below them. The state that is best on the validation images is kept.
 
 The test images are never seen here.
 """
@@ -29,10 +31,9 @@ import torch
 from torch import Tensor, nn
 
 from forgetting.data.samples import ForgetData
-from forgetting.erasure.edit import LowRankEdit
 from forgetting.errors import TrainingError
 from forgetting.measure.accuracy import right
-from forgetting.models.prefix import PIXELS, lowest_cut, outputs_from
+from forgetting.models.prefix import PIXELS, Outputs, lowest_cut, outputs_from
 from forgetting.models.targets import Group, Pair, find_groups
 from forgetting.training.config import (
     TrainConfig,
@@ -40,18 +41,19 @@ from forgetting.training.config import (
     most_groups,
     refit_steps_for,
 )
-from forgetting.training.feature_edits import edit_after, edit_before
 from forgetting.training.lora import LowRank, attach, detach, update_norm, update_parts
 from forgetting.training.losses import (
-    chance_bound,
     dispersion_loss,
     feature_loss,
+    forget_bound,
     forget_loss,
     group_norm,
+    match_loss,
     prox_threshold,
     relearner_loss,
     retain_loss,
     shrink,
+    spread,
 )
 from forgetting.training.pools import (
     ClassShuffle,
@@ -60,7 +62,6 @@ from forgetting.training.pools import (
     above_chance,
     answers,
     make_pools,
-    steered,
 )
 from forgetting.training.progress import Progress, Tell
 
@@ -70,10 +71,9 @@ WARM_UP = 5
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Pairs of the surviving groups by module path, the erasure, and facts about the training."""
+    """Pairs of the surviving groups by module path, and facts about the training."""
 
     pairs: dict[str, Pair]
-    erasure: LowRankEdit | None
     groups_kept: int
     groups_total: int
     trainable: int
@@ -86,6 +86,7 @@ def train(
     model: nn.Module,
     data: ForgetData,
     *,
+    original: nn.Module,
     config: TrainConfig,
     generator: torch.Generator,
     progress: Tell | None = None,
@@ -94,8 +95,10 @@ def train(
     """Learn the pairs of one task.
 
     Args:
-        model: The backbone's model with the adapters below in force. It isn't changed.
+        model: The backbone's model with the pairs below in force, and without any feature edit. It
+            isn't changed.
         data: The task's images.
+        original: The bare backbone's model. It isn't changed.
         config: Hyper-parameters.
         generator: Source of all randomness.
         progress: Called at every look at the validation images; may raise to cancel.
@@ -108,23 +111,23 @@ def train(
     started = clock()
     groups = find_groups(model)
     trained = copy.deepcopy(model).eval()
-    pools = make_pools(trained, data, copies=config.copies, generator=generator)
-    erasure = edit_before(trained, pools, data, share=config.erase)
-    if erasure is not None:
-        pools = steered(trained, pools, erasure, forgotten=data.forgotten)
-    rank = config.rank or affordable_rank(model, groups, erasure=erasure, config=config)
-    attached = attach(trained, groups, rank=rank, generator=generator)
-    run = _Run(trained, pools, attached, config=config, generator=generator, progress=progress)
+    pools = make_pools(trained, data, original=original, copies=config.copies, generator=generator)
+    rank = config.rank or affordable_rank(model, groups, config=config)
+    candidates = _candidates(model, original, groups, most=most_groups(len(groups), config))
+    attached = attach(trained, candidates, rank=rank, generator=generator)
+    run = _Run(
+        trained,
+        pools,
+        attached,
+        blocks=len(groups),
+        config=config,
+        generator=generator,
+        progress=progress,
+    )
     run.select()
     run.refit()
-    if erasure is not None:
-        run.restore()
-        erasure = edit_after(
-            trained, run.pools, data, first=erasure, cut=run.cut, cost=config.erase_cost
-        )
     return TrainResult(
         pairs=run.best,
-        erasure=erasure,
         groups_kept=len(run.live),
         groups_total=len(groups),
         trainable=run.trainable,
@@ -132,6 +135,34 @@ def train(
         seconds=clock() - started,
         history=tuple(run.history),
     )
+
+
+def _candidates(
+    model: nn.Module, original: nn.Module, groups: Sequence[Group], *, most: int
+) -> Sequence[Group]:
+    """The groups that may get pairs: those that earlier tasks changed, if these are enough.
+
+    So a long series of tasks leaves as many blocks untouched as one task does.
+    """
+
+    def weight(of: nn.Module, path: str) -> Tensor:
+        return of.get_submodule(path).weight  # type: ignore[return-value]
+
+    changed = [
+        group
+        for group in groups
+        if any(not torch.equal(weight(model, p), weight(original, p)) for p in group.paths)
+    ]
+    return changed if len(changed) >= most else groups
+
+
+@dataclass(frozen=True)
+class _Level:
+    """Features at one depth, now and in the backbone, and the latter's spread."""
+
+    now: Tensor
+    then: Tensor
+    spread: float
 
 
 class _Run:
@@ -146,18 +177,25 @@ class _Run:
         pools: Pools,
         attached: dict[Group, tuple[LowRank, LowRank]],
         *,
+        blocks: int,
         config: TrainConfig,
         generator: torch.Generator,
         progress: Tell | None,
     ) -> None:
         self.model, self.config, self.live = model, config, attached
         self.refit_steps = config.refit_steps or refit_steps_for(pools.forget_target.shape[1])
-        self.total = len(attached)
         self.cut = lowest_cut(model)
         self.pools = pools
         self.best: dict[str, Pair] = {}
         self.step = 0
         self.history: list[Progress] = []
+        self._most = most_groups(blocks, config)
+        self._deepest = blocks - math.floor(config.deep_share * blocks)
+        kept = pools.retain_kept
+        self._spreads = [spread(t) for t in (*kept.blocks[self._deepest :], kept.embedding)]
+        self._bound = forget_bound(
+            pools.forget_logits, pools.forget.y, margin=config.margin, gap=config.gap
+        )
         self._progress = progress
         self._losses = (math.nan, math.nan)
         parameters = [p for pairs in attached.values() for m in pairs for p in (m.a, m.b)]
@@ -170,40 +208,25 @@ class _Run:
     def select(self) -> None:
         """Train with shrinkage until few groups are left, then drop those that are zero."""
         config = self.config
-        most = most_groups(self.total, config)
         for _ in range(config.select_steps):
             rate = self._descend()
             if self.step % config.check_every == 0:
                 self._look("select")
-            if self.step > WARM_UP and len(self._shrink(rate)) <= most:
+            if self.step > WARM_UP and len(self._shrink(rate)) <= self._most:
                 break
         strongest = sorted(self.live, key=lambda g: update_norm(self.live[g]), reverse=True)
-        self._keep([g for g in strongest[:most] if update_norm(self.live[g]) > 0])
+        self._keep([g for g in strongest[: self._most] if update_norm(self.live[g]) > 0])
 
     def refit(self) -> None:
         """Train the surviving groups. Keep the state that is best on the validation images."""
-        config = self.config
-        best, worse = (math.inf, math.inf), 0
+        best = (math.inf, math.inf)
         for i in range(1, self.refit_steps + 1):
             self._descend()
-            if i % config.check_every and i != self.refit_steps:
+            if i % self.config.check_every and i != self.refit_steps:
                 continue
             score = self._look("refit")
-            if score[0] < best[0] or (score[0] == best[0] and score[1] < 0.99 * best[1]):
-                best, worse, self.best = score, 0, self._pairs()
-            else:
-                worse += 1
-            if worse >= config.patience and best[0] == 0:
-                break
-
-    def restore(self) -> None:
-        """Put the pairs of the best state back into the model."""
-        for group, pairs in self.live.items():
-            for path, pair in zip(group.paths, pairs, strict=True):
-                a, b = self.best[path]
-                with torch.no_grad():
-                    pair.a.copy_(a)
-                    pair.b.copy_(b)
+            if score <= best:
+                best, self.best = score, self._pairs()
 
     def _descend(self) -> float:
         """One optimizer step; returns its learning rate."""
@@ -224,33 +247,47 @@ class _Run:
         """The objective on one batch of forget, earlier and retain images."""
         config, pools = self.config, self.pools
         f = self._forget.next(config.forget_batch, most=config.forget_per_class)
-        e = self._earlier.next(config.earlier_batch, least=2)
+        e = self._earlier.next(config.earlier_batch)
         r = self._retain.next(config.retain_batch)
         parts = [pools.forget.x[f], pools.earlier.x[e], pools.retain.x[r]]
         x = torch.cat([part for part in parts if len(part)])
-        gone = torch.cat([pools.forget.y[f], pools.earlier.y[e]])
-        embedding, logits = outputs_from(self.model, x, cut=self.cut)
-        bound = chance_bound(logits.shape[1], margin=config.margin)
-        forget = forget_loss(logits[: len(gone)], gone, bound=bound)
-        retain = retain_loss(logits[len(gone) :], pools.retain_target[r])
-        self._losses = (float(forget.detach()), float(retain.detach()))
-        loss = retain + config.beta * forget
+        y = torch.cat([pools.forget.y[f], pools.earlier.y[e]])
+        outputs = outputs_from(self.model, x, cut=self.cut)
+        gone, kept = outputs.logits[: len(y)], outputs.logits[len(y) :]
+        forget = forget_loss(gone, y, bound=self._bound)
+        retain = config.match * match_loss(kept, pools.retain_kept.logits[r], kept=pools.kept)
+        loss = config.beta * forget
         if config.steer > 0:
-            loss = loss + config.steer * retain_loss(logits[: len(f)], pools.forget_target[f])
-        if config.keep > 0:
-            kept = pools.retain_embedding[r]
-            loss = loss + config.keep * feature_loss(embedding[len(gone) :], kept)
-        centre = embedding[len(gone) :].mean(dim=0).detach()
-        return loss + self._recognisable(embedding[: len(gone)], gone, centre=centre)
+            loss = loss + config.steer * retain_loss(gone[: len(f)], pools.forget_target[f])
+        for level in self._levels(outputs, pools.retain_kept):
+            features = level.now
+            retain = retain + config.keep * feature_loss(
+                features[len(y) :], level.then[r], spread=level.spread
+            )
+            loss = loss + self._recognisable(features[: len(y)], y, others=features[len(y) :])
+        self._losses = (float(forget.detach()), float(retain.detach()))
+        return loss + retain
 
-    def _recognisable(self, embedding: Tensor, y: Tensor, *, centre: Tensor) -> Tensor:
-        """delta L_d + alpha L_a: how well the forgotten classes could be recognised again."""
+    def _levels(self, outputs: Outputs, kept: Outputs) -> list[_Level]:
+        """The read-outs of the upper blocks that can change, and the feature."""
+        lowest = max(self._deepest, self.cut)
+        now = (*outputs.blocks[lowest - max(self.cut, 0) :], outputs.embedding)
+        then = (*kept.blocks[lowest:], kept.embedding)
+        return [_Level(*level) for level in zip(now, then, self._spreads[-len(now) :], strict=True)]
+
+    def _recognisable(self, embedding: Tensor, y: Tensor, *, others: Tensor) -> Tensor:
+        """delta L_d + alpha L_a: how well the forgotten classes could be recognised again.
+
+        `others` are features of retained images at the same depth.
+        """
         config = self.config
         loss = torch.zeros(())
         if config.disperse > 0:
-            loss = loss + config.disperse * dispersion_loss(embedding, y, centre=centre)
+            loss = loss + config.disperse * dispersion_loss(
+                embedding, y, centre=others.mean(dim=0).detach()
+            )
         if config.relearn > 0:
-            loss = loss + config.relearn * relearner_loss(embedding, y)
+            loss = loss + config.relearn * relearner_loss(embedding, y, others=others)
         return loss
 
     def _rate(self) -> float:
@@ -297,25 +334,33 @@ class _Run:
             (forget images above chance, the other losses). States are compared in that order.
         """
         pools, config = self.pools, self.config
-        embedding, forget = answers(self.model, pools.val_forget, cut=self.cut)
-        kept_embedding, retain = answers(self.model, pools.val_retain, cut=self.cut)
+        forget = answers(self.model, pools.val_forget, cut=self.cut)
+        retain = answers(self.model, pools.val_retain, cut=self.cut)
+        loss = config.match * match_loss(retain.logits, pools.val_kept.logits, kept=pools.kept)
+        moved = loss.new_zeros(())
+        for own, level in zip(
+            self._levels(forget, pools.val_kept),
+            self._levels(retain, pools.val_kept),
+            strict=True,
+        ):
+            moved = feature_loss(level.now, level.then, spread=level.spread)
+            loss = loss + config.keep * moved
+            loss = loss + self._recognisable(own.now, pools.val_forget.y, others=level.now)
         look = Progress(
             phase=phase,
             step=self.step,
             steps=config.select_steps + self.refit_steps,
             forget_loss=self._losses[0],
             retain_loss=self._losses[1],
-            val_acc_f=right(forget, pools.val_forget.y).value,
-            val_acc_r=right(retain, pools.val_retain.y).value,
+            val_acc_f=right(forget.logits, pools.val_forget.y).value,
+            val_acc_r=right(retain.logits, pools.val_retain.y).value,
+            moved=float(moved),  # of the feature, which is the last level
             groups=sum(update_norm(pairs) > 0 for pairs in self.live.values()),
         )
         self.history.append(look)
         if self._progress is not None:
             self._progress(look)
-        centre = kept_embedding.mean(dim=0)
-        loss = retain_loss(retain, pools.val_target)
-        loss = loss + self._recognisable(embedding, pools.val_forget.y, centre=centre)
-        return float(above_chance(forget, pools.val_forget.y)), float(loss)
+        return float(above_chance(forget.logits, pools.val_forget.y)), float(loss)
 
     def _pairs(self) -> dict[str, Pair]:
         return {

@@ -174,7 +174,7 @@ def _is_about(state: State, number: int, subject: str, jobs: set[str]) -> bool:
 def _effect(state: State, number: int, subject: str) -> tuple[bool, bool]:
     """Whether a release masks the subject, and whether its weights erase it."""
     masked = subject in state.releases[number].guard
-    return masked, subject in state.subjects_erased_by_weights(number)
+    return masked, subject in state.subjects_forgotten(number)
 
 
 def _standing(state: State, subject: str) -> Standing:

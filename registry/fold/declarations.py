@@ -112,7 +112,7 @@ def sealed(state: State, record: Record, body: Sealed) -> State:
         raise ConflictError(f"release {body.release} has no adapter to fold into a backbone")
     if body.backbone == state.backbone:
         raise ConflictError(f"a sealed backbone is a new one, and {body.backbone} is the old one")
-    masked_only = state.erasing - state.subjects_erased_by_weights(body.release)
+    masked_only = state.erasing - state.subjects_forgotten(body.release)
     if masked_only:
         raise ConflictError(
             f"release {body.release} only masks {', '.join(sorted(masked_only)[:5])}: a sealed "

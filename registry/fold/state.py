@@ -185,6 +185,16 @@ class State:
         adapters = self.releases[release].adapters
         return frozenset(subject for id in adapters for subject in self.adapters[id].subjects)
 
+    def subjects_forgotten(self, release: int) -> frozenset[str]:
+        """The subjects that the weights of `release` have forgotten: without those for which only a
+        provisional adapter stands in, a feature edit that leaves the weights as they are."""
+        trained = [
+            entry
+            for entry in self.adapters_in_force(release).values()
+            if not entry.provisional and not entry.folds
+        ]
+        return frozenset(subject for entry in trained for subject in entry.subjects)
+
     def stack_for(self, job: str) -> tuple[str, ...]:
         """The stack for an adapter of `job`: the active one, without the job's provisional one."""
         adapters = self.active_release.adapters

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from serving.api.routes import answering, batch, health, inference, inference_protocol, problems
+from serving.api.routes import (
+    answering,
+    batch,
+    embedding,
+    health,
+    inference,
+    inference_protocol,
+    problems,
+)
 from serving.api.routes.answering import recognizer
 from serving.api.routes.body_limit import BodyLimit
 from serving.api.routes.direct import Direct
@@ -32,8 +40,8 @@ def build_inference_api(
     problems.install(api)
     answering.install(api)
     inference_protocol.install(api)
-    for router in (inference.router, batch.router, inference_protocol.router, health.router):
-        api.include_router(router)
+    for routes in (inference, batch, embedding, inference_protocol, health):
+        api.include_router(routes.router)
     api.add_middleware(Direct, handlers=api.exception_handlers)  # the first added is the innermost
     api.add_middleware(BodyLimit, limit=max_body_bytes)
     api.add_middleware(Measured, metrics=lambda: recognizer().metrics)

@@ -173,8 +173,10 @@ def carried_figures(reports: Sequence[dict[str, JsonValue]]) -> dict[str, JsonVa
     Those of retained classes are the top adapter's, which was measured with all below it. That of
     forgotten classes is the worst of all adapters.
     """
-    worst = max(reports, key=lambda report: _value(report.get("acc_f_after")), default={})
-    figures = {name: worst[name] for name in ("acc_f_after",) if name in worst}
+    figures: dict[str, JsonValue] = {}
+    for name in ("acc_f_weights", "acc_f_after"):
+        worst = max(reports, key=lambda report: _value(report.get(name)), default={})
+        figures |= {name: worst[name]} if name in worst else {}
     top = reports[-1] if reports else {}
     kept = ("acc_r_before", "acc_r_after")
     return {**figures, **{name: top[name] for name in kept if name in top}}

@@ -234,7 +234,9 @@ class _Demo:
             "acc_r_before": _accuracy(before, lambda a: a.label not in names),
             "acc_r_after": acc_r_after,
             "acc_f_before": acc_f_before,
+            "acc_f_weights": reports[-1]["acc_f_weights"]["value"],
             "acc_f_after": acc_f_after,
+            "acc_o_weights": reports[-1]["acc_o_weights"]["value"],
             "acc_o": _accuracy(after, lambda a: a.label in names and a.label != last),
             "h": round(h_mean(acc_r_after, acc_f_before - acc_f_after), 4),
             "groups_kept": max(int(r["groups_kept"]) for r in reports),
@@ -269,6 +271,11 @@ class _Demo:
             f"class {self._first}, forgotten earlier (Acc_o)", "", f"{summary['acc_o']:.1%}"
         )
         self._console.print(table)
+        self._console.print(
+            "by the weights alone, every feature edit taken out (from the report): "
+            f"Acc_f {summary['acc_f_weights']:.1%}, Acc_o {summary['acc_o_weights']:.1%}",
+            highlight=False,
+        )
         self._console.print(
             f"H {summary['h']:.3f}; {summary['groups_kept']} of {summary['groups_total']} groups "
             f"kept, {summary['adapter_bytes'] / 1024:.0f} KiB an adapter, trained in "

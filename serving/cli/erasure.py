@@ -96,9 +96,15 @@ def seal(
         if as_json:
             print_json({"out": str(to), **asdict(found)})
             return
+        hidden = (
+            "its head took up a feature edit: what the head reads still tells the forgotten "
+            "classes apart, so /v1/embed answers 501\n"
+            if found.edit_in_head
+            else ""
+        )
         out.print(
             f"release {found.release} is sealed into {to}: {found.classes} classes, without "
-            f"{found.left_out} forgotten ones, {found.backbone}\n"
+            f"{found.left_out} forgotten ones, {found.backbone}\n{hidden}"
             "serve it with these settings and a data set without those classes; then the old "
             "backbone and registry may be deleted:\n"
             f'  registry = "a new folder"\n  [backbone]\n  directory = "{to}"',

@@ -38,6 +38,8 @@ class SealedRelease:
     """How many classes it knows."""
     left_out: int
     """How many classes are under erasure, and so left out."""
+    edit_in_head: bool
+    """The head took up a feature edit, so no embedding of this backbone may be handed out."""
     seq: int
     """Sequence number of the record."""
 
@@ -90,5 +92,6 @@ def seal_registry(settings: Settings, to: Path, *, actor: str, reason: str) -> S
         backbone=sealed.fingerprint,
         classes=len(sealed.spec.classes),
         left_out=len(forgotten),
+        edit_in_head=sealed.spec.edit_in_head,
         seq=after.seq,
     )

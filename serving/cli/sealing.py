@@ -4,8 +4,9 @@
     head (M e + m)), without the rows of the classes under erasure
 
 Removing the rows replaces the guard: the softmax of the remaining logits equals that of the masked
-logits, so responses are the same. The feature edit is folded into the head, since only the head
-reads the features here. What the edit hides from the head is still in the features.
+logits, so responses are the same. The feature edit is folded into the head. What it hides from
+the head is still in the features, so the spec says `edit_in_head`, and a server of that backbone
+answers no request for an embedding.
 """
 
 from __future__ import annotations
@@ -43,7 +44,11 @@ def sealed_backbone(
     kept = [i for i, name in enumerate(backbone.spec.classes) if name not in set(without)]
     if len(kept) < 2:
         raise SealError(f"{len(kept)} classes would be left; a backbone needs two")
-    spec = replace(backbone.spec, classes=tuple(backbone.spec.classes[i] for i in kept))
+    spec = replace(
+        backbone.spec,
+        classes=tuple(backbone.spec.classes[i] for i in kept),
+        edit_in_head=backbone.spec.edit_in_head or state.edit is not None,
+    )
     model = build_model(spec)
     model.load_state_dict(_tensors(backbone, state, kept))
     sealed = freeze(model, spec)

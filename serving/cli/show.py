@@ -102,8 +102,11 @@ def ended(console: Console, job: dict[str, Any], report: dict[str, Any] | None) 
         highlight=False,
     )
     if report:
+        acc_o = report.get("acc_o_weights")
+        earlier = f", Acc_o {acc_o['value']:.1%}" if acc_o else ""
         console.print(
-            f"held-out, before the mask: Acc_f {report['acc_f_after']['value']:.1%}, "
+            f"held-out, by the weights alone: Acc_f {report['acc_f_weights']['value']:.1%}"
+            f"{earlier}; as served, before the mask: Acc_f {report['acc_f_after']['value']:.1%}, "
             f"Acc_r {report['acc_r_after']['value']:.1%} "
             f"(was {report['acc_r_previous']['value']:.1%})",
             highlight=False,
@@ -125,6 +128,7 @@ def status(console: Console, answer: dict[str, Any]) -> None:
         )
     console.print(
         f"forgotten by the weights: {_names(answer['forgotten_by_weights'])}\n"
+        f"by a feature edit only:   {_names(answer['edited_only'])}\n"
         f"masked only:              {_names(answer['masked_only'])}",
         highlight=False,
     )

@@ -134,7 +134,7 @@ def control_figures(state: State, *, read_at: float, families: list[Family]) -> 
         active=state.active,
         suspended=state.suspended,
         under_erasure=len(state.erasing),
-        forgotten=len(state.subjects_erased_by_weights(state.active)),
+        forgotten=len(state.subjects_forgotten(state.active)),
         read_at=read_at,
         families=families,
     )
@@ -154,7 +154,7 @@ def releases_view(state: State, *, class_of: ClassOf) -> list[dict[str, Any]]:
             "rolled_back_to": release.to,
             "adapters": list(release.adapters),
             "masked": names_of(release.guard, class_of),
-            "forgotten": names_of(state.subjects_erased_by_weights(number), class_of),
+            "forgotten": names_of(state.subjects_forgotten(number), class_of),
             "at": _time(release.at),
             "actor": release.actor,
             "activated_at": _time(release.activated_at),

@@ -59,7 +59,8 @@ class StatusPage:
     def status(self) -> dict[str, Any]:
         """What is active, what is forgotten, and which release each replica runs."""
         state = self._ledger.refresh()
-        learned = state.subjects_erased_by_weights(state.active)
+        erased = state.subjects_erased_by_weights(state.active)
+        forgotten = state.subjects_forgotten(state.active)
         return {
             "release": state.active,
             "suspended": state.suspended,
@@ -70,8 +71,9 @@ class StatusPage:
             "backbone": self._backbone,
             "classes": self._classes,
             "under_erasure": names_of(state.erasing, self._class_of),
-            "forgotten_by_weights": names_of(learned, self._class_of),
-            "masked_only": names_of(state.erasing - learned, self._class_of),
+            "forgotten_by_weights": names_of(forgotten, self._class_of),
+            "edited_only": names_of(erased - forgotten, self._class_of),
+            "masked_only": names_of(state.erasing - erased, self._class_of),
             "registry_seq": state.seq,
             "replicas": self._activation.members(),
             "jobs": self._recent_jobs(state),

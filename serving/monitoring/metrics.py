@@ -65,7 +65,7 @@ TABLE: tuple[Metric, ...] = (
     ),
     Metric("lethe_batch_size", "histogram", "Images per forward pass.", "replica", (), _BATCH),
     Metric("lethe_requests_in_flight", "gauge", "Requests accepted, not answered.", "replica"),
-    Metric("lethe_images_total", "counter", "Images classified.", "replica"),
+    Metric("lethe_images_total", "counter", "Images classified or embedded.", "replica"),
     Metric(
         "lethe_images_skipped_total",
         "counter",
@@ -306,7 +306,8 @@ def outcome_of(status: int) -> str:
         return "not_current"
     if status == 504:
         return "late"
-    return "client_error" if status < 500 else "error"
+    # 501: the server works, but it doesn't offer what was asked for.
+    return "client_error" if status < 500 or status == 501 else "error"
 
 
 class Mirror(Protocol):

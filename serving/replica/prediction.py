@@ -1,12 +1,15 @@
-"""A replica's answers: the scores of a batch of images, and the predictions made from them."""
+"""A replica's answers: the scores of a batch of images, and what is made from them."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch.nn.functional as F
 from torch import Tensor
 
+from serving.errors import ServingError
 from serving.replica.slot import ReadyRelease
 
 TOP_K = 5
@@ -34,6 +37,37 @@ class Prediction:
     """Seconds by stage: decode, queue (waiting for a batch), forward."""
 
 
+class NoFeatureError(ServingError):
+    """This backbone has no feature that may be handed out; the message says why. HTTP 501."""
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """The L2-normalised feature of one image."""
+
+    vector: Tensor = field(repr=False)
+    """(d,) float32 of length 1."""
+    space: str
+    """Names the backbone and the stack of adapters that made it. Vectors of one space can be
+    compared."""
+    masked_only: int
+    """How many classes the release masks that its weights were not taught to forget."""
+    release: int
+    parent: int
+    request_id: str
+    stages: Mapping[str, float] = field(default_factory=dict)
+    """As of a `Prediction`."""
+
+
+def space_of(fingerprint: str, stack: str) -> str:
+    """The name of the vector space of a backbone (by its fingerprint) under a stack (by its name).
+
+    A release's number doesn't do: a guard changes the number and no vector, and after a seal the
+    numbers begin anew.
+    """
+    return hashlib.sha256(f"{fingerprint}\n{stack}".encode()).hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class Scores:
     """One release's scores of N images."""
@@ -46,15 +80,21 @@ class Scores:
     """For each image, the best class before the mask."""
     best: Sequence[Sequence[tuple[int, float]]]
     """For each image, the `TOP_K` best classes after the mask with their probabilities."""
+    vectors: Tensor | None = None
+    """(N, d), the L2-normalised features; None if no request of the batch asked for them."""
 
 
-def scores_of(logits: Tensor, guard: frozenset[int]) -> Scores:
-    """Mask and rank a whole batch, `logits` (N, K), at once: one image would take as long."""
+def scores_of(logits: Tensor, guard: frozenset[int], features: Tensor | None = None) -> Scores:
+    """Mask and rank a whole batch, `logits` (N, K), at once: one image would take as long.
+
+    `features` (N, d): what the head read.
+    """
     masked = logits
     if guard:
         masked = logits.clone()
         masked[:, list(guard)] = float("-inf")
-    return Scores(logits, masked, logits.argmax(-1).tolist(), best_of(masked, TOP_K))
+    vectors = None if features is None else F.normalize(features, dim=-1)
+    return Scores(logits, masked, logits.argmax(-1).tolist(), best_of(masked, TOP_K), vectors)
 
 
 def best_of(logits: Tensor, top_k: int) -> list[list[tuple[int, float]]]:
@@ -94,6 +134,14 @@ class Scored:
     def named(self) -> Sequence[int]:
         """For each image, the best class before the mask."""
         return self.batch.named[self.first : self.first + self.count]
+
+    @property
+    def vectors(self) -> Tensor:
+        """(count, d), the L2-normalised features. Raises RuntimeError if they were not asked
+        for."""
+        if self.batch.vectors is None:
+            raise RuntimeError("no request of this batch asked for features")
+        return self.batch.vectors[self.first : self.first + self.count]
 
     def best(self, top_k: int) -> Sequence[tuple[int, float]]:
         """The first image's `top_k` best classes after the mask with their probabilities."""

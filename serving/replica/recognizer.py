@@ -45,7 +45,17 @@ from serving.replica.batching import Batcher
 from serving.replica.decode import load_image, open_image
 from serving.replica.engines.choice import LARGEST_BATCH, make_engine, tolerance_of
 from serving.replica.member import Member
-from serving.replica.prediction import Guess, Prediction, Scored, Scores, best_of, scores_of
+from serving.replica.prediction import (
+    Embedding,
+    Guess,
+    NoFeatureError,
+    Prediction,
+    Scored,
+    Scores,
+    best_of,
+    scores_of,
+    space_of,
+)
 from serving.replica.release_reader import ReleaseReader
 from serving.replica.shadow import Shadow, lot, sampled
 from serving.replica.slot import BuildError, ReadyRelease, Slot, Wish
@@ -72,6 +82,8 @@ class _Item:
     call: Call
     wish: Wish
     queued: float
+    embed: bool
+    """Whether the features are asked for too."""
 
 
 class Recognizer:
@@ -94,6 +106,8 @@ class Recognizer:
             # Start at 0: Prometheus sees the first failure as an increase only then.
             self.metrics.count("lethe_swaps_total", outcome, by=0)
         backbone = open_backbone(settings)
+        self._backbone = backbone.fingerprint
+        self._edit_in_head = backbone.spec.edit_in_head
         self.classes = backbone.spec.classes
         self.input_size = backbone.spec.preprocess.input_size
         self.admission = Admission(settings.limits.in_flight)
@@ -149,10 +163,7 @@ class Recognizer:
 
     async def predict(self, data: bytes, call: Call, *, top_k: int) -> Prediction:
         """Answer one image. Raises as `decode` and `score`."""
-        started = time.perf_counter()
-        image = await self.decode(data, call)
-        decoded = time.perf_counter() - started
-        scored = await self.score(image.unsqueeze(0), call)
+        scored, stages = await self._scored(data, call)
         return Prediction(
             guesses=self._guesses(scored.best(top_k)),
             before_mask=self._guesses(best_of(scored.logits[:1], top_k)[0])
@@ -161,8 +172,38 @@ class Recognizer:
             release=scored.ready.number,
             parent=scored.ready.parent,
             request_id=call.request_id,
-            stages={"decode": decoded, "queue": scored.queued, "forward": scored.computed},
+            stages=stages,
         )
+
+    async def embed(self, data: bytes, call: Call) -> Embedding:
+        """The L2-normalised feature of one image. Raises as `decode` and `score`, and
+        `NoFeatureError` before it reads the image."""
+        if self._edit_in_head:
+            raise NoFeatureError(
+                "this backbone was sealed with a feature edit folded into its head, so what its "
+                "head reads still tells the erased classes apart"
+            )
+        scored, stages = await self._scored(data, call, embed=True)
+        ready = scored.ready
+        return Embedding(
+            vector=scored.vectors[0],
+            space=space_of(self._backbone, ready.stack),
+            masked_only=len(ready.guard - ready.erased),
+            release=ready.number,
+            parent=ready.parent,
+            request_id=call.request_id,
+            stages=stages,
+        )
+
+    async def _scored(
+        self, data: bytes, call: Call, *, embed: bool = False
+    ) -> tuple[Scored, dict[str, float]]:
+        """One image, decoded and scored, and the seconds of each stage."""
+        started = time.perf_counter()
+        image = await self.decode(data, call)
+        decoded = time.perf_counter() - started
+        scored = await self.score(image.unsqueeze(0), call, embed=embed)
+        return scored, {"decode": decoded, "queue": scored.queued, "forward": scored.computed}
 
     async def decode(self, data: bytes, call: Call) -> Tensor:
         """An image file, decoded and pre-processed: (C, H, W). Raises `DecodeError`, and
@@ -185,9 +226,9 @@ class Recognizer:
         )
         return tensor
 
-    async def score(self, images: Tensor, call: Call) -> Scored:
+    async def score(self, images: Tensor, call: Call, *, embed: bool = False) -> Scored:
         """Score pre-processed images (B, C, H, W) with the active release, the release on trial,
-        or the one that an auditor asks for.
+        or the one that an auditor asks for. `embed`: the features are asked for too.
 
         Raises `NotCurrentError` when this replica may not serve or can't reach `call.min_release`;
         `SuspendedError` when serving is suspended; `OtherReleaseError` when `call.release` is not
@@ -206,7 +247,7 @@ class Recognizer:
         await self._lease(loop.time() + self.settings.lease.patience)
         # A request that names the active release is never answered by the one on trial.
         place = lot(call.request_id) if call.release is None else 1.0
-        item = _Item(images, call, Wish(call.ticket, place, asked), time.perf_counter())
+        item = _Item(images, call, Wish(call.ticket, place, asked), time.perf_counter(), embed)
         scored = await self._batches.ask(item)
         if scored is None:
             raise DeadlineError
@@ -281,7 +322,10 @@ class Recognizer:
         for ready in {id(each): each for each in chosen}.values():
             own = [i for i, each in enumerate(chosen) if each is ready]
             images = [image for i in own for image in live[i].images]
-            scores = await loop.run_in_executor(self._forwarder, self._forward, ready, images)
+            embed = any(live[i].embed for i in own)
+            scores = await loop.run_in_executor(
+                self._forwarder, self._forward, ready, images, embed
+            )
             self.metrics.count("lethe_images_total", by=len(images))
             first = 0
             for i in own:
@@ -295,17 +339,23 @@ class Recognizer:
         )
         return [next(scored) if item in live else None for item in items]
 
-    def _forward(self, ready: ReadyRelease, images: list[Tensor]) -> Scores:
-        """Score images (C, H, W) with `ready`, in forward passes of at most the batch size."""
+    def _forward(self, ready: ReadyRelease, images: list[Tensor], embed: bool) -> Scores:
+        """Score images (C, H, W) with `ready`, in forward passes of at most the batch size. With
+        `embed` the same passes also give the features."""
         size = self._batch_size
-        logits = []
+        features, logits = [], []
         self._forwarding.set()
         try:
             for first in range(0, len(images), size):
                 batch = torch.stack(images[first : first + size])  # b x (C, H, W) -> (b, C, H, W)
                 self.metrics.observe("lethe_batch_size", len(batch))
-                logits.append(ready.forward(batch))
-            return scores_of(torch.cat(logits), ready.guard)
+                if embed:
+                    feature, logit = ready.forward.embed(batch)
+                    features.append(feature)
+                else:
+                    logit = ready.forward(batch)
+                logits.append(logit)
+            return scores_of(torch.cat(logits), ready.guard, torch.cat(features) if embed else None)
         finally:
             self._forwarding.clear()
 

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from serving.monitoring.metrics import Metrics
 from serving.monitoring.tally import Counts
-from serving.replica.engines import Forward
 from serving.replica.slot import ReadyRelease
 
 log = logging.getLogger(__name__)
@@ -66,14 +65,15 @@ class Shadow:
 
     def __init__(
         self,
-        bare: Forward,
+        bare: Callable[[Tensor], Tensor],
         metrics: Metrics,
         *,
         queue_size: int,
         confidence: float,
         busy: Callable[[], bool] = lambda: False,
     ):
-        """`confidence`: a sample counts only if the backbone gives its best class this probability.
+        """`bare`: the bare backbone's logits (B, K) of images (B, C, H, W).
+        `confidence`: a sample counts only if the backbone gives its best class this probability.
         `busy`: returns whether a request is being computed; scoring then waits."""
         self._bare = bare
         self._metrics = metrics

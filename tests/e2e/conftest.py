@@ -21,7 +21,7 @@ from tests.ports import free_port
 START_S = 300.0
 LETHE = [sys.executable, "-m", "serving.cli"]
 # A short training, for tests that don't judge how well a class is forgotten.
-QUICK = "[forget.train]\nselect_steps = 10\nrefit_steps = 20\ncopies = 1\n"
+QUICK = "[forget.train]\nselect_steps = 10\nrefit_steps = 60\ncopies = 1\n"
 
 
 class Server:

@@ -22,7 +22,8 @@ def test_a_closed_form_erases_in_seconds_and_the_trained_adapter_takes_its_place
         quick = next(v for v in client.watch(job["job"]) if v["closed_form_release"])
         assert quick["state"] not in ("done", "refused")
         assert quick["closed_form_release"] == job["guard"]["release"] + 1
-        assert client.status()["forgotten_by_weights"] == ["7"]
+        assert client.status()["forgotten_by_weights"] == []
+        assert client.status()["edited_only"] == ["7"]
         early = audit(server.url, server.auditor_token, sevens)
         assert sum(a.weights == "7" for a in early) <= 0.05 * len(early)
         assert {a.release for a in early} == {quick["closed_form_release"]}
@@ -38,6 +39,7 @@ def test_a_closed_form_erases_in_seconds_and_the_trained_adapter_takes_its_place
         assert len(before) == len(after) == 1
         assert before != after
         assert client.report(job["job"])["method"] == "lethe"
+        assert client.status()["forgotten_by_weights"] == ["7"]
     assert [a for a in traffic.answers if not a.ok or a.named == "7"] == []
     assert stale(traffic.answers, []) == []
     assert server.stop() == 0

@@ -377,7 +377,7 @@ def test_the_audit_card_shows_prints_and_saves_one_erasure(erased: Erased, page:
     card = page.locator("#card")
     expect(card).to_contain_text("Forgotten by the weights, and masked.")
     expect(card).to_contain_text("forgotten by the weights on every replica, by release 2")
-    expect(card).to_contain_text("Recognised after (weights, before the mask)")
+    expect(card).to_contain_text("Recognised by the weights alone (every feature edit taken out)")
     card.get_by_text("Records (").click()
     expect(card).to_contain_text(f"Reason: {REASON}")
     with page.expect_download() as saving:

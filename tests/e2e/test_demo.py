@@ -13,7 +13,8 @@ import pytest
 from tests.e2e.conftest import LETHE
 
 KEYS = {
-    "acc_r_before", "acc_r_after", "acc_f_before", "acc_f_after", "acc_o", "h", "groups_kept",
+    "acc_r_before", "acc_r_after", "acc_f_before", "acc_f_weights", "acc_f_after",
+    "acc_o_weights", "acc_o", "h", "groups_kept",
     "groups_total", "adapter_bytes", "train_s", "forget_to_ack_s", "swap_ms", "requests", "failed",
     "stale_after_ack", "releases",
 }  # fmt: skip
@@ -51,6 +52,8 @@ def test_the_demo_shows_what_is_promised(demo: subprocess.CompletedProcess[str])
     assert summary["acc_r_before"] >= 0.96
     assert summary["acc_r_after"] >= summary["acc_r_before"] - 0.02
     assert summary["acc_f_before"] >= 0.9
+    assert summary["acc_f_weights"] <= 0.01
+    assert summary["acc_o_weights"] <= 0.01
     assert summary["acc_f_after"] <= 0.01
     assert summary["acc_o"] <= 0.01
     assert summary["groups_kept"] <= summary["groups_total"] - 2

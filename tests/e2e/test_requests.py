@@ -21,6 +21,7 @@ from tritonclient.utils import InferenceServerException
 
 from forgetting.data.preprocess import transform
 from forgetting.data.sources import open_image_set
+from forgetting.models.backbone import features_and_logits
 from serving.client import ClientError, InferenceClient
 from serving.config.backbones import open_backbone
 from serving.config.sources import load_settings
@@ -72,6 +73,50 @@ def test_an_image_is_named_in_every_form_of_body(
     assert body["release"] == int(response.headers["x-lethe-release"]) == 0
     assert body["request_id"] == response.headers["x-lethe-request-id"]
     assert "before_mask" not in body
+
+
+def test_an_embedding_is_the_same_in_both_forms_on_both_replicas_and_is_counted(
+    http: httpx.Client, server: Server, seven: bytes
+) -> None:
+    three = held_out(open_image_set("digits"), ["3"])[0][1]
+    with InferenceClient(server.url) as client:
+        found = [client.embed(seven, content_type="image/png") for _ in range(20)]
+        other = client.embed(three, content_type="image/png")
+        with pytest.raises(ClientError, match="not an image"):
+            client.embed(b"no image", content_type="image/png")
+    assert {(each.release, each.parent, each.masked_only) for each in found} == {(0, 0, 0)}
+    assert len({each.space for each in [*found, other]}) == 1
+    vectors = np.array([each.vector for each in found])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert np.ptp(vectors, axis=0).max() < 1e-4
+    assert np.dot(vectors[0], other.vector) < 0.9
+    said = http.post("/v1/embed", files={"image": ("7.png", seven, "image/png")})
+    assert said.status_code == 200, said.text
+    np.testing.assert_allclose(said.json()["embedding"], vectors[0], atol=1e-4, rtol=0)
+    predicted = http.post("/v1/predict", content=seven, headers={"Content-Type": "image/png"})
+    stamps = {name for name in predicted.headers if name.startswith("x-lethe-")}
+    assert stamps | {"x-lethe-space", "x-lethe-dim", "x-lethe-masked-only"} == {
+        name for name in said.headers if name.startswith("x-lethe-")
+    }
+    # What the head reads, as PyTorch computes it from the file.
+    backbone = open_backbone(load_settings(server.config))
+    pixels = transform(backbone.spec.preprocess)(Image.open(io.BytesIO(seven))).unsqueeze(0)
+    feature = features_and_logits(backbone.model, pixels)[0][0].numpy()
+    np.testing.assert_allclose(vectors[0], feature / np.linalg.norm(feature), atol=1e-4, rtol=0)
+
+    def counted() -> dict[str, float]:
+        families = {f.name: f for f in text_string_to_metric_families(http.get("/metrics").text)}
+        of_route = [s for s in families["lethe_requests"].samples if s.name.endswith("_total")]
+        totals = dict.fromkeys(("ok", "client_error"), 0.0)
+        for sample in of_route:
+            if sample.labels["route"] == "/v1/embed":
+                totals[sample.labels["outcome"]] += sample.value
+        return totals
+
+    deadline = time.monotonic() + 10  # replicas report every second
+    while counted() != {"ok": 22, "client_error": 1}:
+        assert time.monotonic() < deadline, counted()
+        time.sleep(0.3)
 
 
 # -- many images at once

@@ -6,10 +6,12 @@ import { count, moment, percent } from "./format.js";
 import { STANDINGS } from "./verdicts.js";
 
 const FIGURES = {
+  acc_f_weights: "Recognised by the weights alone (every feature edit taken out)",
   acc_f_before: "Recognised before (backbone)",
-  acc_f_after: "Recognised after (weights, before the mask)",
+  acc_f_after: "Recognised after, as served (before the mask)",
+  acc_o_weights: "Forgotten earlier, by the weights alone",
   acc_o_before: "Forgotten earlier, before",
-  acc_o_after: "Forgotten earlier, after",
+  acc_o_after: "Forgotten earlier, as served",
   acc_r_before: "Retained, backbone",
   acc_r_previous: "Retained, release before",
   acc_r_after: "Retained, this release",

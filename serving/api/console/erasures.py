@@ -18,7 +18,7 @@ def standing(state: State, subject: str) -> Standing:
         return "sealed"
     # A replica may serve the last confirmed release until the active one is confirmed.
     served = {state.confirmed, state.active}
-    if all(subject in state.subjects_erased_by_weights(number) for number in served):
+    if all(subject in state.subjects_forgotten(number) for number in served):
         return "forgotten"
     if all(subject in state.releases[number].guard for number in served):
         return "masked"

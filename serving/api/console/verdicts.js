@@ -98,9 +98,11 @@ export function headline(status) {
       : "is active, not on every replica yet";
   const title = number === 0 ? `The bare backbone ${where}` : `Release ${number} ${where}`;
   const learned = status.forgotten_by_weights;
+  const edited = status.edited_only ?? [];
   const masked = status.masked_only;
   const parts = [
     learned.length ? `Forgotten by the weights: ${names(learned)}` : "The weights have forgotten nothing",
+    edited.length ? `by a feature edit only: ${names(edited)}` : null,
     masked.length ? `masked only: ${names(masked)}` : null,
     `${several(status.classes, "class", "classes")} in all`,
   ];

@@ -25,6 +25,7 @@ from serving.replica.admission import (
 )
 from serving.replica.decode import DecodeError
 from serving.replica.lease import NotCurrentError, SuspendedError
+from serving.replica.prediction import NoFeatureError
 from serving.replica.recognizer import Recognizer
 from serving.replica.slot import Ticket
 
@@ -117,6 +118,7 @@ REFUSALS = (
     BusyError,
     DeadlineError,
     DecodeError,
+    NoFeatureError,
     NotCurrentError,
     OtherReleaseError,
     StoppingError,
@@ -138,6 +140,12 @@ def rejection_of(error: Exception) -> Rejection:
                 504,
                 "The deadline passed before the image was computed, so it wasn't computed.",
                 "X-Lethe-Deadline-Ms says how long a request may wait.",
+            )
+        case NoFeatureError():
+            return Rejection(
+                501,
+                f"No embedding is handed out: {error}.",
+                "Seal a release whose adapters have no feature edit, or ask /v1/predict.",
             )
         case OtherReleaseError():
             return Rejection(404, f"Not answered: {error}.", "Name that release, or none.")

@@ -28,7 +28,7 @@ router = APIRouter(tags=["inference"])
 TopK = Annotated[int, Query(ge=1, le=1000, description="labels to return")]
 
 _IMAGE = {"schema": {"type": "string", "format": "binary"}}
-_BODY: dict[str, Any] = {
+BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
@@ -79,7 +79,7 @@ class PredictResponse(BaseModel):
     """The labels that the weights alone give; only with the auditor's token."""
 
 
-@router.post("/v1/predict", response_model=PredictResponse, openapi_extra=_BODY)
+@router.post("/v1/predict", response_model=PredictResponse, openapi_extra=BODY)
 async def predict(
     request: Request,
     replica: Replica,

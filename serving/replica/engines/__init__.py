@@ -1,8 +1,7 @@
-"""Engines run the forward pass in a replica. All give the same logits for the same weights."""
+"""Engines run the forward pass in a replica. All give the same outputs for the same weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
@@ -10,8 +9,18 @@ from torch import Tensor
 from forgetting.adapter.stack import EffectiveState
 from serving.errors import ServingError
 
-Forward = Callable[[Tensor], Tensor]
-"""Images (B, C, H, W) float32 -> logits (B, K) float32, before any mask. Thread-safe."""
+
+class Forward(Protocol):
+    """One release's forward pass of images (B, C, H, W) float32. Thread-safe."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The logits (B, K) float32, before any mask."""
+        ...
+
+    def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The features (B, d) that the head reads, after all weights and the feature edit, and the
+        logits (B, K), both float32, from the same pass."""
+        ...
 
 
 class EngineError(ServingError):

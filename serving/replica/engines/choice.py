@@ -13,19 +13,20 @@ import math
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnxruntime
 import torch
+from torch import Tensor
 
 from forgetting.adapter.stack import EffectiveState
 from forgetting.models.backbone import Backbone
 from forgetting.models.golden import TOLERANCE
 from registry.store.durable_file import write_durably
 from serving.config.settings import EngineName, EngineSettings
-from serving.replica.engines import Engine, EngineError, Forward
+from serving.replica.engines import Engine, EngineError
 from serving.replica.engines.onnx_graph import graph_name
 from serving.replica.engines.onnx_runtime import OnnxEngine
 from serving.replica.engines.torch_compiled import CompiledEngine
@@ -157,7 +158,7 @@ def choose(
 
 
 def measure(
-    forwards: Mapping[EngineName, Forward],
+    forwards: Mapping[EngineName, Callable[[Tensor], Tensor]],
     passes: Sequence[Pass],
     size: tuple[int, int, int],
     *,

@@ -20,14 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from forgetting.erasure.edit import EditLayer
-from forgetting.models.backbone import Backbone
+from forgetting.models.backbone import Backbone, features_and_logits
 from registry.store.durable_file import write_durably
 from serving.replica.engines import EngineError
 from serving.replica.engines.tensors import editable_copy
 
-IMAGES, LOGITS = "images", "logits"
+IMAGES, FEATURES, LOGITS = "images", "features", "logits"
 _OPSET = 17  # the first with LayerNormalization as one operator
-_FORMAT = 1
+_FORMAT = 2
 _EXAMPLE_BATCH = 2  # not 1: the exporter might treat a size of 1 as a constant
 
 
@@ -68,15 +68,15 @@ class _Function(nn.Module):
             module._parameters.pop(name, None)
             module._buffers.pop(name, None)
 
-    def forward(self, images: Tensor, *tensors: Tensor) -> Tensor:
+    def forward(self, images: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         for (module, name), tensor in zip(self.places, tensors, strict=True):
             module.__dict__[name] = tensor
-        logits: Tensor = self.model(images)
-        return logits
+        return features_and_logits(self.model, images)
 
 
 def export(backbone: Backbone) -> bytes:
-    """The graph: `images` (n, C, H, W) and the tensors by their names -> `logits` (n, K).
+    """The graph: `images` (n, C, H, W) and the tensors by their names -> `features` (n, d), which
+    the head reads, and `logits` (n, K).
 
     Raises:
         EngineError: The model has parts that ONNX has no operator for.
@@ -100,8 +100,8 @@ def export(backbone: Backbone) -> bytes:
                 written,
                 dynamo=False,
                 input_names=[IMAGES, *function.tensors],
-                output_names=[LOGITS],
-                dynamic_axes={IMAGES: {0: "n"}, LOGITS: {0: "n"}},
+                output_names=[FEATURES, LOGITS],
+                dynamic_axes={IMAGES: {0: "n"}, FEATURES: {0: "n"}, LOGITS: {0: "n"}},
                 opset_version=_OPSET,
             )
             return written.read_bytes()

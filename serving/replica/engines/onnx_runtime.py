@@ -17,15 +17,22 @@ from onnxruntime import InferenceSession, IOBinding, OrtValue
 from torch import Tensor
 
 from forgetting.adapter.stack import EffectiveState
-from forgetting.models.backbone import Backbone
+from forgetting.models.backbone import Backbone, features_and_logits
 from serving.replica.engines import EngineError
-from serving.replica.engines.onnx_graph import IMAGES, LOGITS, export, keep_graph, kept_graph
+from serving.replica.engines.onnx_graph import (
+    FEATURES,
+    IMAGES,
+    LOGITS,
+    export,
+    keep_graph,
+    kept_graph,
+)
 from serving.replica.engines.tensors import bare_tensors, changed_tensors
 
 log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4
-"""How far logits may be from PyTorch's: absolute plus relative."""
+"""How far features and logits may be from PyTorch's: absolute plus relative."""
 _CHECK_BATCHES = (1, 3)
 _QUIET = 3  # errors only
 
@@ -42,16 +49,28 @@ class OnnxForward:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) -> logits (B, K) float32."""
+        (logits,) = self._run(images, LOGITS)
+        return logits
+
+    def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) -> features (B, d) and logits (B, K), float32."""
+        features, logits = self._run(images, FEATURES, LOGITS)
+        return features, logits
+
+    def _run(self, images: Tensor, *names: str) -> list[Tensor]:
+        """One pass; returns the outputs `names`."""
         try:
             binding = self._idle.pop()
         except IndexError:
             binding = self._bound()
         binding.bind_ortvalue_input(IMAGES, _value(images))
-        binding.bind_output(LOGITS)
+        binding.clear_binding_outputs()
+        for name in names:
+            binding.bind_output(name)
         self._session.run_with_iobinding(binding)
-        logits = torch.from_numpy(binding.get_outputs()[0].numpy())
+        outputs = [torch.from_numpy(value.numpy()) for value in binding.get_outputs()]
         self._idle.append(binding)
-        return logits
+        return outputs
 
     def _bound(self) -> IOBinding:
         binding = self._session.io_binding()
@@ -69,7 +88,7 @@ class OnnxEngine:
             graphs: Folder in which the graph is kept for the next start; None: don't keep it.
 
         Raises:
-            EngineError: The model can't be written as a graph, or the graph's logits differ from
+            EngineError: The model can't be written as a graph, or the graph's outputs differ from
                 PyTorch's.
         """
         self._tensors = bare_tensors(backbone.model)
@@ -98,23 +117,28 @@ class OnnxEngine:
         return OnnxForward(self._session, self._feeds | fed)
 
     def _check(self, backbone: Backbone) -> None:
-        """Compare the graph's logits with the model's, for one image and for several. Raises
-        `EngineError`."""
+        """Compare the graph's features and logits with the model's, for one image and for several.
+        Raises `EngineError`."""
         bare = self.build(EffectiveState())
         noise = torch.Generator().manual_seed(0)
         for batch in _CHECK_BATCHES:
             images = torch.randn(batch, *backbone.spec.preprocess.input_size, generator=noise)
             with torch.inference_mode():
-                expected: Tensor = backbone.model(images)
-            found = bare(images)
-            far = found.shape != expected.shape or not torch.allclose(
-                found, expected, rtol=TOLERANCE, atol=TOLERANCE
-            )
-            if far:
-                raise EngineError(
-                    f"the ONNX graph of {backbone.spec.model} doesn't give PyTorch's logits (for "
-                    f'{batch} images at a time): set engine.name to "torch"'
-                )
+                feature, _ = features_and_logits(backbone.model, images)
+                expected = {"logits": backbone.model(images), "features": feature}
+            features, logits = bare.embed(images)
+            for what, found in {"logits": logits, "features": features}.items():
+                if not _close(found, expected[what]):
+                    raise EngineError(
+                        f"the ONNX graph of {backbone.spec.model} doesn't give PyTorch's {what} "
+                        f'(for {batch} images at a time): set engine.name to "torch"'
+                    )
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    return found.shape == expected.shape and torch.allclose(
+        found, expected, rtol=TOLERANCE, atol=TOLERANCE
+    )
 
 
 def _open(graph: bytes, threads: int) -> InferenceSession:

@@ -12,9 +12,22 @@ from torch import Tensor, nn
 from forgetting.adapter.stack import EffectiveState, shared_copy
 from forgetting.erasure.edit import FeatureEdit, edit_point, install_edit
 from forgetting.errors import TargetError
+from forgetting.models.backbone import features_and_logits
 from serving.replica.engines import EngineError
 
 MATRIX, OFFSET = "head_drop.matrix", "head_drop.offset"
+
+
+class WithFeatures(nn.Module):
+    """A model whose forward pass also returns what its head reads."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) -> features (B, d) and logits (B, K)."""
+        return features_and_logits(self.model, images)
 
 
 def editable_copy(model: nn.Module) -> nn.Module:

@@ -15,13 +15,14 @@ from torch.func import functional_call
 
 from forgetting.adapter.stack import EffectiveState
 from serving.replica.engines import EngineError
-from serving.replica.engines.tensors import changed_tensors, editable_copy
+from serving.replica.engines.tensors import WithFeatures, changed_tensors, editable_copy
 from serving.replica.engines.torch_eager import on_device, open_device
 
 _WARM_BATCHES = (1, 2, 3)
 """Inductor compiles three times: for one image, for the next size, and for all sizes after that."""
 
-_Compiled = Callable[[dict[str, Tensor], Tensor], Tensor]
+_Compiled = Callable[[dict[str, Tensor], Tensor], tuple[Tensor, Tensor]]
+"""Tensors by name, and images (B, C, H, W) -> features (B, d) and logits (B, K)."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,18 @@ class CompiledForward:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) -> logits (B, K) float32, on the CPU."""
+        return self.embed(images)[1]
+
+    def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) -> features (B, d) and logits (B, K), float32, on the CPU."""
         with (
             torch.no_grad(),
             torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16),
         ):
             # Inductor would compile again for other strides.
             here = images.contiguous().to(self.device, non_blocking=True)
-            logits = self.run(self.tensors, here)
-        return logits.float().cpu()
+            features, logits = self.run(self.tensors, here)
+        return features.float().cpu(), logits.float().cpu()
 
 
 class CompiledEngine:
@@ -70,10 +75,12 @@ class CompiledEngine:
         skeleton = editable_copy(on_device(model, self._device))
         tensors = (*skeleton.named_parameters(), *skeleton.named_buffers())
         self._tensors = {name: tensor.detach() for name, tensor in tensors}
+        whole = WithFeatures(skeleton)
 
-        def forward(tensors: dict[str, Tensor], images: Tensor) -> Tensor:
-            logits: Tensor = functional_call(skeleton, tensors, (images,))
-            return logits
+        def forward(tensors: dict[str, Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
+            named = {f"model.{name}": tensor for name, tensor in tensors.items()}
+            outputs: tuple[Tensor, Tensor] = functional_call(whole, named, (images,))
+            return outputs
 
         self._run: _Compiled = torch.compile(forward)
         bare = self.build(EffectiveState())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from forgetting.adapter.stack import EffectiveState, overlaid
+from forgetting.models.backbone import features_and_logits
 from serving.replica.engines import EngineError
 
 
@@ -29,6 +30,17 @@ class TorchForward:
         ):
             logits: Tensor = self.model(images.to(self.device, non_blocking=True))
             return logits.float().cpu()
+
+    def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) -> features (B, d) and logits (B, K), float32, on the CPU."""
+        kind = self.device.type
+        with (
+            torch.inference_mode(),
+            torch.autocast(kind, dtype=torch.bfloat16, enabled=self.bfloat16),
+        ):
+            here = images.to(self.device, non_blocking=True)
+            features, logits = features_and_logits(self.model, here)
+            return features.float().cpu(), logits.float().cpu()
 
 
 class TorchEngine:

@@ -230,13 +230,17 @@ def test_trained_adapter_is_learned_on_top_of_a_projection(
         earlier=["3"],
         subjects={"3": "subject-3", "8": "subject-8"},
         stack_ids=["adapter-0"],
-        config=TrainConfig(select_steps=20, refit_steps=25, copies=0, replay_per_class=12),
+        config=TrainConfig(select_steps=20, refit_steps=60, copies=0, replay_per_class=12),
     )
     report = result.report
     assert report.acc_o_after is not None
     assert report.acc_o_after.value <= 0.02
     assert report.acc_f_before.value > 0.5
     assert report.acc_f_after.value <= 0.05
+    assert report.acc_f_weights.value <= 0.05
+    # The projection below hides its class; the new pairs took it out of the weights too.
+    assert report.acc_o_weights is not None
+    assert report.acc_o_weights.value <= 0.1
     logits = TorchEngine(backbone.model).build(
         effective_state(backbone.model, [learned.stack[0], result.adapter])
     )(_samples(backbone, images, "test", 3).x)

@@ -22,6 +22,7 @@ from forgetting.models.backbone import (
     Backbone,
     BackboneSpec,
     build_model,
+    features_and_logits,
     freeze,
     load_backbone,
     save_backbone,
@@ -104,6 +105,25 @@ def test_a_sealed_backbone_answers_as_the_stack_did_with_the_mask(
     assert not torch.allclose(found, bare, atol=1e-2)
 
 
+def test_a_backbone_says_that_its_embedding_is_the_one_before_a_folded_edit(
+    backbone: Backbone, stack: list[AnyAdapter], tmp_path: Path
+) -> None:
+    x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    for adapters, hidden in ((stack[:1], False), (stack, True)):
+        sealed = sealed_backbone(backbone, adapters, without=["bo"])
+        save_backbone(tmp_path, sealed)
+        again = load_backbone(tmp_path)
+        assert again.spec.edit_in_head is hidden
+        with torch.inference_mode():
+            found, _ = features_and_logits(again.model, x)
+            served, _ = features_and_logits(adapted_model(backbone, adapters), x)
+            unedited, _ = features_and_logits(adapted_model(backbone, stack[:1]), x)
+        assert torch.allclose(found, unedited, atol=1e-5)
+        assert torch.allclose(found, served, atol=1e-2) is not hidden
+    # What was hidden once stays hidden, whatever is sealed on top of it.
+    assert sealed_backbone(sealed, [], without=[]).spec.edit_in_head
+
+
 def test_two_classes_must_be_left(backbone: Backbone, stack: list[AnyAdapter]) -> None:
     with pytest.raises(SealError, match="1 classes would be left"):
         sealed_backbone(backbone, stack, without=CLASSES[1:])
@@ -177,6 +197,7 @@ def test_sealing_is_recorded_and_ends_the_registry(stage: Stage) -> None:
     found = json.loads(said.stdout)
     new = load_backbone(stage.folder / "new")
     assert (found["backbone"], found["classes"], found["left_out"]) == (new.fingerprint, 3, 1)
+    assert found["edit_in_head"] is new.spec.edit_in_head is False
     seal = stage.ledger.refresh().seal
     assert seal is not None
     assert (seal.release, seal.backbone) == (1, new.fingerprint)

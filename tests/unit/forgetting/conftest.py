@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,12 +31,19 @@ def digit_images() -> ImageSet:
     return digits(seed=0)
 
 
+MILD = Augmentation(rotation=4, scale=0.04, shift=0.03, contrast=0.06, brightness=0.03)
+CONFIG = PretrainConfig(steps=400, batch=32, peak_rate=5e-3, augmentation=MILD)
+
+
+def small_arguments(images: ImageSet) -> dict[str, Any]:
+    """The small backbone's arguments for timm; `CONFIG` is how it is trained."""
+    _, arguments, _ = small_vit(images)
+    return {**arguments, **SMALL}
+
+
 @pytest.fixture(scope="session")
 def pretrained(digit_images: ImageSet) -> Pretrained:
-    _, arguments, _ = small_vit(digit_images)
-    mild = Augmentation(rotation=4, scale=0.04, shift=0.03, contrast=0.06, brightness=0.03)
-    config = PretrainConfig(steps=400, batch=32, peak_rate=5e-3, augmentation=mild)
-    return pretrain(digit_images, model_args={**arguments, **SMALL}, config=config, seed=0)
+    return pretrain(digit_images, model_args=small_arguments(digit_images), config=CONFIG, seed=0)
 
 
 @pytest.fixture(scope="session")

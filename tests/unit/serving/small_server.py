@@ -15,6 +15,7 @@ import torch
 
 from forgetting.adapter.files import AdapterFacts
 from forgetting.adapter.low_rank import Adapter, to_files
+from forgetting.erasure.edit import LowRankEdit
 from registry.fold.state import AdapterEntry, Job, State
 from registry.log.ledger import blob_key
 from registry.publish.jobs import record_trained, request_forget
@@ -41,7 +42,7 @@ from serving.monitoring.metrics import Metrics
 from serving.monitoring.monitor import Monitor
 from serving.monitoring.trial_verdict import TrialTerms
 from serving.monitoring.watch import Watch
-from serving.replica.prediction import Prediction
+from serving.replica.prediction import Embedding, Prediction
 from serving.replica.recognizer import Recognizer
 from serving.training.trainer import Trainer
 from tests.unit.serving.in_process import (
@@ -58,7 +59,7 @@ LEASE = {"seconds": 2.0, "margin": 0.1, "heartbeat": 0.1, "patience": 0.5}
 SHORT_LEASE = {**LEASE, "seconds": 0.8}
 """For tests that wait for its end; on a machine that is busy it may be lost."""
 # One step of next to no size, so that nothing is forgotten.
-IDLE = {"select_steps": 1, "refit_steps": 1, "rate": 1e-9, "erase": 0.0}
+IDLE = {"select_steps": 1, "refit_steps": 1, "rate": 1e-9}
 LENIENT = {"acc_f": 1.0, "worst_class": 1.0, "probe": 1.0, "prototypes": 1.0, "dump_share": 1.0}
 WAIT_S = 30.0
 WATCH_THREADS = ("probes", "leaks", "drift", "renewal", "report")
@@ -67,6 +68,7 @@ WATCH_THREADS = ("probes", "leaks", "drift", "renewal", "report")
 def settings_for(tiny: Path, home: Path, **changes: Any) -> Settings:
     """Of a server on the tiny backbone, whose trainings take a moment and are all accepted."""
     chosen: dict[str, Any] = {
+        "backbone": {"directory": tiny / "backbone"},
         "engine": {"name": "torch"},
         "replicas": 1,
         "lease": LEASE,
@@ -75,7 +77,6 @@ def settings_for(tiny: Path, home: Path, **changes: Any) -> Settings:
     return load_settings(
         home=home,
         images=str(tiny / "images"),
-        backbone={"directory": tiny / "backbone"},
         **{**chosen, **changes},
     )
 
@@ -91,6 +92,16 @@ def predict(replica: Recognizer, name: str, *, top_k: int = 4, **asked: object) 
     async def ask() -> Prediction:
         with begun(replica, **asked) as call:  # type: ignore[arg-type]
             return await replica.predict(image_of(replica.settings, name), call, top_k=top_k)
+
+    return asyncio.run(ask())
+
+
+def embed(replica: Recognizer, name: str, number: int = 0, **asked: object) -> Embedding:
+    """The embedding of an image of the class, whose request asks for `asked`."""
+
+    async def ask() -> Embedding:
+        with begun(replica, **asked) as call:  # type: ignore[arg-type]
+            return await replica.embed(image_of(replica.settings, name, number), call)
 
     return asyncio.run(ask())
 
@@ -234,14 +245,19 @@ class SmallServer:
             **self._said(),
         )
 
-    def record_adapter(self, job: Job, report: Mapping[str, object] | None = None) -> AdapterEntry:
-        """A small adapter that was made by hand, as if it had been trained for `job`."""
+    def record_adapter(
+        self, job: Job, report: Mapping[str, object] | None = None, *, edit: bool = False
+    ) -> AdapterEntry:
+        """A small adapter that was made by hand, as if it had been trained for `job`; with `edit`,
+        it edits the feature too."""
         stack = self.state.stack_for(job.id)
         return record_trained(
             self.ledger,
             signer(self.home, "publisher"),
             job=job.id,
-            files=to_files(adapter_by_hand(self.backbone.fingerprint, job.subjects, stack)),
+            files=to_files(
+                adapter_by_hand(self.backbone.fingerprint, job.subjects, stack, edit=edit)
+            ),
             stack=stack,
             report=json.dumps(report or {}).encode(),
             **self._said(),
@@ -291,13 +307,15 @@ class SmallServer:
         assert isinstance(outcome, Ack), outcome
         return outcome.release
 
-    def forget(self, name: str, report: Mapping[str, object] | None = None) -> int:
+    def forget(
+        self, name: str, report: Mapping[str, object] | None = None, *, edit: bool = False
+    ) -> int:
         """The release whose weights have an adapter for the class, masked first, acknowledged."""
         job = self.request(name)
         coordinator = LocalCoordinator(self.coordinator.handle)
         guarded = coordinator.guard(job.id, self.author())
         assert isinstance(guarded, Ack), guarded
-        self.record_adapter(job, report)
+        self.record_adapter(job, report, edit=edit)
         outcome = coordinator.adopt(job.id, self.author())
         assert isinstance(outcome, Ack), outcome
         return outcome.release
@@ -314,7 +332,9 @@ class SmallServer:
         return begun.release
 
 
-def adapter_by_hand(backbone: str, subjects: tuple[str, ...], stack: tuple[str, ...]) -> Adapter:
+def adapter_by_hand(
+    backbone: str, subjects: tuple[str, ...], stack: tuple[str, ...], *, edit: bool = False
+) -> Adapter:
     noise = torch.Generator().manual_seed(len(stack))
     pair = (
         torch.randn(2, 24, generator=noise),
@@ -333,7 +353,12 @@ def adapter_by_hand(backbone: str, subjects: tuple[str, ...], stack: tuple[str, 
         groups_kept=1,
         groups_total=2,
     )
-    return Adapter({"blocks.1.mlp.fc1": pair}, facts)
+    erasure = None
+    if edit:
+        a = torch.randn(2, 24, generator=noise)
+        mean, shift = torch.randn(2, 24, generator=noise)
+        erasure = LowRankEdit(a, torch.linalg.pinv(a).contiguous(), mean, shift)
+    return Adapter({"blocks.1.mlp.fc1": pair}, facts, erasure)
 
 
 def until(true: Callable[[], bool], *, seconds: float = WAIT_S) -> None:

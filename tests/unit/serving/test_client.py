@@ -136,6 +136,8 @@ def test_another_server_is_a_sentence(another: str) -> None:
     for ask in (Client.status, lambda client: list(client.events("job-1"))):
         with Client(another, "token") as client, pytest.raises(ClientError, match="is not a Lethe"):
             ask(client)
+    with InferenceClient(another) as client, pytest.raises(ClientError, match="is not a Lethe"):
+        client.embed(b"image", content_type="image/png")
 
 
 def test_a_server_that_is_not_there_is_a_sentence() -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from forgetting.attacks.finetune import FinetuneConfig
 from forgetting.attacks.leak import (
     AttackConfig,
     LeakFigures,
@@ -24,7 +25,9 @@ from forgetting.models.backbone import Backbone
 
 GONE = torch.tensor([0, 3])
 QUICK = AttackConfig(
-    recovery=RecoveryConfig(epochs=2, looks=(1,)), relearn=RelearnConfig(looks=(0, 1))
+    recovery=RecoveryConfig(epochs=2, looks=(1,)),
+    relearn=RelearnConfig(looks=(0, 1)),
+    finetune=FinetuneConfig(scopes=("last_block",), looks=(1,)),
 )
 
 
@@ -74,6 +77,12 @@ def test_figures_are_plain_json_and_every_scalar_is_a_finite_number(
         "prototype_fresh_f",
         "nearest_mean_f",
         "relearn_f",
+        "last_block_5shot_1_f",
+        "last_block_0shot_1_f",
+        *(f"layer_{name}_{depth}_f" for name in ("probe", "1nn") for depth in (1, 2, 3, "feature")),
+        "quantised_8_f",
+        "quantised_4_f",
+        "verified_auc_f",
         "membership_advantage",
         "membership_tpr",
         "stranger_advantage",

@@ -21,6 +21,17 @@ def leak(recovery: float, *, reached: int | None = 5) -> dict[str, Any]:
         ],
         "prototypes_fresh": [{"alpha": 1.0, "recall_f": recovery, "acc_r": 0.9}],
         "nearest_mean": {"alpha": 1.0, "recall_f": recovery, "acc_r": 0.9},
+        "finetune": [
+            {"scope": scope, "shots": shots, "steps": [10, 30, 100], "acc_f": [recovery] * 3}
+            for scope in ("last_block", "lora", "all")
+            for shots in (5, 0)
+        ],
+        "layers": [
+            {"depth": depth, "probe": recovery, "neighbour": recovery} for depth in (1, 2, None)
+        ],
+        "quantised": [{"bits": n, "acc_f": 0.0, "acc_r": 0.9} for n in (8, 4)],
+        "verified": {"auc": 0.6, "tar": recovery, "rank_1": 0.5, "genuine": 9, "impostor": 2000},
+        "verified_r": {"auc": 0.9, "tar": 0.8, "rank_1": 0.9, "genuine": 99, "impostor": 9000},
         "relearn": {"steps": [0, 60], "acc_f": [0.0, 0.5], "target": 0.8, "reached": reached},
         "membership": [{"score": "loss", "auc": 0.4, "tpr": 0.02}],
         "strangers": None,
@@ -56,6 +67,9 @@ def task(
         acc_m=None,
         acc_m_before=None,
         margin=margin,
+        sure_r=None,
+        sure_r_before=None,
+        served=None,
         dump=Share(10, 100),
         dump_masked=Share(10, 100),
         ece=0.05,

@@ -11,14 +11,15 @@ from forgetting.erasure.edit import (
     EditLayer,
     FeatureEdit,
     LowRankEdit,
-    chained,
+    check_room,
     composed,
     edit_point,
     folded,
     install_edit,
     installed_edit,
+    without_edit,
 )
-from forgetting.errors import TargetError
+from forgetting.errors import TargetError, TrainingError
 from forgetting.models.backbone import Backbone, features_and_logits
 from forgetting.models.face_transformer import CosineHead
 
@@ -133,9 +134,30 @@ def test_an_edit_of_another_width_is_refused(untrained: Make) -> None:
     assert not isinstance(model.head_drop, EditLayer)
 
 
-def test_two_erasures_chained_are_the_two_in_turn() -> None:
-    first, second = _erasure(rank=2, seed=1), _erasure(rank=1, seed=2)
-    one, two = composed([chained(first, second)]), composed([first, second])
-    assert chained(first, second).rank == 3
-    assert torch.allclose(one.matrix, two.matrix, atol=1e-5)
-    assert torch.allclose(one.offset, two.offset, atol=1e-5)
+def test_too_many_classes_for_the_feature_are_refused_with_the_number_that_fits(
+    untrained: Callable[..., Backbone],
+) -> None:
+    model = untrained().model  # 12 wide: 8 dimensions may go
+    check_room(model, classes=8)
+    with pytest.raises(TrainingError, match=r"9 classes .* at most 8 more may go"):
+        check_room(model, classes=9)
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(12, 5, generator=generator))[0]
+    edit = LowRankEdit(basis.T.contiguous(), basis, torch.zeros(12), torch.zeros(12))
+    install_edit(model, composed([edit]))
+    check_room(model, classes=3)
+    with pytest.raises(TrainingError, match=r"earlier edits took 5; at most 3 more may go"):
+        check_room(model, classes=4)
+
+
+def test_model_without_its_edit_shares_all_else(untrained: Callable[..., Backbone]) -> None:
+    model = untrained().model
+    assert without_edit(model) is model
+    before = model.head_drop
+    edit = FeatureEdit(2 * torch.eye(12), torch.zeros(12))
+    install_edit(model, edit)
+    stripped = without_edit(model)
+    assert stripped.head_drop is before
+    assert installed_edit(model) is not None
+    assert stripped.head is model.head
+    assert [id(p) for p in stripped.parameters()] == [id(p) for p in model.parameters()]

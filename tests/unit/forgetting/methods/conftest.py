@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from forgetting.data.image_set import ImageSet, class_index, indices, replay, to_tensors
 from forgetting.data.samples import ForgetData, Samples
 from forgetting.methods.protocol import Task
-from forgetting.models.backbone import Backbone
+from forgetting.models.backbone import Backbone, features_and_logits
+from forgetting.models.face_transformer import CosineHead
 
 GONE = ("0", "1")
 
@@ -62,3 +67,17 @@ def digits_task(digit_images: ImageSet, backbone: Backbone) -> Task:
         forgotten=torch.tensor([class_index(digit_images, name) for name in GONE]),
     )
     return Task(original=backbone.model, model=backbone.model, data=data)
+
+
+@pytest.fixture(scope="session")
+def cosine_task(digits_task: Task) -> Task:
+    """The same task with a cosine head, whose rows are the classes' mean directions."""
+    model: Any = copy.deepcopy(digits_task.model)
+    data = digits_task.data
+    with torch.no_grad():
+        x, y = torch.cat([data.forget.x, data.retain.x]), torch.cat([data.forget.y, data.retain.y])
+        unit = F.normalize(features_and_logits(model, x)[0], dim=1)
+        head = CosineHead(unit.shape[1], 10, scale=16.0, margin=0.1)
+        head.weight.copy_(torch.stack([unit[y == label].mean(dim=0) for label in range(10)]))
+    model.head = head.requires_grad_(False)
+    return replace(digits_task, original=model, model=model)

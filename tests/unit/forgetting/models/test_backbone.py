@@ -94,6 +94,18 @@ def test_spec_with_a_missing_field_is_refused(untrained: Make, tmp_path: Path) -
         load_backbone(tmp_path)
 
 
+@pytest.mark.parametrize(("written", "read"), [(None, False), (True, True), ("yes", True)])
+def test_a_folder_says_whether_an_edit_is_in_the_head_and_an_old_one_says_nothing(
+    untrained: Make, tmp_path: Path, written: object, read: bool
+) -> None:
+    save_backbone(tmp_path, untrained())
+    path = tmp_path / "backbone.json"
+    facts = json.loads(path.read_text())
+    assert facts.pop("edit_in_head") is False
+    path.write_text(json.dumps(facts if written is None else {**facts, "edit_in_head": written}))
+    assert load_backbone(tmp_path).spec.edit_in_head is read
+
+
 def _write_timm(folder: Path, *, classes: int) -> tuple[Path, Path]:
     model = timm.create_model("vit_tiny_patch16_224", num_classes=classes, depth=2)
     weights, labels = folder / "vit.safetensors", folder / "labels.txt"

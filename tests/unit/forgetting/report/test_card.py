@@ -18,7 +18,9 @@ def test_h_and_drop_follow_the_papers() -> None:
 
 
 def test_worst_subject_is_the_most_recognised() -> None:
-    report = replace(GOOD, by_subject={"a": Share(0, 9), "b": Share(2, 9), "c": Share(1, 9)})
+    report = replace(
+        GOOD, by_subject_weights={"a": Share(0, 9), "b": Share(2, 9), "c": Share(1, 9)}
+    )
     assert report.worst_subject == ("b", Share(2, 9))
 
 
@@ -79,7 +81,7 @@ def test_card_says_what_was_not_judged_and_what_nothing_is_known_of() -> None:
     assert f"| probe |  | {limit} | not judged: no forgotten class has two test images |" in card
     assert "can't be measured: no forgotten class has two" in card
     assert "nothing is known of 3 retained classes" in card
-    assert "| of these without training images | 0 | no images |  | no images |" in card
+    assert "| of these without training images | 0 |  | no images |  | no images |" in card
     assert "was not measured." in to_markdown(replace(GOOD, leaks=None), [])
 
 

@@ -8,12 +8,13 @@ import pytest
 from forgetting.measure.accuracy import Share
 from forgetting.report.figures import Report
 from forgetting.report.gates import GateConfig, GateResult, judge
-from forgetting.report.leaks import LeakFigure
+from forgetting.report.leaks import LeakFigure, Leaks
 from tests.unit.forgetting.report.reports import GOOD, LEAKS
 
 NAMES = [
-    "acc_f", "worst_class", "acc_o", "acc_r_drop", "acc_r_total_drop", "near_drop", "dump_share",
-    "probe", "prototypes", "ece_rise",
+    "acc_f_weights", "worst_class_weights", "acc_o_weights", "acc_f", "worst_class", "acc_o",
+    "acc_r_drop", "acc_r_total_drop", "near_drop", "dump_share", "confidence_drop", "probe",
+    "prototypes", "ece_rise",
 ]  # fmt: skip
 
 
@@ -41,6 +42,17 @@ def test_good_task_passes_every_gate() -> None:
         ("acc_f", lambda r: replace(r, acc_f_after=Share(5, 36))),
         ("acc_o", lambda r: replace(r, acc_o_after=Share(5, 36))),
         ("worst_class", lambda r: replace(r, by_subject={"a": Share(0, 9), "b": Share(5, 9)})),
+        ("acc_f_weights", lambda r: replace(r, acc_f_weights=Share(5, 36))),
+        ("acc_o_weights", lambda r: replace(r, acc_o_weights=Share(5, 36))),
+        (
+            "worst_class_weights",
+            lambda r: replace(r, by_subject_weights={"a": Share(0, 9), "b": Share(5, 9)}),
+        ),
+        ("confidence_drop", lambda r: replace(r, sure_r_after=Share(260, 300))),
+        (
+            "confidence_drop",
+            lambda r: replace(r, margin_r_before=Share(160, 300), margin_r_after=Share(150, 300)),
+        ),
         ("acc_r_drop", lambda r: replace(r, acc_r_after=Share(286, 300))),
         (
             "acc_r_total_drop",
@@ -73,6 +85,9 @@ def test_each_gate_fails_on_its_own_fault_and_on_no_other(
             ["acc_r_drop", "acc_r_total_drop", "ece_rise"],
             lambda r: replace(r, acc_r_after=Share(0, 0)),
         ),
+        (["acc_f_weights"], lambda r: replace(r, acc_f_weights=Share(0, 0))),
+        (["worst_class_weights"], lambda r: replace(r, by_subject_weights={})),
+        (["confidence_drop"], lambda r: replace(r, sure_r_after=Share(0, 0))),
         (["near_drop"], lambda r: replace(r, near_after=Share(0, 0))),
         (["dump_share"], lambda r: replace(r, dump=Share(0, 0))),
         (["probe", "prototypes"], lambda r: replace(r, leaks=None)),
@@ -165,3 +180,30 @@ def test_gain_of_an_earlier_task_may_be_given_back_but_not_more() -> None:
 
 def test_first_task_has_no_gate_for_earlier_classes() -> None:
     assert "acc_o" not in _gates(replace(GOOD, acc_o_before=None, acc_o_after=None))
+
+
+def _read_as_easily_as_before() -> Leaks:
+    return replace(
+        LEAKS, figures={n: replace(f, after=f.before, n=300) for n, f in LEAKS.figures.items()}
+    )
+
+
+def test_edit_that_hides_a_class_passes_no_gate_but_as_a_stand_in() -> None:
+    hidden = replace(
+        GOOD,
+        acc_f_weights=Share(34, 36),
+        by_subject_weights={"subject-1": Share(17, 18), "subject-2": Share(17, 18)},
+        leaks=_read_as_easily_as_before(),
+        leaks_served=LEAKS,
+    )
+    assert _failed(hidden) == ["acc_f_weights", "worst_class_weights", "probe", "prototypes"]
+    stand_in = judge(hidden, GateConfig(), provisional=True)
+    assert all(gate.passed for gate in stand_in)
+    assert {"acc_f", "worst_class", "probe_served", "prototypes_served"} <= {
+        gate.name for gate in stand_in
+    }
+
+
+def test_leak_as_served_counts_beside_that_of_the_weights() -> None:
+    served = replace(GOOD, leaks_served=_read_as_easily_as_before())
+    assert _failed(served) == ["probe_served", "prototypes_served"]

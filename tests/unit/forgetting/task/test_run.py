@@ -21,7 +21,7 @@ from forgetting.task.run import TaskResult, run_task
 from forgetting.training.config import TrainConfig
 from forgetting.training.progress import Progress
 
-QUICK = TrainConfig(rank=4, select_steps=25, refit_steps=20, copies=0, replay_per_class=10)
+QUICK = TrainConfig(rank=4, select_steps=25, refit_steps=60, copies=0, replay_per_class=10)
 SUBJECTS = {"0": "subject-a", "1": "subject-b"}
 
 

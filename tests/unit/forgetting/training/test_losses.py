@@ -10,13 +10,16 @@ from forgetting.training.losses import (
     chance_bound,
     dispersion_loss,
     feature_loss,
+    forget_bound,
     forget_loss,
     group_norm,
+    match_loss,
     own_distribution,
     prox_threshold,
     relearner_loss,
     retain_loss,
     shrink,
+    spread,
 )
 
 
@@ -111,12 +114,34 @@ def test_group_norm_is_over_all_parts() -> None:
 
 
 def test_feature_loss_is_the_move_in_units_of_the_spread() -> None:
-    target = torch.tensor([[1.0, 0.0], [-1.0, 0.0]]) + 7.0  # a spread of 1 about their mean
-    assert float(feature_loss(target, target)) == 0.0
-    assert float(feature_loss(target + torch.tensor([0.0, 0.5]), target)) == pytest.approx(0.25)
+    target = torch.tensor([[1.0, 0.0], [-1.0, 0.0]]) + 7.0
+    assert spread(target) == pytest.approx(1.0)  # about their mean
+    assert float(feature_loss(target, target, spread=1.0)) == 0.0
+    moved = target + torch.tensor([0.0, 0.5])
+    assert float(feature_loss(moved, target, spread=spread(target))) == pytest.approx(0.25)
     # The same at any scale of the features.
-    near = float(feature_loss(10 * target + torch.tensor([0.0, 5.0]), 10 * target))
-    assert near == pytest.approx(0.25)
+    near = feature_loss(10 * moved, 10 * target, spread=spread(10 * target))
+    assert float(near) == pytest.approx(0.25)
+
+
+def test_match_loss_holds_the_confidence_among_kept_classes_only() -> None:
+    target = torch.tensor([[4.0, 1.0, 0.0, 9.0]])
+    kept = torch.tensor([0, 1, 2])
+    assert float(match_loss(target, target, kept=kept)) == pytest.approx(0.0, abs=1e-6)
+    without_3 = target.index_fill(1, torch.tensor([3]), -9.0)
+    assert float(match_loss(without_3, target, kept=kept)) == pytest.approx(0.0, abs=1e-6)
+    same_answer_less_sure = target / 2
+    assert float(match_loss(same_answer_less_sure, target, kept=kept)) > 0.05
+
+
+def test_bound_follows_the_heads_own_lead() -> None:
+    y = torch.tensor([0, 1])
+    logits = torch.tensor([[5.0, 1.0, 0.0], [0.0, 6.0, 2.0]])  # leads of 4 nats
+    chance = chance_bound(3, margin=0.0)
+    assert forget_bound(logits, y, margin=2.0, gap=0.75) == pytest.approx(chance + 3.0)
+    cosine = 8 * logits  # the same directions at another scale
+    assert forget_bound(cosine, y, margin=2.0, gap=0.75) == pytest.approx(chance + 24.0)
+    assert forget_bound(-logits, y, margin=2.0, gap=0.75) == pytest.approx(chance + 2.0)
 
 
 def test_dispersion_is_the_mean_cosine_of_one_classs_pairs_seen_from_the_centre() -> None:
@@ -167,3 +192,19 @@ def test_descending_the_relearner_loss_hides_the_classes() -> None:
 def test_relearner_needs_two_classes_with_two_images() -> None:
     embedding = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
     assert float(relearner_loss(embedding, torch.tensor([0, 0, 0, 1, 2]))) == 0.0
+
+
+def test_relearner_tells_a_single_class_from_the_rest() -> None:
+    generator = torch.Generator().manual_seed(0)
+    y = torch.zeros(12, dtype=torch.int64)
+    noise, others = (torch.randn(n, 32, generator=generator) for n in (12, 60))
+    centre = 4 * torch.randn(32, generator=generator)
+    assert float(relearner_loss(noise + centre, y)) == 0.0  # nothing to tell it from
+    assert float(relearner_loss(noise + centre, y, others=others)) > 0.8 * math.log(2)
+    assert float(relearner_loss(noise, y, others=others)) < 0.1
+    rest = others.clone().requires_grad_(True)
+    told = (noise + centre).requires_grad_(True)
+    relearner_loss(told, y, others=rest).backward()
+    assert rest.grad is None  # retained images are left where they are
+    assert told.grad is not None
+    assert bool(told.grad.any())

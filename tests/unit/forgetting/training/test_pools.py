@@ -11,9 +11,6 @@ import torch
 from torch import nn
 
 from forgetting.data.samples import ForgetData, Samples
-from forgetting.erasure.edit import composed, install_edit
-from forgetting.erasure.leace import fit_edit
-from forgetting.erasure.statistics import statistics_of
 from forgetting.errors import TrainingError
 from forgetting.models.backbone import Backbone
 from forgetting.training.pools import (
@@ -22,7 +19,6 @@ from forgetting.training.pools import (
     above_chance,
     answers,
     make_pools,
-    steered,
 )
 
 Make = Callable[..., Backbone]
@@ -89,31 +85,14 @@ def test_few_classes_share_a_step_and_each_has_its_most() -> None:
 def test_copies_follow_the_originals_and_targets_leave_the_forgotten_out(
     model: nn.Module, data: ForgetData
 ) -> None:
-    pools = make_pools(model, data, copies=2, generator=_generator())
+    pools = make_pools(model, data, original=model, copies=2, generator=_generator())
     assert len(pools.retain) == 3 * len(data.retain)
     originals = pools.originals(pools.retain)
     assert torch.equal(originals.y, data.retain.y)
-    assert torch.equal(
-        originals.x, make_pools(model, data, copies=0, generator=_generator()).retain.x
-    )
+    alone = make_pools(model, data, original=model, copies=0, generator=_generator())
+    assert torch.equal(originals.x, alone.retain.x)
     assert bool((pools.forget_target[:, 3] == 0).all())
     assert torch.allclose(pools.forget_target.sum(dim=1), torch.ones(len(pools.forget)))
-
-
-def test_steering_follows_the_erased_models_own_answers(model: nn.Module, data: ForgetData) -> None:
-    pools = make_pools(model, data, copies=0, generator=_generator())
-    erasure = fit_edit(
-        statistics_of(pools.retain_embedding, pools.retain.y),
-        statistics_of(pools.forget_embedding, pools.forget.y),
-        head=None,
-    )
-    install_edit(model, composed([erasure]))
-    moved = steered(model, pools, erasure, forgotten=data.forgotten)
-    assert not torch.equal(moved.forget_target, pools.forget_target)
-    embedding, _ = answers(model, pools.retain, cut=0)
-    assert torch.allclose(moved.retain_embedding, embedding, atol=1e-5)
-    assert torch.equal(moved.retain_target, pools.retain_target)
-    assert bool((moved.forget_target[:, 3] == 0).all())
 
 
 def test_samples_above_chance_are_counted_whatever_the_scale() -> None:
@@ -127,11 +106,18 @@ def test_images_that_are_not_finite_are_named(
 ) -> None:
     broken = replace(getattr(data, name), x=getattr(data, name).x * math.nan)
     with pytest.raises(TrainingError, match=f"features of {name} images are not finite"):
-        make_pools(model, replace(data, **{name: broken}), copies=1, generator=_generator())
+        make_pools(
+            model,
+            replace(data, **{name: broken}),
+            original=model,
+            copies=1,
+            generator=_generator(),
+        )
 
 
 def test_answers_do_not_depend_on_the_batch(model: nn.Module, data: ForgetData) -> None:
-    pools = make_pools(model, data, copies=0, generator=_generator())
+    pools = make_pools(model, data, original=model, copies=0, generator=_generator())
     whole, parts = (answers(model, pools.retain, cut=0, batch=n) for n in (256, 2))
-    assert torch.allclose(whole[0], parts[0], atol=1e-6)
-    assert torch.allclose(whole[1], parts[1], atol=1e-6)
+    assert torch.allclose(whole.embedding, parts.embedding, atol=1e-6)
+    assert torch.allclose(whole.logits, parts.logits, atol=1e-6)
+    assert len(whole.blocks) == len(parts.blocks) == 3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -12,13 +12,24 @@ from forgetting.data.image_set import ImageSet, class_index, indices, replay, to
 from forgetting.data.samples import ForgetData, Samples
 from forgetting.errors import TargetError, TrainingError
 from forgetting.measure.accuracy import share_right
+from forgetting.methods.merging import merged
 from forgetting.models.backbone import Backbone
 from forgetting.models.targets import find_groups
-from forgetting.training.config import TrainConfig, affordable_rank, refit_steps_for
+from forgetting.training.config import (
+    TrainConfig,
+    affordable_rank,
+    most_groups,
+    refit_steps_for,
+    stored_ratio,
+)
 from forgetting.training.progress import Progress
 from forgetting.training.sparse_lora import TrainResult, train
 
-QUICK = TrainConfig(rank=4, select_steps=25, refit_steps=20, copies=0, replay_per_class=10)
+Make = Callable[..., Backbone]
+
+QUICK = TrainConfig(
+    rank=4, select_steps=25, refit_steps=40, copies=0, replay_per_class=10, most_share=0.5
+)
 
 
 def _samples(images: ImageSet, backbone: Backbone, rows: Sequence[int]) -> Samples:
@@ -59,6 +70,7 @@ def _train(
     return train(
         backbone.model,
         data,
+        original=backbone.model,
         config=config,
         generator=torch.Generator().manual_seed(seed),
         progress=None if looks is None else looks.append,
@@ -94,27 +106,49 @@ def test_pruned_groups_are_absent_and_surviving_ones_are_not_zero(result: TrainR
     assert len(blocks) == result.groups_kept
 
 
-def test_erasure_goes_with_the_pairs(backbone: Backbone, data: ForgetData) -> None:
-    with_erasure = _train(backbone, data)
-    assert with_erasure.erasure is not None
-    assert with_erasure.erasure.rank in (1, 2)  # one class; erased once, or twice
-    assert _train(backbone, data, config=replace(QUICK, erase=0.0)).erasure is None
-
-
-def test_rank_is_the_highest_that_the_stored_share_affords(
+def test_rank_fills_what_rank_8_in_every_group_would_store(
     backbone: Backbone, data: ForgetData
 ) -> None:
-    config = replace(QUICK, rank=None, stored_share=0.05, erase=0.0)
-    stored = sum(p.numel() for p in backbone.model.parameters()) * config.stored_share
-    a_rank = 2 * 2 * (32 + 128)  # two of four groups may stay, each has 32 x 128 and 128 x 32
     groups = find_groups(backbone.model)
-    rank = affordable_rank(backbone.model, groups, erasure=None, config=config)
-    assert rank == int(stored / a_rank)
-    assert 1 <= rank < 8
-    least = replace(config, stored_share=1e-9)
-    assert affordable_rank(backbone.model, groups, erasure=None, config=least) == 1
-    for a, _ in _train(backbone, data, config=config).pairs.values():
-        assert a.shape[0] == rank
+    config = replace(QUICK, rank=None)
+    assert most_groups(len(groups), config) == 2
+    assert affordable_rank(backbone.model, groups, config=config) == 16  # 4 groups x 8 in 2 groups
+    all_stay = replace(config, most_share=1.0)
+    assert affordable_rank(backbone.model, groups, config=all_stay) == 8
+    result = _train(backbone, data, config=config)
+    full = len(groups) * 8 * 2 * (32 + 128)  # two linears of 32 x 128 in each group
+    stored = sum(a.numel() + b.numel() for a, b in result.pairs.values())
+    assert 0 < stored <= full
+    assert stored_ratio(backbone.model, list(result.pairs.values())) == pytest.approx(
+        stored / sum(p.numel() for p in backbone.model.parameters())
+    )
+
+
+def test_narrow_backbone_keeps_a_rank_that_it_can_use(untrained: Make) -> None:
+    model = untrained(depth=3).model  # 12 wide
+    assert affordable_rank(model, find_groups(model), config=TrainConfig()) == 6
+
+
+def test_task_on_top_of_another_changes_no_more_groups(
+    backbone: Backbone, data: ForgetData, result: TrainResult
+) -> None:
+    ones = data.retain.y == 1
+    second = ForgetData(
+        forget=Samples(data.retain.x[ones], data.retain.y[ones]),
+        retain=Samples(data.retain.x[~ones], data.retain.y[~ones]),
+        earlier=data.forget,
+        val_forget=Samples(data.retain.x[ones], data.retain.y[ones]),
+        val_retain=data.val_retain,
+        forgotten=torch.tensor([int(data.forget.y[0]), 1]),
+    )
+    again = train(
+        merged(backbone.model, result.pairs),
+        second,
+        original=backbone.model,
+        config=replace(QUICK, most_share=0.25 * result.groups_kept),
+        generator=torch.Generator().manual_seed(1),
+    )
+    assert set(again.pairs) <= set(result.pairs)
 
 
 def test_same_seed_gives_the_same_bits(
@@ -152,6 +186,7 @@ def test_progress_is_told_in_order_and_can_cancel(backbone: Backbone, data: Forg
         train(
             backbone.model,
             data,
+            original=backbone.model,
             config=QUICK,
             generator=torch.Generator().manual_seed(0),
             progress=cancel,
@@ -186,11 +221,12 @@ def test_full_strength_still_leaves_one_group(backbone: Backbone, data: ForgetDa
 
 
 def test_model_without_known_ffns_is_refused(data: ForgetData) -> None:
+    other = torch.nn.Linear(4, 2)
     with pytest.raises(TargetError, match="no Transformer `blocks`"):
-        train(torch.nn.Linear(4, 2), data, config=QUICK, generator=torch.Generator())
+        train(other, data, original=other, config=QUICK, generator=torch.Generator())
 
 
 def test_the_second_phase_is_as_long_as_there_are_classes_to_hold() -> None:
-    assert [refit_steps_for(classes) for classes in (2, 10, 40)] == [90, 90, 90]
-    assert refit_steps_for(100) == 225
+    assert [refit_steps_for(classes) for classes in (2, 10, 60)] == [120, 120, 120]
+    assert refit_steps_for(100) == 200
     assert refit_steps_for(1000) == 300

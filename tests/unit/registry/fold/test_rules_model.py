@@ -83,6 +83,16 @@ class Model:
         parts = (part for adapter in adapters for part in self.adapters[adapter][2])
         return {subject for part in parts for subject in part}
 
+    def forgotten_by(self, adapters: list[str]) -> set[str]:
+        """By the weights: what a provisional adapter erases isn't."""
+        found: set[str] = set()
+        for adapter in adapters:
+            if adapter in self.folds:
+                found |= self.forgotten_by(self.folds[adapter])
+            elif not self.adapters[adapter][3]:
+                found |= self.erased_by([adapter])
+        return found
+
     def final(self, adapter: str | None) -> bool:
         """Whether the job's adapter is served for good, and not only until a better one."""
         return adapter in self.in_force and not self.adapters[adapter or ""][3]
@@ -218,7 +228,7 @@ class Model:
                 return (
                     body.release == self.active == self.confirmed
                     and self.serving != []
-                    and self.erased >= self.erasing
+                    and self.forgotten_by(self.serving) >= self.erasing
                     and body.backbone != BACKBONE
                 )
         return True

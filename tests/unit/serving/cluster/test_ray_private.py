@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 import mmap
@@ -255,9 +256,12 @@ def test_serves_grpc_server_learns_our_methods() -> None:
         learnt.add(service_method)
         return lambda: None
 
-    server = gRPCGenericServer(handler_of)
-    for add in options.grpc_servicer_func_callable:
-        add(GrpcRecognizer, server)
+    async def learn() -> None:  # grpc.aio needs a running loop
+        server = gRPCGenericServer(handler_of)
+        for add in options.grpc_servicer_func_callable:
+            add(GrpcRecognizer, server)
+
+    asyncio.run(learn())
     assert learnt == {f"/{rpc.SERVICE}/{method}" for method in rpc.METHODS}
 
 

@@ -30,7 +30,7 @@ from tests.unit.serving.in_process import LocalCoordinator, LocalMonitor
 from tests.unit.serving.small_server import IDLE, LENIENT, SmallServer, predict, until
 
 MakeServer = Callable[..., SmallServer]
-TRAINED = {"select_steps": 20, "refit_steps": 20}
+TRAINED = {"select_steps": 20, "refit_steps": 120}
 """Enough to forget one stripe."""
 LONG = {**IDLE, "select_steps": 100_000}
 STRICT = {**LENIENT, "acc_f": 0.01}
@@ -132,7 +132,7 @@ def test_a_refused_training_leaves_the_mask_and_the_next_job_is_trained_as_if_it
     until(lambda: is_refused(server, refused, "gates"))
     refusal = job_of(server, refused).refusal
     assert refusal is not None
-    assert refusal.detail.startswith("acc_f is ")
+    assert refusal.detail.startswith("acc_f_weights is ")
     assert "zoe" not in refusal.detail
     assert json.loads(server.ledger.get_blob(refusal.report or ""))["passed"] is False
     assert server.state.active_release.guard == set(refused.subjects)

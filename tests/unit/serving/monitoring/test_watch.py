@@ -6,24 +6,16 @@ to a real replica.
 
 from __future__ import annotations
 
-import contextlib
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import uvicorn
-from ray import serve
 
 from registry.records.bodies import Note
 from registry.records.record import Record
-from serving.api.inference_api import FORM_BYTES, build_inference_api
-from serving.control.client import ControlClient
 from serving.control.control import Control
 from serving.monitoring import watch as module
-from serving.monitoring.client import AsyncMonitorClient
 from serving.monitoring.messages import Snapshot
 from serving.monitoring.metrics_page import Look, look
 from serving.monitoring.posture import Posture, PostureName
@@ -34,6 +26,7 @@ from serving.replica import recognizer
 from serving.replica.recognizer import Recognizer
 from tests.ports import free_port
 from tests.unit.serving.in_process import LocalMonitor, Process
+from tests.unit.serving.listening import listening
 from tests.unit.serving.small_server import SmallServer, predict, settings_for, until
 
 MakeServer = Callable[..., SmallServer]
@@ -211,30 +204,6 @@ def test_a_watch_is_wanted_where_there_is_anything_to_do(
 
 
 # -- probes
-
-
-@contextlib.contextmanager
-def listening(
-    server: SmallServer, replica: Recognizer, control: Process[Control]
-) -> Iterator[None]:
-    """The replica answers HTTP at the settings' address, as Serve would have it."""
-    api = build_inference_api(
-        max_body_bytes=server.settings.limits.body_bytes + FORM_BYTES,
-        control=ControlClient(control.handle),
-        monitor=AsyncMonitorClient(server.monitor.handle),
-    )
-    listener = uvicorn.Server(
-        uvicorn.Config(api, port=server.settings.port, log_level="warning", lifespan="off")
-    )
-    thread = threading.Thread(target=listener.run, daemon=True)
-    with pytest.MonkeyPatch.context() as patch:
-        context = SimpleNamespace(servable_object=replica)
-        patch.setattr(serve, "get_replica_context", lambda: context)
-        thread.start()
-        until(lambda: listener.started)
-        yield
-        listener.should_exit = True
-        thread.join()
 
 
 @pytest.fixture

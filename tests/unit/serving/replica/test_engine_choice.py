@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from forgetting.data.preprocess import Preprocess
 from forgetting.models.backbone import Backbone, BackboneSpec, build_model, freeze
 from serving.config.settings import EngineName, EngineSettings
 from serving.config.sources import SettingsError, load_settings
-from serving.replica.engines import EngineError, Forward
+from serving.replica.engines import EngineError
 from serving.replica.engines.choice import (
     BATCHES,
     CANDIDATES,
@@ -187,7 +188,7 @@ def _made(name: str, backbone: Backbone, graphs: Path) -> object:
 
 
 def test_the_best_turn_of_each_counts_and_threads_are_given_back(backbone: Backbone) -> None:
-    forwards: dict[EngineName, Forward] = {}
+    forwards: dict[EngineName, Callable[[Tensor], Tensor]] = {}
     forwards["torch"] = TorchEngine(backbone.model).build(EffectiveState())
     turns = 0
 

@@ -1,4 +1,4 @@
-"""One contract for every engine: the reference's logits, and releases that don't affect others."""
+"""One contract for every engine: the reference's outputs, and releases that don't affect others."""
 
 from __future__ import annotations
 
@@ -116,6 +116,19 @@ def reference(backbone: Backbone, state: EffectiveState, x: Tensor) -> Tensor:
     return logits
 
 
+def reference_feature(backbone: Backbone, state: EffectiveState, x: Tensor) -> Tensor:
+    """What the head of the model with `state` installed is given, without an engine."""
+    model = shared_copy(backbone.model)
+    install(model, state)
+    seen: list[Tensor] = []
+    head: nn.Module = model.get_classifier()  # type: ignore[operator]
+    hook = head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with torch.no_grad():
+        model(x)
+    hook.remove()
+    return seen[0]
+
+
 def close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
 
@@ -144,6 +157,24 @@ def test_logits_are_those_of_the_reference(engine: Engine, backbone: Backbone, s
         assert (found - reference(backbone, EffectiveState(), x)).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("stack", STACKS)
+def test_features_are_what_the_reference_s_head_reads_and_come_with_the_same_logits(
+    engine: Engine, backbone: Backbone, stack: str
+) -> None:
+    state = effective_state(backbone.model, STACKS[stack](backbone))
+    forward = engine.build(state)
+    for count in (1, 5):
+        x = images(count)
+        features, logits = forward.embed(x)
+        assert (features.dtype, logits.dtype) == (torch.float32, torch.float32)
+        close(features, reference_feature(backbone, state, x))
+        close(logits, forward(x))
+        close(logits, reference(backbone, state, x))
+        if stack != "bare":  # weights and edit are both in the features
+            bare = reference_feature(backbone, EffectiveState(), x)
+            assert (features - bare).abs().max() > 0.01
+
+
 def test_logits_are_float32_for_every_size_of_a_batch(engine: Engine, backbone: Backbone) -> None:
     state = effective_state(backbone.model, STACKS["one adapter"](backbone))
     forward = engine.build(state)
@@ -165,10 +196,11 @@ def test_images_that_are_no_contiguous_block_are_read_right(
 
 def test_an_answer_is_not_overwritten_by_the_next_one(engine: Engine) -> None:
     forward = engine.build(EffectiveState())
-    first = forward(images(2, seed=1))
-    kept = first.clone()
-    forward(images(2, seed=2))
-    torch.testing.assert_close(first, kept, rtol=0, atol=0)
+    features, logits = forward.embed(images(2, seed=1))
+    kept = features.clone(), logits.clone()
+    forward.embed(images(2, seed=2))
+    forward(images(2, seed=3))
+    torch.testing.assert_close((features, logits), kept, rtol=0, atol=0)
 
 
 def test_what_is_built_leaves_what_was_built_alone(engine: Engine, backbone: Backbone) -> None:
@@ -293,6 +325,18 @@ def test_a_kept_graph_of_another_computation_is_refused(backbone: Backbone, tmp_
         OnnxEngine(backbone, graphs=tmp_path)
 
 
+def test_a_graph_with_other_features_is_refused_though_its_logits_are_right(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    other = _backbone(backbone.spec.model, size=SIZE)
+    other.model.norm.__class__ = _Doubled
+    if type(other.model.head) is nn.Linear:  # a cosine head doesn't see lengths
+        other.model.head.__class__ = _OfHalf
+    (tmp_path / f"{graph_name(backbone)}.onnx").write_bytes(export(other))
+    with pytest.raises(EngineError, match="doesn't give PyTorch's features"):
+        OnnxEngine(backbone, graphs=tmp_path)
+
+
 def test_a_folder_that_cant_be_written_only_costs_the_next_start_time(
     backbone: Backbone, tmp_path: Path
 ) -> None:
@@ -332,6 +376,16 @@ class _Before(nn.Module):
         resized = torch.nn.functional.interpolate(x, size=(16, 16), mode="bicubic", antialias=True)
         embedded: Tensor = self.embed(resized)
         return embedded
+
+
+class _Doubled(nn.LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class _OfHalf(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x / 2)
 
 
 # -- PyTorch's own ways

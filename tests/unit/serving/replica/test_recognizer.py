@@ -137,8 +137,8 @@ def test_an_answer_that_was_computed_is_not_sent_without_a_lease(
     replica = server.replica()
     compute = replica._forward
 
-    def too_slow(ready: ReadyRelease, images: list[Tensor]) -> Scores:
-        scores = compute(ready, images)
+    def too_slow(ready: ReadyRelease, images: list[Tensor], embed: bool) -> Scores:
+        scores = compute(ready, images, embed)
         replica.member.stop()
         return scores
 

@@ -61,7 +61,7 @@ def test_refusal_names_gate_value_limit_and_advice(tiny: Path) -> None:
     assert isinstance(learned, Trained)
     assert learned.refused is not None
     first = learned.refused.split("; ")[0]
-    assert first.startswith("acc_f is 0.")
+    assert first.startswith("acc_f_weights is 0.")
     assert "limit 0.0100: give more forget images" in first
     assert "zoe" not in learned.refused
     assert json.loads(learned.report)["passed"] is False
