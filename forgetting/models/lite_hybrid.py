@@ -6,15 +6,16 @@ into a map of channels; the ViT's tokens are the map's places. So a small image 
 good accuracy. The hybrid is that of A. Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR
 2021, section 3.1. Importing this module registers its name with `timm.create_model`.
 
-The stem's numbers are buffers, no parameters: nothing that trains a backbone, and no adapter, ever
-changes them. `with_stem_outputs` therefore computes them once for many passes, and the model takes
-the stem's output in place of an image.
+The stem's numbers are buffers, not parameters: no training and no adapter changes them. So the stem
+needs to be computed only once for an image. `remember_stem` keeps its outputs by the image's
+content; `stem_outputs` gives them away, and the model takes them in place of images.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,32 @@ _SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 _LITE0 = "tf_efficientnet_lite0"
 
 
+class _Memo:
+    """Maps by the content of their images. Copies of a model share it, as their stems are equal."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._maps: dict[bytes, Tensor] = {}
+
+    def __deepcopy__(self, memo: object) -> _Memo:
+        return self
+
+    def __len__(self) -> int:
+        return len(self._maps)
+
+    def maps(self, x: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        keys = [hashlib.blake2b(image.cpu().numpy().tobytes()).digest() for image in x.detach()]
+        new = {key: row for row, key in enumerate(keys) if key not in self._maps}
+        fresh: dict[bytes, Tensor] = {}
+        # A tensor of inference mode could not take part in a later training.
+        with torch.inference_mode(False), torch.no_grad():
+            if new:
+                fresh = dict(zip(new, compute(x[list(new.values())].clone()), strict=True))
+            if len(self._maps) + len(fresh) <= self._limit:
+                self._maps.update(fresh)
+            return torch.stack([fresh[k] if k in fresh else self._maps[k] for k in keys])
+
+
 class FrozenStem(nn.Module):
     """Images (n, 3, h, w) -> maps (n, `channels`, g, g). Maps are given back as they are.
 
@@ -57,6 +84,7 @@ class FrozenStem(nn.Module):
             self.channels = int(self.body(torch.zeros(1, 3, 32, 32)).shape[1])
         # timm's embedding asks for the number of channels under this name.
         self.num_features = self.channels
+        self.memo: _Memo | None = None
 
     def load_imagenet(self) -> None:
         """Take the weights of the installed package.
@@ -68,10 +96,17 @@ class FrozenStem(nn.Module):
         names, tensors = list(net.state_dict()), list(_imagenet_tensors().values())
         net.load_state_dict(dict(zip(names, tensors, strict=True)))
         self.body.load_state_dict(_body(net, self.stages).state_dict())
+        self.memo = None
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1] == self.channels:
             return x
+        # An attack that follows the gradient into the image needs the pass itself.
+        if self.memo is None or x.requires_grad:
+            return self._compute(x)
+        return self.memo.maps(x, self._compute)
+
+    def _compute(self, x: Tensor) -> Tensor:
         x = F.interpolate(x, size=(self.side, self.side), mode="bicubic", align_corners=False)
         # Depthwise convolutions are faster in this layout.
         maps: Tensor = self.body(x.contiguous(memory_format=torch.channels_last))
@@ -93,7 +128,16 @@ class LiteHybrid(VisionTransformer):
         return stem
 
 
-def with_stem_outputs(model: nn.Module, x: Tensor, *, batch: int = 64) -> Tensor:
+def remember_stem(model: nn.Module, *, limit: int = 20_000) -> None:
+    """Keep the stem's outputs of up to `limit` images for `model` and for its later copies.
+
+    An image that was changed in any bit is another one. Without a frozen stem this does nothing.
+    """
+    if isinstance(model, LiteHybrid) and model.stem.memo is None:
+        model.stem.memo = _Memo(limit)
+
+
+def stem_outputs(model: nn.Module, x: Tensor, *, batch: int = 64) -> Tensor:
     """What `model` can be given in place of the images x (n, c, h, w), with the same outputs.
 
     For a `LiteHybrid` the stem's maps (n, channels, g, g); for any other model x itself.
@@ -101,7 +145,7 @@ def with_stem_outputs(model: nn.Module, x: Tensor, *, batch: int = 64) -> Tensor
     if not isinstance(model, LiteHybrid) or len(x) == 0:
         return x
     with torch.no_grad():
-        return torch.cat([model.stem(part) for part in x.split(batch)])
+        return torch.cat([model.stem(x[i : i + batch]) for i in range(0, len(x), batch)])
 
 
 def _body(net: Any, stages: int) -> nn.Sequential:
