@@ -23,6 +23,7 @@ from forgetting.data.subset import some_classes
 from forgetting.errors import DataError
 from forgetting.measure.features import Features, extract
 from forgetting.models.backbone import Backbone
+from forgetting.models.lite_hybrid import remember_stem
 from forgetting.training.pretrain import PretrainProgress
 
 Which = Literal["all", "last", "none"]
@@ -162,6 +163,8 @@ def prepare(
     tasks = task_classes(order, setting)
     wanted = {"all": range(1, len(tasks) + 1), "last": [len(tasks)], "none": []}[references]
     made = {number: trained(tasks[number - 1].under_erasure) for number in wanted}
+    for known in (backbone, *(never for never, _ in made.values())):
+        remember_stem(known.model)  # all methods work on copies of these
     samples = TensorMemo(chosen, backbone.spec.preprocess)
     tested = samples(indices(chosen, "test"))
     return Material(

@@ -12,6 +12,7 @@ import timm.data
 import torch
 from PIL import Image
 from timm.data.transforms import MaybeToTensor
+from timm.layers import HybridEmbed
 from torch import Tensor, nn
 from torchvision.transforms import Normalize
 
@@ -97,8 +98,10 @@ def transform(preprocess: Preprocess) -> Callable[[Image.Image], Tensor]:
 def preprocess_of(model: nn.Module) -> Preprocess:
     """The preprocessing that timm names for a ViT, at the input size that it was built with."""
     config = timm.data.resolve_data_config({}, model=model)
-    channels = int(model.patch_embed.proj.in_channels)  # type: ignore[union-attr, arg-type]
     embed: Any = model.patch_embed
+    # A hybrid's projection reads the maps of its stem, not the image.
+    hybrid = isinstance(embed, HybridEmbed)
+    channels = int(embed.in_chans if hybrid else embed.proj.in_channels)
     height, width = embed.img_size if embed.img_size is not None else config["input_size"][1:]
     return Preprocess(
         input_size=(channels, int(height), int(width)),

@@ -25,6 +25,7 @@ from forgetting.data.preprocess import Preprocess, preprocess_of
 from forgetting.durable_file import replace_file
 from forgetting.errors import BackboneError
 from forgetting.models import face_transformer as _face_transformer  # noqa: F401 (timm learns its name)
+from forgetting.models import lite_hybrid as _lite_hybrid  # noqa: F401 (timm learns its name)
 
 SPEC_FILE = "backbone.json"
 WEIGHTS_FILE = "model.safetensors"

@@ -29,9 +29,12 @@ from forgetting.models.backbone import (
     freeze,
 )
 from forgetting.models.face_transformer import CosineHead
+from forgetting.models.lite_hybrid import LiteHybrid, stem_outputs
 from forgetting.training.input_choice import choose_input
 
 SMALL_VIT = "vit_tiny_patch16_224"
+# A frozen stem computes this many versions of each training image; each step draws from them.
+STEM_VIEWS = 3
 # Below this share of held-out images, `Pretrained.warning` says that the accuracy is poor.
 POOR_BELOW = 0.8
 
@@ -132,6 +135,9 @@ def pretrain(
 ) -> Pretrained:
     """Train a ViT from scratch on the train split.
 
+    The frozen stem of a `LiteHybrid` gets its ImageNet weights and isn't trained. It is computed
+    for `STEM_VIEWS` versions of each training image only: the image itself and augmented ones.
+
     Args:
         images: The image set; its classes become the head's rows.
         model: A timm ViT name; None takes `small_vit(images)`.
@@ -143,7 +149,8 @@ def pretrain(
 
     Raises:
         TrainingError: The loss became NaN or infinite.
-        BackboneError: timm can't build the model, or it isn't a ViT.
+        BackboneError: timm can't build the model, it isn't a ViT, or the weights of its frozen stem
+            are not installed.
         DataError: An image can't be decoded.
     """
     started = time.monotonic()
@@ -151,12 +158,14 @@ def pretrain(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # timm draws the initial weights from the global generator
         vit = build_model(spec)
+    if isinstance(vit, LiteHybrid):
+        vit.stem.load_imagenet()
     generator = torch.Generator().manual_seed(seed)
     train = to_tensors(images, indices(images, "train"), spec.preprocess)
     val = to_tensors(images, indices(images, "val"), spec.preprocess)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # dropout draws from the global generator too
-        _fit(vit, train, val, config=config, progress=progress, generator=generator)
+        _fit(vit, train, config=config, progress=progress, generator=generator)
     backbone = freeze(vit, spec)
     x, y = to_tensors(images, indices(images, "test"), spec.preprocess)
     return Pretrained(
@@ -208,10 +217,33 @@ def _spec(
     return BackboneSpec(model, arguments, images.classes, preprocess)
 
 
+def _inputs(
+    vit: nn.Module, x: Tensor, config: PretrainConfig, generator: torch.Generator
+) -> Callable[[Tensor], Tensor]:
+    """A function from rows of x to their inputs of one step, augmented."""
+    if not isinstance(vit, LiteHybrid):
+        return lambda rows: augmented(x[rows], config.augmentation, generator=generator)
+    views = [stem_outputs(vit, x).half()]  # half the memory; only the training sees it
+    for _ in range(STEM_VIEWS - 1):
+        moved = augmented(x, config.augmentation, generator=generator)
+        views.append(stem_outputs(vit, moved).half())
+
+    def drawn(rows: Tensor) -> Tensor:
+        which = torch.randint(STEM_VIEWS, (len(rows),), generator=generator)
+        chosen = zip(which.tolist(), rows.tolist(), strict=True)
+        maps = torch.stack([views[view][row] for view, row in chosen]).float()
+        if config.augmentation.flip:
+            # A mirrored map is nearly the map of the mirrored image.
+            mirrored = torch.rand(len(rows), generator=generator) < 0.5
+            maps[mirrored] = maps[mirrored].flip(-1)
+        return maps
+
+    return drawn
+
+
 def _fit(
     vit: nn.Module,
     train: tuple[Tensor, Tensor],
-    val: tuple[Tensor, Tensor],
     *,
     config: PretrainConfig,
     progress: Callable[[PretrainProgress], None] | None,
@@ -219,6 +251,7 @@ def _fit(
 ) -> None:
     """Train `vit` in place."""
     x, y = train
+    inputs_of = _inputs(vit, x, config, generator)
     decayed = [p for p in vit.parameters() if p.ndim > 1]
     plain = [p for p in vit.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -242,8 +275,7 @@ def _fit(
         if len(order) < min(config.batch, len(x)):
             order = torch.cat([order, torch.randperm(len(x), generator=generator)])
         rows, order = order[: config.batch], order[config.batch :]
-        inputs = augmented(x[rows], config.augmentation, generator=generator)
-        loss = _loss(vit, inputs, y[rows], smoothing=config.smoothing)
+        loss = _loss(vit, inputs_of(rows), y[rows], smoothing=config.smoothing)
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"pre-training broke down at step {step}: the loss is {loss.item()}; lower the "
