@@ -7,6 +7,8 @@ at the same ones. There are attackers of four scopes, and each comes twice:
 - *few shots*: a few images of each forgotten class and a replay of the others, with true labels;
 - *retain only*: the replay alone, without one image of a forgotten class (arXiv 2505.22310). The
   loss is over the retained classes, so that it doesn't push the forgotten rows of the head down.
+  A mask may have destroyed these rows, so afterwards prototypes are written into them too: they
+  tell whether the features have come back.
 
 Read the figures as the excess over a model that never saw the classes. The attackers get the same
 draws and the same optimizer for every model.
@@ -23,10 +25,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from forgetting.attacks.head import bare_head, margin_logits, revived, with_head
+from forgetting.attacks.prototypes import written_head
 from forgetting.data.samples import Samples
 from forgetting.errors import DataError
 from forgetting.measure.accuracy import right
-from forgetting.measure.features import draw_per_class
+from forgetting.measure.features import Features, draw_per_class
 from forgetting.models.prefix import PIXELS, advance, lowest_cut, outputs_from
 from forgetting.models.targets import find_groups
 from forgetting.training.lora import attach
@@ -34,6 +37,8 @@ from forgetting.training.lora import attach
 Scope = Literal["head", "last_block", "lora", "all"]
 SCOPES: tuple[Scope, ...] = ("head", "last_block", "lora", "all")
 """What an attacker trains: the head; it and the last block; it and new pairs on every FFN; all."""
+# Retained images whose mean a plain head's prototypes are centred on.
+_MOST_RETAINED = 500
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class FinetuneConfig:
         scopes: Which attackers there are.
         shots: Images of each forgotten class; 0 for none (retain only). Each makes one curve.
         looks: Steps after which the test images are asked. All steps are always taken.
+        prototype_shots: Images of each forgotten class for the prototypes after retain only.
         batch: Most forget images in a step, and as many retain images.
         rate: Adam's rate for all weights except the head's.
         head_rate: Adam's rate for the head. Its forgotten rows may have to start from nothing.
@@ -53,6 +59,7 @@ class FinetuneConfig:
     scopes: tuple[Scope, ...] = SCOPES
     shots: tuple[int, ...] = (5, 0)
     looks: tuple[int, ...] = (10, 30, 100)
+    prototype_shots: int = 5
     batch: int = 32
     rate: float = 5e-4
     head_rate: float = 1e-2
@@ -61,12 +68,17 @@ class FinetuneConfig:
 
 @dataclass(frozen=True)
 class FinetuneCurve:
-    """Plain Acc_f of one attacker on test images, after each number of steps."""
+    """Plain Acc_f of one attacker on test images, after each number of steps.
+
+    `prototype_f` is the same at the end with prototypes of a few images in the forgotten rows;
+    None for an attacker who had forget images from the start.
+    """
 
     scope: Scope
     shots: int
     steps: tuple[int, ...]
     acc_f: tuple[float, ...]
+    prototype_f: float | None
 
 
 def finetune(
@@ -108,7 +120,8 @@ def finetune(
     for scope in config.scopes:
         for shots in config.shots:
             draws = torch.Generator().set_state(state)
-            chosen = draw_per_class(forget.y, count=shots, generator=draws)
+            count = shots or config.prototype_shots
+            chosen = draw_per_class(forget.y, count=count, generator=draws)
             few = Samples(forget.x[chosen], forget.y[chosen])
             curve = _attack(
                 model,
@@ -152,7 +165,8 @@ def _attack(
     )
     found = []
     for step in range(1, config.looks[-1] + 1):
-        x, y = _drawn(few, retain, batch=config.batch, generator=generator)
+        parts = (few, retain) if shots else (retain,)
+        x, y = _drawn(parts, batch=config.batch, generator=generator)
         logits = margin_logits(head, outputs_from(attacked, x, cut=cut).logits, y)
         if shots == 0:
             logits = logits.index_fill(1, forgotten, -torch.inf)
@@ -163,7 +177,17 @@ def _attack(
             with torch.no_grad():
                 answers = outputs_from(attacked, asked.x, cut=cut).logits
             found.append(right(answers, asked.y).value)
-    return FinetuneCurve(scope, shots, config.looks, tuple(found))
+    written = None
+    if shots == 0:
+        some = torch.randperm(len(retain), generator=generator)[:_MOST_RETAINED]
+        shown, kept, read = (
+            _features(attacked, s, cut=cut)
+            for s in (few, Samples(retain.x[some], retain.y[some]), asked)
+        )
+        with torch.no_grad():
+            answers = written_head(head, shown=shown, retained=kept)(read.embedding)
+        written = right(answers, read.y).value
+    return FinetuneCurve(scope, shots, config.looks, tuple(found), written)
 
 
 def _lowest_trained(model: nn.Module, scope: Scope) -> int:
@@ -195,11 +219,16 @@ def _body(model: nn.Module, scope: Scope) -> list[nn.Parameter]:
     return [p for p in model.parameters() if id(p) not in inside]
 
 
+def _features(model: nn.Module, samples: Samples, *, cut: int) -> Features:
+    with torch.no_grad():
+        outputs = outputs_from(model, samples.x, cut=cut)
+    return Features(outputs.embedding, outputs.logits, samples.y)
+
+
 def _drawn(
-    few: Samples, retain: Samples, *, batch: int, generator: torch.Generator
+    parts: Sequence[Samples], *, batch: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """At most `batch` images of each kind, and their labels."""
-    parts: Sequence[Samples] = [s for s in (few, retain) if len(s)]
+    """At most `batch` images of each part, and their labels."""
     rows = [torch.randperm(len(s), generator=generator)[:batch] for s in parts]
     return (
         torch.cat([s.x[r] for s, r in zip(parts, rows, strict=True)]),

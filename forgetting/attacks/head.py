@@ -50,15 +50,24 @@ def with_head(model: nn.Module, head: nn.Linear) -> nn.Module:
 def revived(head: nn.Linear, *, forgotten: Tensor) -> nn.Linear:
     """A copy in which the masked rows of forgotten classes are restarted (see `restarted`).
 
+    No gradient step can get away from a mask.
+    """
+    masked = masked_rows(head, forgotten=forgotten)
+    return restarted(head, forgotten=masked, retained=_retained(head, forgotten))
+
+
+def masked_rows(head: nn.Linear, *, forgotten: Tensor) -> Tensor:
+    """The labels among the forgotten ones whose rows a mask has destroyed.
+
     A row is masked if its weights are all zero, or if its bias isn't finite or lies more than 100
-    below the retained rows' mean. No gradient step can get away from there.
+    below the retained rows' mean.
     """
     weight, bias = head.weight[forgotten], _bias(head)
     masked = (weight == 0).all(dim=1) | ~weight.isfinite().all(dim=1)
     if bias is not None:
         others = bias[_retained(head, forgotten)].mean()
         masked |= ~(bias[forgotten] > others - _MASKED)
-    return restarted(head, forgotten=forgotten[masked], retained=_retained(head, forgotten))
+    return forgotten[masked]
 
 
 def restarted(head: nn.Linear, *, forgotten: Tensor, retained: Tensor | None = None) -> nn.Linear:

@@ -12,11 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from forgetting.attacks.class_membership import class_membership
 from forgetting.attacks.finetune import FinetuneConfig, FinetuneCurve, finetune
 from forgetting.attacks.head import bare_head, restarted, revived
 from forgetting.attacks.layers import LayerConfig, LayerPoint, layers
+from forgetting.attacks.likeness import Likeness, likeness
 from forgetting.attacks.membership import Separation, membership, stranger_likeness
 from forgetting.attacks.probe import ProbeConfig, ProbePoint, probe
+from forgetting.attacks.prompt import PromptConfig, PromptPoint, prompted
 from forgetting.attacks.prototypes import (
     PrototypeConfig,
     PrototypePoint,
@@ -24,25 +27,26 @@ from forgetting.attacks.prototypes import (
     relearn_by_prototype,
 )
 from forgetting.attacks.quantised import BITS, QuantisedPoint, attack_by_rounding
+from forgetting.attacks.reading import Reading, read_change
 from forgetting.attacks.recovery import RecoveryConfig, RecoveryPoint, recovery
 from forgetting.attacks.relearn import RelearnConfig, RelearnCurve, relearn
 from forgetting.attacks.verification import Verification, verification
 from forgetting.data.samples import Samples
 from forgetting.errors import DataError
-from forgetting.measure.calibration import jensen_shannon
-from forgetting.measure.features import Features, extract, halves, split
+from forgetting.measure.features import extract, halves, split
 
 
 @dataclass(frozen=True)
 class AttackConfig:
-    """The settings of all attacks. `relearn` and `finetune`, which take a minute, and `layers` may
-    be None to leave them out. `bits` are those of rounded weights; it may be empty."""
+    """The settings of all attacks. Those that train the model's weights or its input, and `layers`,
+    may be None to leave them out. `bits` are those of rounded weights; it may be empty."""
 
     recovery: RecoveryConfig = RecoveryConfig()
     probe: ProbeConfig = ProbeConfig()
     prototypes: PrototypeConfig = PrototypeConfig()
     relearn: RelearnConfig | None = RelearnConfig()
     finetune: FinetuneConfig | None = FinetuneConfig()
+    prompt: PromptConfig | None = PromptConfig()
     layers: LayerConfig | None = LayerConfig()
     bits: tuple[int, ...] = BITS
 
@@ -65,6 +69,7 @@ class LeakFigures:
         nearest_mean: The nearest of all classes' few-shot means.
         relearn: Fine-tuning of all weights; None if it wasn't run.
         finetune: Fine-tuning by several attackers, at fixed numbers of steps.
+        prompt: A pattern that is added to every image; None if it wasn't learned.
         layers: A probe and the nearest neighbour at every block's output and at the feature.
         quantised: The model with weights of 8 and of 4 bits.
         verified: Pairs of test images of forgotten identities; None if there are none.
@@ -72,8 +77,11 @@ class LeakFigures:
         membership: Forget images that were trained on, against held-out ones.
         strangers: Test images of forgotten classes, against images of classes that no model saw;
             None if there are none.
-        js: Divergence from the reference on forget test images, bits in 0..1; None without a
-            reference.
+        class_membership: Deleted classes against classes that no model saw, by the probabilities of
+            the neighbours, cross-validated by class; empty if there are too few classes.
+        reading: What the change from the backbone tells about who was forgotten; None without the
+            backbone.
+        likeness: How close the answers are to the reference's; None without a reference.
     """
 
     recovery: tuple[RecoveryPoint, ...]
@@ -84,13 +92,16 @@ class LeakFigures:
     nearest_mean: PrototypePoint
     relearn: RelearnCurve | None
     finetune: tuple[FinetuneCurve, ...]
+    prompt: PromptPoint | None
     layers: tuple[LayerPoint, ...]
     quantised: tuple[QuantisedPoint, ...]
     verified: Verification | None
     verified_r: Verification | None
     membership: tuple[Separation, ...]
     strangers: tuple[Separation, ...] | None
-    js: float | None
+    class_membership: tuple[Separation, ...]
+    reading: Reading | None
+    likeness: Likeness | None
 
 
 def attack(
@@ -103,6 +114,7 @@ def attack(
     before: float | None = None,
     strangers: Samples | None = None,
     reference: nn.Module | None = None,
+    original: nn.Module | None = None,
     config: AttackConfig = AttackConfig(),
 ) -> LeakFigures:
     """Run every attack on one model.
@@ -117,8 +129,9 @@ def attack(
         generator: Source of all randomness.
         before: Acc_f of the backbone on the same test images. The relearn curve needs it.
         strangers: Images of classes that neither this model nor the backbone was trained on. Their
-            labels aren't used.
+            labels only tell them from each other.
         reference: The model retrained without the forgotten classes.
+        original: The model that the adapter was learned on.
         config: Settings.
 
     Raises:
@@ -181,6 +194,16 @@ def attack(
             generator=generator,
             config=config.finetune,
         )
+    pattern = None
+    if config.prompt is not None:
+        pattern = prompted(
+            model,
+            train=train,
+            test=test,
+            forgotten=forgotten,
+            generator=generator,
+            config=config.prompt,
+        )
     curve = None
     if config.relearn is not None and before is not None:
         # It draws last, because how much it draws depends on the model.
@@ -194,6 +217,7 @@ def attack(
             config=config.relearn,
         )
     deleted = split(outside, forgotten=forgotten)[0]
+    unseen = extract(model, strangers) if strangers is not None and len(strangers) else None
     return LeakFigures(
         recovery=recovered,
         recovery_restarted=recovered_fresh,
@@ -203,6 +227,7 @@ def attack(
         nearest_mean=nearest,
         relearn=curve,
         finetune=tuned,
+        prompt=pattern,
         layers=depths,
         quantised=attack_by_rounding(model, test=test, forgotten=forgotten, bits=config.bits),
         verified=verification(outside, chosen=forgotten),
@@ -211,16 +236,27 @@ def attack(
             chosen=torch.unique(outside.y[~torch.isin(outside.y, forgotten)]),
         ),
         membership=membership(split(inside, forgotten=forgotten)[0], deleted),
-        strangers=_strangers(model, deleted, strangers=strangers),
-        js=_js(reference, deleted, test=test, forgotten=forgotten),
+        strangers=stranger_likeness(deleted.logits, unseen.logits) if unseen else None,
+        class_membership=class_membership(deleted, unseen, forgotten=forgotten) if unseen else (),
+        reading=(
+            None
+            if original is None
+            else read_change(extract(original, test), outside, forgotten=forgotten)
+        ),
+        likeness=(
+            None
+            if reference is None
+            else likeness(outside, extract(reference, test), forgotten=forgotten)
+        ),
     )
 
 
 def scalars(figures: LeakFigures) -> dict[str, float]:
     """One number for each figure that was measured.
 
-    A higher number means a bigger leak, except for `relearn_steps`. That one is left out if the
-    steps ran out first. Of several alphas or scores the attacker's best counts.
+    A higher number means a bigger leak, except for `relearn_steps`, which is left out if the steps
+    ran out first, and for figures of retained classes (`..._r`). Of several alphas or scores the
+    attacker's best counts.
     """
     last = figures.recovery[-1]
     found: dict[str, float | None] = {
@@ -242,6 +278,13 @@ def scalars(figures: LeakFigures) -> dict[str, float]:
             for steps, value in zip(point.steps, point.acc_f, strict=True)
         },
         **{
+            f"{point.scope}_retain_only_prototype_f": point.prototype_f
+            for point in figures.finetune
+            if point.prototype_f is not None
+        },
+        "prompt_f": figures.prompt.acc_f if figures.prompt else None,
+        "prompt_gain_f": figures.prompt.gain_f if figures.prompt else None,
+        **{
             f"{name}_{point.depth or 'feature'}_f": value
             for point in figures.layers
             for name, value in (("layer_probe", point.probe), ("layer_1nn", point.neighbour))
@@ -249,11 +292,20 @@ def scalars(figures: LeakFigures) -> dict[str, float]:
         **{f"quantised_{point.bits}_f": point.acc_f for point in figures.quantised},
         "verified_auc_f": figures.verified.auc if figures.verified else None,
         "verified_tar_f": figures.verified.tar if figures.verified else None,
+        "verified_rank_1_f": figures.verified.rank_1 if figures.verified else None,
+        "verified_auc_r": figures.verified_r.auc if figures.verified_r else None,
         "verified_tar_r": figures.verified_r.tar if figures.verified_r else None,
+        "verified_rank_1_r": figures.verified_r.rank_1 if figures.verified_r else None,
         "membership_advantage": max(s.advantage for s in figures.membership),
         "membership_tpr": max(s.tpr for s in figures.membership),
-        "js": figures.js,
+        "js": figures.likeness.js_f if figures.likeness else None,
+        "js_r": figures.likeness.js_r if figures.likeness else None,
     }
+    if figures.class_membership:
+        found["class_membership"] = max(s.advantage for s in figures.class_membership)
+    if figures.reading is not None:
+        found["reading_auc"] = figures.reading.auc
+        found["reading_certain"] = figures.reading.certain
     if figures.strangers is not None:
         found["stranger_advantage"] = max(s.advantage for s in figures.strangers)
         found["stranger_tpr"] = max(s.tpr for s in figures.strangers)
@@ -279,21 +331,3 @@ def _check(*, train: Samples, test: Samples, forgotten: Tensor) -> None:
                 f"the attacks need {name} images of forgotten and of retained classes, found "
                 f"{gone} and {len(samples) - gone}"
             )
-
-
-def _strangers(
-    model: nn.Module, deleted: Features, *, strangers: Samples | None
-) -> tuple[Separation, ...] | None:
-    if strangers is None or len(strangers) == 0:
-        return None
-    return stranger_likeness(deleted.logits, extract(model, strangers).logits)
-
-
-def _js(
-    reference: nn.Module | None, deleted: Features, *, test: Samples, forgotten: Tensor
-) -> float | None:
-    if reference is None:
-        return None
-    chosen = torch.isin(test.y, forgotten)
-    answers = extract(reference, Samples(test.x[chosen], test.y[chosen])).logits
-    return jensen_shannon(deleted.logits, answers)

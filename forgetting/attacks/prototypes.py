@@ -74,11 +74,7 @@ def relearn_by_prototype(
             f"prototypical relearning needs images of forgotten and of retained classes, found "
             f"{len(forget)} and {len(retain)}"
         )
-    centre = (
-        torch.zeros_like(head.weight[0])
-        if isinstance(head, CosineHead)
-        else retain.embedding.mean(dim=0)
-    )
+    centre = _centre(head, retain)
     parts = split(test, forgotten=forgotten)
     found: dict[float, list[tuple[float, float]]] = {alpha: [] for alpha in config.alphas}
     for _ in range(config.draws):
@@ -94,6 +90,19 @@ def relearn_by_prototype(
         PrototypePoint(alpha, _mean([f for f, _ in pairs]), _mean([r for _, r in pairs]))
         for alpha, pairs in found.items()
     )
+
+
+def written_head(head: nn.Linear, *, shown: Features, retained: Features) -> nn.Linear:
+    """A copy of the head with the prototypes of the shown classes in their rows (alpha = 1).
+
+    Args:
+        head: A plain or a cosine head.
+        shown: Features of the images that the prototypes are made of.
+        retained: Features of some retained classes. A plain head's rows are centred on their mean.
+    """
+    centre = _centre(head, retained)
+    prototypes = class_means(_coordinates(head, shown.embedding, centre=centre), shown.y)
+    return _written(head, prototypes, centre=centre, forgotten=prototypes[0], alpha=1.0)
 
 
 def nearest_mean(
@@ -130,6 +139,12 @@ def class_means(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     labels, place = torch.unique(y, return_inverse=True)
     sums = x.new_zeros(len(labels), x.shape[1]).index_add_(0, place, x)
     return labels, sums / place.bincount()[:, None]
+
+
+def _centre(head: nn.Linear, retained: Features) -> Tensor:
+    if isinstance(head, CosineHead):
+        return torch.zeros_like(head.weight[0])
+    return retained.embedding.mean(dim=0)
 
 
 def _coordinates(head: nn.Linear, embedding: Tensor, *, centre: Tensor) -> Tensor:

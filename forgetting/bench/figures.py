@@ -100,7 +100,11 @@ def measure_task(
         groups_kept=learned.groups_kept,
         groups_total=learned.groups_total,
         update_norms=_update_norms(previous.model, learned.model),
-        leak=leak_figures(material, gone, weights) if attacked else None,
+        leak=(
+            leak_figures(material, number, gone, weights=weights, served=learned.model)
+            if attacked
+            else None
+        ),
     )
     return figures, _samples(material, number, classes, now), measured
 

@@ -4,32 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from forgetting.attacks.leak import attack
+from forgetting.attacks.leak import LeakFigures, attack
 from forgetting.bench.material import Material
 from forgetting.data.image_set import indices
 from forgetting.measure.accuracy import right
 from forgetting.measure.features import rows
 
 
-def leak_figures(material: Material, gone: Tensor, model: nn.Module) -> dict[str, Any]:
+def leak_figures(
+    material: Material, number: int, gone: Tensor, *, weights: nn.Module, served: nn.Module
+) -> dict[str, Any]:
     """Attack a model with all training images, on all classes under erasure so far.
 
     Args:
-        material: Images and the bare backbone.
+        material: Images, the bare backbone and the reference.
+        number: Number of the task, from 1.
         gone: Labels under erasure (k,).
-        model: The model to attack.
+        weights: The model to attack, without feature edits.
+        served: The model as served; the same object if there is no edit.
 
     Returns:
-        The fields of `LeakFigures` as JSON values.
+        The fields of `LeakFigures` by the weights as JSON values, and under `served` those of the
+        served model (None if it is the same).
     """
+    found = asdict(_attacked(material, number, gone, weights))
+    edited = served is not weights
+    return {
+        **found,
+        "served": asdict(_attacked(material, number, gone, served)) if edited else None,
+    }
+
+
+def _attacked(material: Material, number: int, gone: Tensor, model: nn.Module) -> LeakFigures:
     train, test = (material.samples(indices(material.images, part)) for part in ("train", "test"))
     bare = rows(material.bare, torch.isin(material.bare.y, gone))
-    found = attack(
+    reference = material.references.get(number)
+    return attack(
         model,
         train=train,
         test=test,
@@ -38,8 +53,9 @@ def leak_figures(material: Material, gone: Tensor, model: nn.Module) -> dict[str
         generator=torch.Generator().manual_seed(2_000_000 + material.seed),
         before=right(bare.logits, bare.y).value,
         strangers=material.strangers if len(material.strangers) else None,
+        reference=reference[0].model if reference is not None else None,
+        original=material.backbone.model,
     )
-    return asdict(found)
 
 
 @dataclass(frozen=True)
@@ -49,7 +65,7 @@ class LeakColumn:
     key: str
     title: str
     read: Callable[[Mapping[str, Any]], float | None]
-    share: bool = True
+    unit: Literal["share", "steps", "bits"] = "share"
 
 
 def _recovery(curve: str, field: str) -> Callable[[Mapping[str, Any]], float | None]:
@@ -78,10 +94,33 @@ def _finetune(scope: str, shots: int, steps: int) -> Callable[[Mapping[str, Any]
     def read(leak: Mapping[str, Any]) -> float | None:
         for curve in leak["finetune"]:
             if (curve["scope"], curve["shots"]) == (scope, shots):
-                return float(curve["acc_f"][list(curve["steps"]).index(steps)])
+                found = dict(zip(curve["steps"], curve["acc_f"], strict=True))
+                return float(found[steps]) if steps in found else None
         return None
 
     return read
+
+
+def _retain_only_prototypes(scope: str) -> Callable[[Mapping[str, Any]], float | None]:
+    def read(leak: Mapping[str, Any]) -> float | None:
+        for curve in leak["finetune"]:
+            if (curve["scope"], curve["shots"]) == (scope, 0):
+                return float(curve["prototype_f"])
+        return None
+
+    return read
+
+
+def _within(part: str, field: str) -> Callable[[Mapping[str, Any]], float | None]:
+    def read(leak: Mapping[str, Any]) -> float | None:
+        return None if leak[part] is None else float(leak[part][field])
+
+    return read
+
+
+def _prompt_gain(leak: Mapping[str, Any]) -> float | None:
+    found = leak["prompt"]
+    return None if found is None else float(found["acc_f"] - found["shuffled_f"])
 
 
 def _layer(blocks_from_top: int, field: str) -> Callable[[Mapping[str, Any]], float | None]:
@@ -148,8 +187,13 @@ LEAK_COLUMNS: tuple[LeakColumn, ...] = (
         LeakColumn(f"retain_only_{n}", f"retain only, {n} steps", _finetune("last_block", 0, n))
         for n in (10, 30, 100)
     ),
+    LeakColumn("retain_only_pra", "retain only, then PRA-5", _retain_only_prototypes("last_block")),
+    LeakColumn("retain_all_100", "retain only, all weights, 100 steps", _finetune("all", 0, 100)),
+    LeakColumn("head5_100", "head, 5 shots, 100 steps", _finetune("head", 5, 100)),
     LeakColumn("lora5_100", "new LoRA, 5 shots, 100 steps", _finetune("lora", 5, 100)),
     LeakColumn("all5_100", "all weights, 5 shots, 100 steps", _finetune("all", 5, 100)),
+    LeakColumn("prompt", "visual prompt, 5 shots", _within("prompt", "acc_f")),
+    LeakColumn("prompt_gain", "of it by true labels", _prompt_gain),
     LeakColumn("probe_feature", "probe at the feature", _layer(0, "probe")),
     LeakColumn("probe_last", "probe at the last block", _layer(1, "probe")),
     LeakColumn("probe_below", "probe one block below", _layer(2, "probe")),
@@ -159,8 +203,19 @@ LEAK_COLUMNS: tuple[LeakColumn, ...] = (
     LeakColumn("int4", "Acc_f in 4 bits", _quantised(4)),
     LeakColumn("tar_f", "TAR at FAR 0.1 %, forgotten", _verified("verified", "tar")),
     LeakColumn("tar_r", "TAR at FAR 0.1 %, retained", _verified("verified_r", "tar")),
-    LeakColumn("relearn", "relearn steps", _relearn, share=False),
+    LeakColumn("rank_1_f", "gallery search, forgotten", _verified("verified", "rank_1")),
+    LeakColumn("rank_1_r", "gallery search, retained", _verified("verified_r", "rank_1")),
+    LeakColumn("auc_f", "verification AUC, forgotten", _verified("verified", "auc")),
+    LeakColumn("auc_r", "verification AUC, retained", _verified("verified_r", "auc")),
+    LeakColumn("relearn", "relearn steps", _relearn, unit="steps"),
     LeakColumn("membership", "membership AUC", _separation("membership", "auc")),
     LeakColumn("membership_tpr", "TPR at 1 % FPR", _separation("membership", "tpr")),
     LeakColumn("stranger", "told from strangers, AUC", _separation("strangers", "auc")),
+    LeakColumn(
+        "class_membership", "the same by neighbours, AUC", _separation("class_membership", "auc")
+    ),
+    LeakColumn("reading", "read from the adapter, AUC", _within("reading", "auc")),
+    LeakColumn("same_f", "answers like never saw, forgotten", _within("likeness", "same_f")),
+    LeakColumn("same_r", "answers like never saw, retained", _within("likeness", "same_r")),
+    LeakColumn("js_r", "JS, retained", _within("likeness", "js_r"), unit="bits"),
 )

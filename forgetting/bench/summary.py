@@ -87,18 +87,29 @@ class Summary:
                 means.append(sum(values) / len(values))
         return estimate(means)
 
-    def excess(self, method: str, column: Column, read: Read) -> Estimate | None:
-        """The excess of a figure over the retrained reference of the same seed."""
+    def excess(
+        self, method: str, column: Column, read: Read, *, reference: Read | None = None
+    ) -> Estimate | None:
+        """The excess of a figure over the retrained reference of the same seed.
+
+        `reference` reads the reference's figure, if `read` can't.
+        """
         own, other = self.tasks(method, column), self.tasks(RETRAINED, column)
-        pairs = [(read(own[s]), read(other[s])) for s in own if s in other]
+        pairs = [(read(own[s]), (reference or read)(other[s])) for s in own if s in other]
         return estimate([a - b for a, b in pairs if a is not None and b is not None])
 
 
-def leak_reader(column: LeakColumn) -> Read:
-    """A function that reads one leak figure of a task; it gives None without attacks."""
+def leak_reader(column: LeakColumn, *, served: bool = False) -> Read:
+    """A function that reads one leak figure of a task, by the weights or as served.
+
+    It gives None without attacks, and without a feature edit for a served figure.
+    """
 
     def read(task: TaskFigures) -> float | None:
-        return None if task.leak is None else column.read(task.leak)
+        leak = task.leak
+        if served and leak is not None:
+            leak = leak["served"]
+        return None if leak is None else column.read(leak)
 
     return read
 

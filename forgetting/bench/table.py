@@ -12,6 +12,7 @@ from forgetting.bench.protocol import BACKBONE, RETRAINED
 from forgetting.bench.summary import Column, Estimate, Read, Summary, leak_reader
 from forgetting.bench.tuning import Choice
 
+_Form = Callable[[Estimate | None], str]
 _NOTES = {
     BACKBONE: "nothing forgotten",
     RETRAINED: "same recipe and first weights, never saw the forgotten classes: the reference",
@@ -158,35 +159,43 @@ def _paper_cell(row: PaperRow, column: Column, keys: Sequence[str]) -> str:
 
 
 def _leaks(summary: Summary, column: Column) -> str:
-    plain: list[tuple[str, Read, Callable[[Estimate | None], str]]] = [
-        (c.title, leak_reader(c), _percent if c.share else _number) for c in LEAK_COLUMNS
+    """A row for each figure, a column for each method, and one more for each served model."""
+    plain: list[tuple[str, Read, Read, _Form]] = [
+        (c.title, leak_reader(c), leak_reader(c, served=True), _FORMS[c.unit]) for c in LEAK_COLUMNS
     ]
     plain += [
-        ("JS", lambda t: t.js, _bits),
-        ("dump", lambda t: t.dump.value, _percent),
-        ("ECE rise", lambda t: t.ece - t.ece_before, _percent),
+        ("JS, forgotten", lambda t: t.js, _nothing, _bits),
+        ("dump", lambda t: t.dump.value, _nothing, _percent),
+        ("ECE rise", lambda t: t.ece - t.ece_before, _nothing, _percent),
     ]
-    shown = [
-        entry
-        for entry in plain
-        if any(summary.mean(m, column, entry[1]) is not None for m in summary.methods)
+    served = [
+        method
+        for method in summary.methods
+        if any(t.leak and t.leak["served"] for t in summary.tasks(method, column).values())
     ]
     rows = []
-    for method in summary.methods:
-        row = [f"`{method}`"]
-        for _, read, form in shown:
+    for title, by_weights, as_served, form in plain:
+        if all(summary.mean(m, column, by_weights) is None for m in summary.methods):
+            continue
+        row = [title]
+        for method, read in (
+            *((m, by_weights) for m in summary.methods),
+            *((m, as_served) for m in served),
+        ):
             text = form(summary.mean(method, column, read))
-            excess = summary.excess(method, column, read)
+            excess = summary.excess(method, column, read, reference=by_weights)
             if excess is not None and method != RETRAINED:
                 text += f" ({'+' if excess.mean >= 0 else ''}{form(excess)})"
             row.append(text)
         rows.append(row)
     after = (
         "Over all classes under erasure; in brackets the excess over the retrained reference of "
-        "the same seed. Shares in percent, JS in bits; relearn steps are cut at the longest run "
-        "that is tried."
+        "the same seed: far below it is a mark too. Shares in percent, JS in bits; relearn steps "
+        "are cut at the longest run that is tried. A dash: not measured; the TAR needs 1,000 pairs "
+        "of two people, strangers need classes that no model saw."
     )
-    return _table(["method", *(title for title, _, _ in shown)], rows) + "\n\n" + after
+    head = ["figure", *(f"`{m}`" for m in summary.methods), *(f"`{m}` as served" for m in served)]
+    return _table(head, rows) + "\n\n" + after
 
 
 def _costs(summary: Summary, setting: str) -> str:
@@ -263,11 +272,18 @@ def _bits(value: Estimate | None) -> str:
     return _number(value, digits=3)
 
 
+def _nothing(task: TaskFigures) -> float | None:
+    return None
+
+
 def _number(value: Estimate | None, *, digits: int = 1) -> str:
     if value is None:
         return "–"
     half = "" if value.half is None else f" ±{value.half:,.{digits}f}"
     return f"{value.mean:,.{digits}f}{half}"
+
+
+_FORMS: Mapping[str, _Form] = {"share": _percent, "steps": _number, "bits": _bits}
 
 
 def _met(met: bool | None) -> str:

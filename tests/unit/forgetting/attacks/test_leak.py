@@ -17,6 +17,7 @@ from forgetting.attacks.leak import (
     to_json,
 )
 from forgetting.attacks.membership import Separation
+from forgetting.attacks.prompt import PromptConfig
 from forgetting.attacks.recovery import RecoveryConfig, RecoveryPoint
 from forgetting.attacks.relearn import RelearnConfig
 from forgetting.data.samples import Samples
@@ -28,6 +29,7 @@ QUICK = AttackConfig(
     recovery=RecoveryConfig(epochs=2, looks=(1,)),
     relearn=RelearnConfig(looks=(0, 1)),
     finetune=FinetuneConfig(scopes=("last_block",), looks=(1,)),
+    prompt=PromptConfig(steps=2),
 )
 
 
@@ -50,6 +52,7 @@ def make(untrained: Callable[..., Backbone]) -> Callable[..., LeakFigures]:
             before=1.0,
             strangers=images(12, seed=2) if strangers else None,
             reference=untrained(seed=1).model if reference else None,
+            original=untrained(seed=1).model if reference else None,
             config=QUICK,
         )
 
@@ -79,21 +82,31 @@ def test_figures_are_plain_json_and_every_scalar_is_a_finite_number(
         "relearn_f",
         "last_block_5shot_1_f",
         "last_block_0shot_1_f",
+        "last_block_retain_only_prototype_f",
+        "prompt_f",
+        "prompt_gain_f",
         *(f"layer_{name}_{depth}_f" for name in ("probe", "1nn") for depth in (1, 2, 3, "feature")),
         "quantised_8_f",
         "quantised_4_f",
         "verified_auc_f",
+        "verified_auc_r",
+        "verified_rank_1_f",
+        "verified_rank_1_r",
         "membership_advantage",
         "membership_tpr",
         "stranger_advantage",
         "stranger_tpr",
+        "class_membership",
+        "reading_auc",
+        "reading_certain",
         "js",
+        "js_r",
     }
 
 
 def test_what_was_not_measured_is_left_out(make: Callable[..., LeakFigures]) -> None:
     found = scalars(make(reference=False, strangers=False))
-    assert "js" not in found
+    assert not {"js", "js_r", "reading_auc", "class_membership"} & set(found)
     assert "stranger_advantage" not in found
 
 

@@ -8,7 +8,9 @@ from forgetting.bench.cell import Cell, MarginFigures, TaskFigures
 from forgetting.measure.accuracy import Share
 
 
-def leak(recovery: float, *, reached: int | None = 5) -> dict[str, Any]:
+def leak(
+    recovery: float, *, reached: int | None = 5, served: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """The fields of `LeakFigures` that the tables read; every share is `recovery`."""
     point = {"epoch": 50, "acc_f": recovery, "acc_r": 0.9, "margin_f": None, "margin_r": None}
     return {
@@ -22,10 +24,17 @@ def leak(recovery: float, *, reached: int | None = 5) -> dict[str, Any]:
         "prototypes_fresh": [{"alpha": 1.0, "recall_f": recovery, "acc_r": 0.9}],
         "nearest_mean": {"alpha": 1.0, "recall_f": recovery, "acc_r": 0.9},
         "finetune": [
-            {"scope": scope, "shots": shots, "steps": [10, 30, 100], "acc_f": [recovery] * 3}
-            for scope in ("last_block", "lora", "all")
+            {
+                "scope": scope,
+                "shots": shots,
+                "steps": [10, 30, 100],
+                "acc_f": [recovery] * 3,
+                "prototype_f": None if shots else recovery,
+            }
+            for scope in ("head", "last_block", "lora", "all")
             for shots in (5, 0)
         ],
+        "prompt": {"acc_f": recovery, "acc_r": 0.9, "shuffled_f": recovery / 2},
         "layers": [
             {"depth": depth, "probe": recovery, "neighbour": recovery} for depth in (1, 2, None)
         ],
@@ -35,7 +44,10 @@ def leak(recovery: float, *, reached: int | None = 5) -> dict[str, Any]:
         "relearn": {"steps": [0, 60], "acc_f": [0.0, 0.5], "target": 0.8, "reached": reached},
         "membership": [{"score": "loss", "auc": 0.4, "tpr": 0.02}],
         "strangers": None,
-        "js": None,
+        "class_membership": [],
+        "reading": {"auc": 0.9, "certain": 0.5, "forgotten": 20, "candidates": 100},
+        "likeness": {"js_f": 0.1, "js_r": 0.2, "same_f": 0.6, "same_r": 0.8},
+        "served": served,
     }
 
 
