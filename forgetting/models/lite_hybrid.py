@@ -40,7 +40,7 @@ _LITE0 = "tf_efficientnet_lite0"
 
 
 class _Memo:
-    """Maps by the content of their images. Copies of a model share it, as their stems are equal."""
+    """Maps by the content of their images. All models of this process with equal stems share it."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -128,13 +128,23 @@ class LiteHybrid(VisionTransformer):
         return stem
 
 
-def remember_stem(model: nn.Module, *, limit: int = 20_000) -> None:
-    """Keep the stem's outputs of up to `limit` images for `model` and for its later copies.
+_MEMOS: dict[tuple[str, int], _Memo] = {}
+
+
+def remember_stem(model: nn.Module, *, limit: int = 60_000) -> None:
+    """Keep the stem's outputs of up to `limit` images, for all models with an equal stem.
 
     An image that was changed in any bit is another one. Without a frozen stem this does nothing.
     """
     if isinstance(model, LiteHybrid) and model.stem.memo is None:
-        model.stem.memo = _Memo(limit)
+        model.stem.memo = _MEMOS.setdefault((_digest(model.stem), limit), _Memo(limit))
+
+
+def _digest(stem: FrozenStem) -> str:
+    digest = hashlib.sha256(f"{stem.side}".encode())
+    for name, tensor in stem.state_dict().items():
+        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def stem_outputs(model: nn.Module, x: Tensor, *, batch: int = 64) -> Tensor:

@@ -29,7 +29,7 @@ from forgetting.models.backbone import (
     freeze,
 )
 from forgetting.models.face_transformer import CosineHead
-from forgetting.models.lite_hybrid import LiteHybrid, stem_outputs
+from forgetting.models.lite_hybrid import LiteHybrid, remember_stem, stem_outputs
 from forgetting.training.input_choice import choose_input
 
 SMALL_VIT = "vit_tiny_patch16_224"
@@ -160,6 +160,7 @@ def pretrain(
         vit = build_model(spec)
     if isinstance(vit, LiteHybrid):
         vit.stem.load_imagenet()
+        remember_stem(vit)
     generator = torch.Generator().manual_seed(seed)
     train = to_tensors(images, indices(images, "train"), spec.preprocess)
     val = to_tensors(images, indices(images, "val"), spec.preprocess)
@@ -224,8 +225,9 @@ def _inputs(
     if not isinstance(vit, LiteHybrid):
         return lambda rows: augmented(x[rows], config.augmentation, generator=generator)
     views = [stem_outputs(vit, x).half()]  # half the memory; only the training sees it
-    for _ in range(STEM_VIEWS - 1):
-        moved = augmented(x, config.augmentation, generator=generator)
+    for view in range(1, STEM_VIEWS):
+        # The same views for every seed, so that one process computes them once.
+        moved = augmented(x, config.augmentation, generator=torch.Generator().manual_seed(view))
         views.append(stem_outputs(vit, moved).half())
 
     def drawn(rows: Tensor) -> Tensor:

@@ -14,8 +14,11 @@ import pytest
 import torch
 from torch import nn
 
-from forgetting.attacks.finetune import SCOPES, FinetuneConfig, finetune, recall
+from forgetting.attacks.finetune import SCOPES, FinetuneConfig, FinetuneCurve, finetune, recall
 from forgetting.attacks.layers import layers
+from forgetting.attacks.likeness import Likeness, likeness
+from forgetting.attacks.prompt import prompted
+from forgetting.attacks.reading import read_change
 from forgetting.attacks.verification import verification
 from forgetting.data.image_set import ImageSet, class_index, indices, to_tensors
 from forgetting.data.roles import TaskClasses, training_data
@@ -95,7 +98,13 @@ def _acc_f(models: Models, model: nn.Module) -> float:
 
 
 def _tuned(models: Models, model: nn.Module, scope: str, shots: int) -> float:
-    curves = finetune(
+    found = recall(_curves(models, model, scope, shots), scope, shots, STEPS)  # type: ignore[arg-type]
+    assert found is not None
+    return found
+
+
+def _curves(models: Models, model: nn.Module, scope: str, shots: int) -> tuple[FinetuneCurve, ...]:
+    return finetune(
         model,
         train=models.train,
         test=models.test,
@@ -103,9 +112,6 @@ def _tuned(models: Models, model: nn.Module, scope: str, shots: int) -> float:
         generator=torch.Generator().manual_seed(0),
         config=FinetuneConfig(scopes=(scope,), shots=(shots,), looks=(STEPS,)),  # type: ignore[arg-type]
     )
-    found = recall(curves, scope, shots, STEPS)  # type: ignore[arg-type]
-    assert found is not None
-    return found
 
 
 def test_edit_taken_out_leaves_the_bare_model(models: Models) -> None:
@@ -119,14 +125,21 @@ def test_edit_taken_out_leaves_the_bare_model(models: Models) -> None:
 
 @pytest.mark.parametrize("scope", SCOPES)
 def test_fine_tuning_ranks_the_models(models: Models, scope: str) -> None:
-    bare, masked, stripped, adapted = (
+    bare, masked, stripped, adapted, retrained = (
         _tuned(models, model, scope, 5)
-        for model in (models.bare, models.masked, without_edit(models.edited), models.adapted)
+        for model in (
+            models.bare,
+            models.masked,
+            without_edit(models.edited),
+            models.adapted,
+            models.retrained,
+        )
     )
     assert bare > 0.6
     assert masked > 0.5
     assert stripped == bare
     assert adapted < bare
+    assert retrained < bare
 
 
 @pytest.mark.parametrize("scope", ["last_block", "all"])
@@ -141,6 +154,83 @@ def test_without_one_forget_image_only_what_was_hidden_comes_back(
     assert stripped == bare
     assert adapted <= 0.1
     assert retrained <= 0.1
+
+
+def test_a_mask_does_not_stand_retain_only_and_prototypes(models: Models) -> None:
+    def written(model: nn.Module) -> float:
+        (curve,) = _curves(models, model, "last_block", 0)
+        assert curve.prototype_f is not None
+        return curve.prototype_f
+
+    bare, masked, stripped, adapted, retrained = map(
+        written,
+        (
+            models.bare,
+            models.masked,
+            without_edit(models.edited),
+            models.adapted,
+            models.retrained,
+        ),
+    )
+    assert masked == pytest.approx(bare, abs=0.1)
+    assert bare == stripped > 0.6
+    assert adapted < bare - 0.1
+    assert retrained < bare - 0.1
+
+
+def test_a_visual_prompt_ranks_the_models(models: Models) -> None:
+    def gain(model: nn.Module) -> float:
+        point = prompted(
+            model,
+            train=models.train,
+            test=models.test,
+            forgotten=models.gone,
+            generator=torch.Generator().manual_seed(0),
+        )
+        return point.gain_f
+
+    bare, masked, stripped, adapted, retrained = map(
+        gain,
+        (
+            models.bare,
+            models.masked,
+            without_edit(models.edited),
+            models.adapted,
+            models.retrained,
+        ),
+    )
+    assert bare == stripped > 0.5
+    assert masked > 0.4
+    assert adapted < bare - 0.2
+    assert retrained < bare - 0.2
+
+
+def test_the_change_tells_who_was_forgotten(models: Models) -> None:
+    before = extract(models.bare, models.test)
+    nothing, masked, adapted = (
+        read_change(before, extract(model, models.test), forgotten=models.gone)
+        for model in (models.bare, models.masked, models.adapted)
+    )
+    assert nothing is not None
+    assert (nothing.auc, nothing.certain) == (0.5, 0.0)
+    assert masked is not None
+    assert masked.auc == 1.0
+    assert adapted is not None
+    assert adapted.certain == 1.0
+    assert (adapted.forgotten, adapted.candidates) == (2, 10)
+
+
+def test_only_the_retrained_model_is_like_itself(models: Models) -> None:
+    never = extract(models.retrained, models.test)
+    found = {
+        name: likeness(extract(model, models.test), never, forgotten=models.gone)
+        for name, model in vars(models).items()
+        if name in ("bare", "masked", "retrained")
+    }
+    assert found["retrained"] == Likeness(js_f=0.0, js_r=0.0, same_f=1.0, same_r=1.0)
+    assert found["bare"].js_f > found["masked"].js_f > 0.05
+    assert found["bare"].same_f < 0.1 < found["masked"].same_f
+    assert found["bare"].same_r > 0.7
 
 
 def test_an_edit_hides_a_class_at_the_feature_and_one_block_below_it_is_there(
