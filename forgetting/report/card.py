@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from forgetting.attacks.reading import Reading
 from forgetting.measure.accuracy import Share
 from forgetting.report.figures import Report
 from forgetting.report.gates import GateResult
-from forgetting.report.leaks import Leaks
+from forgetting.report.leaks import LAYER_SHOTS, BlockLeak, Leaks
 
 
 def to_json(
@@ -147,6 +148,39 @@ def _leaks(leaks: Leaks | None) -> list[str]:
             for name, f in leaks.figures.items()
         ),
         told,
+        *_blocks(leaks.blocks),
+        *_reading(leaks.reading),
+    ]
+
+
+def _blocks(blocks: Sequence[BlockLeak]) -> list[str]:
+    if len(blocks) < 2:
+        return []
+    return [
+        "",
+        f"Where the classes still live: recall of a {LAYER_SHOTS}-shot probe and of the nearest "
+        "training image, backbone and after.",
+        "",
+        "| output of | probe, backbone | probe, after | nearest, backbone | nearest, after |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {'feature' if b.after.depth is None else f'block {b.after.depth}'} "
+            f"| {b.before.probe:.1%} | {b.after.probe:.1%} "
+            f"| {b.before.neighbour:.1%} | {b.after.neighbour:.1%} |"
+            for b in blocks
+        ),
+    ]
+
+
+def _reading(reading: Reading | None) -> list[str]:
+    if reading is None:
+        return []
+    return [
+        "",
+        f"What the stored adapter reveals: whoever has it, the model below it and photos of "
+        f"{reading.candidates} candidates finds {reading.certain:.0%} of the {reading.forgotten} "
+        f"forgotten ones with certainty (AUC {reading.auc:.2f}). It is as confidential as the "
+        "request.",
     ]
 
 

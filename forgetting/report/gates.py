@@ -22,7 +22,15 @@ from dataclasses import dataclass
 
 from forgetting.measure.accuracy import Share, drop
 from forgetting.report.figures import Report
-from forgetting.report.leaks import PROBE, PROTOTYPES, Leaks
+from forgetting.report.leaks import (
+    NEIGHBOUR,
+    NEIGHBOUR_LAST,
+    PROBE,
+    PROBE_LAST,
+    PROTOTYPES,
+    VERIFIED,
+    Leaks,
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,9 @@ class GateConfig:
         probe: Most that a 5-shot probe may win back, as a share of what it wins from the bare
             backbone, both above chance.
         prototypes: The same for 5-shot prototypes from images that the method never saw.
+        nearest: The same for the nearest training image, at the feature and at the last block.
+        verification: The same for the AUC of pairs of one person against pairs of two, both above
+            one half.
         ece_rise: Largest rise of the calibration error on retained classes over the bare backbone.
         least_images: With fewer forget test images than this, dump and leaks aren't judged.
     """
@@ -61,6 +72,8 @@ class GateConfig:
     dump_rise: float = 0.10
     probe: float = 0.90
     prototypes: float = 0.75
+    nearest: float = 0.95
+    verification: float = 0.95
     ece_rise: float = 0.02
     least_images: int = 10
 
@@ -122,7 +135,11 @@ def judge(
             for of, found in leaks
             for name, figure, share in (
                 ("probe", PROBE, config.probe),
+                ("probe_last_block", PROBE_LAST, config.probe),
                 ("prototypes", PROTOTYPES, config.prototypes),
+                ("nearest", NEIGHBOUR, config.nearest),
+                ("nearest_last_block", NEIGHBOUR_LAST, config.nearest),
+                ("verification", VERIFIED, config.verification),
             )
         ),
         _calibration(report, config.ece_rise),
@@ -156,8 +173,22 @@ _ADVICE = {
     "more forget images",
     "prototypes": "a few images bring the classes back: raise disperse or relearn, or give more "
     "forget images",
+    "probe_last_block": "a new head reads the classes from the last block: raise deep_share, "
+    "disperse or relearn",
+    "nearest": "images of a class lie together in the features: raise disperse or relearn, or give "
+    "more forget images",
+    "nearest_last_block": "images of a class lie together at the last block: raise deep_share, "
+    "disperse or relearn",
+    "verification": "pairs of a forgotten person still match: raise disperse or relearn, or give "
+    "more forget images",
     "ece_rise": "the model's confidence on retained classes no longer fits: give more replay "
     "images, or lower the rate",
+}
+# Figures that a model or a set may not allow.
+_NOT_ALWAYS = {
+    PROBE_LAST: "this model can't be cut between its blocks",
+    NEIGHBOUR_LAST: "this model can't be cut between its blocks",
+    VERIFIED: "no forgotten class has two test images",
 }
 _UNMEASURED = "nothing was measured; there must be test images of the classes"
 
@@ -214,6 +245,8 @@ def _leak(name: str, leaks: Leaks | None, figure: str, *, share: float, least: i
     if leaks.unmeasurable is not None:
         return GateResult(name, True, None, share, f"not judged: {leaks.unmeasurable}")
     found = leaks.figures.get(figure)
+    if found is None and figure in _NOT_ALWAYS and NEIGHBOUR in leaks.figures:
+        return GateResult(name, True, None, share, f"not judged: {_NOT_ALWAYS[figure]}")
     if found is None:
         return GateResult(name, False, None, share, "the attack was not run: measure it")
     limit = found.allowed(share)

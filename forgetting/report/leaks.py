@@ -18,8 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from forgetting.attacks.layers import LayerConfig, LayerPoint
 from forgetting.attacks.leak import AttackConfig, LeakFigures, attack
 from forgetting.attacks.probe import ProbeConfig
+from forgetting.attacks.reading import Reading
 from forgetting.attacks.recovery import RecoveryConfig
 from forgetting.data.image_set import ImageSet, class_index, indices, replay, to_tensors
 from forgetting.data.roles import TaskClasses
@@ -38,6 +40,10 @@ RECOVERY_SHARE = 0.1
 # Shots of the probe. Those of the prototypes are `PrototypeConfig.shots`.
 SHOTS = (1, 5, 20)
 PROBE, PROTOTYPES = "probe_5", "prototypes"
+PROBE_LAST, NEIGHBOUR_LAST, NEIGHBOUR = "probe_last_block", "nearest_last_block", "nearest"
+VERIFIED = "verification"
+# Shots of the probe at every block.
+LAYER_SHOTS = 5
 # Every model and every task gets the same draws.
 _SEED = 3_000_000
 
@@ -75,16 +81,31 @@ class LeakFigure:
 
 
 @dataclass(frozen=True)
+class BlockLeak:
+    """Recall of forgotten test images at one depth, now and in the bare backbone."""
+
+    after: LayerPoint
+    before: LayerPoint
+
+
+@dataclass(frozen=True)
 class Leaks:
     """All leak figures of a task.
 
     Attributes:
-        figures: Figures by name: `recovery`, `probe_1`, `probe_5`, `probe_20`, and `prototypes`
-            (on images that the method never saw). Empty if the data allow none.
+        figures: Figures by name: `recovery`, `probe_1`, `probe_5`, `probe_20`, `prototypes` (on
+            images that the method never saw), `nearest` (the nearest training image at the
+            feature), `probe_last_block` and `nearest_last_block` (not for a model that can't be
+            cut between its blocks), and `verification` (the AUC of pairs of one person against
+            pairs of two; only with two images of a class). Empty if the data allow none.
+        blocks: A 5-shot probe and the nearest image at every block's output, bottom to top, and at
+            the feature: of the adapted model and of the bare backbone.
         membership_auc: 0.5 + |AUC - 0.5| between training and test images of the forgotten
             classes, by the score that separates them best. 0.5 means that none does. None if the
             data allow no figures.
         membership_before: The same for the bare backbone.
+        reading: How well this task's adapter, with the model below it and photos, tells which
+            classes it was learned to forget; None if the data allow no figures.
         images: Number of training images that the attackers had, forgotten and retained.
         fresh_shots: Images of a class that the prototypes really had, at most 5.
         unmeasurable: Why the data allow no figures, in a sentence; None if they do.
@@ -92,8 +113,10 @@ class Leaks:
     """
 
     figures: Mapping[str, LeakFigure]
+    blocks: tuple[BlockLeak, ...]
     membership_auc: float | None
     membership_before: float | None
+    reading: Reading | None
     images: int
     fresh_shots: int
     unmeasurable: str | None
@@ -104,6 +127,7 @@ def measure_leaks(
     backbone: Backbone,
     model: nn.Module,
     *,
+    previous: nn.Module,
     images: ImageSet,
     classes: TaskClasses,
     forget: Samples,
@@ -116,6 +140,7 @@ def measure_leaks(
     Args:
         backbone: The bare backbone.
         model: The model with the stack and this task's adapter.
+        previous: The model with the stack below this task.
         images: The image set, labelled by the rows of the backbone's head.
         classes: The role of each class.
         forget: Test images of this task's classes. A class with a single image is left out if
@@ -140,7 +165,17 @@ def measure_leaks(
     asked = _in_pairs(forget)
     lacking = _lacking(train, asked=asked, retained=retained, gone=gone)
     if lacking is not None:
-        return Leaks({}, None, None, len(train), 0, lacking, time.process_time() - began)
+        return Leaks(
+            figures={},
+            blocks=(),
+            membership_auc=None,
+            membership_before=None,
+            reading=None,
+            images=len(train),
+            fresh_shots=0,
+            unmeasurable=lacking,
+            cpu_seconds=time.process_time() - began,
+        )
     test = Samples(torch.cat([asked.x, retained.x]), torch.cat([asked.y, retained.y]))
     whole = len(indices(images, "train", classes=names))
     config = AttackConfig(
@@ -148,7 +183,8 @@ def measure_leaks(
         probe=ProbeConfig(shots=SHOTS),
         relearn=None,
         finetune=None,
-        layers=None,
+        prompt=None,
+        layers=LayerConfig(shots=LAYER_SHOTS),
         bits=(),
     )
     after, before = (
@@ -158,6 +194,7 @@ def measure_leaks(
             test=test,
             forgotten=gone,
             generator=torch.Generator().manual_seed(_SEED),
+            original=previous,
             config=config,
         )
         for attacked in (model, backbone.model)
@@ -169,13 +206,15 @@ def measure_leaks(
             name: LeakFigure(
                 after=value,
                 before=_recalls(before)[name],
-                chance=1 / len(names),
+                chance=0.5 if name == VERIFIED else 1 / len(names),
                 n=fresh if name == PROTOTYPES else len(asked),
             )
             for name, value in _recalls(after).items()
         },
+        blocks=tuple(map(BlockLeak, after.layers, before.layers)),
         membership_auc=_told_apart(after),
         membership_before=_told_apart(before),
+        reading=after.reading,
         images=len(train),
         fresh_shots=min(config.prototypes.shots, int(counts.max()) // 2),
         unmeasurable=None,
@@ -204,10 +243,15 @@ def _lacking(train: Samples, *, asked: Samples, retained: Samples, gone: Tensor)
 
 
 def _recalls(found: LeakFigures) -> dict[str, float]:
+    *blocks, feature = found.layers
+    last = {PROBE_LAST: blocks[-1].probe, NEIGHBOUR_LAST: blocks[-1].neighbour} if blocks else {}
     return {
         "recovery": found.recovery_restarted[-1].acc_f,
         **{f"probe_{point.shots}": point.recall_f for point in found.probe},
         PROTOTYPES: max(point.recall_f for point in found.prototypes_fresh),
+        NEIGHBOUR: feature.neighbour,
+        **last,
+        **({VERIFIED: found.verified.auc} if found.verified else {}),
     }
 
 

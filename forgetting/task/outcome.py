@@ -137,7 +137,12 @@ def measure_task(
 
     def leaks(model: nn.Module) -> Leaks:
         return measure_leaks(
-            models.backbone, model, images=images, classes=classes, forget=forget_images
+            models.backbone,
+            model,
+            previous=models.previous,
+            images=images,
+            classes=classes,
+            forget=forget_images,
         )
 
     head = bare_head(models.backbone.model)

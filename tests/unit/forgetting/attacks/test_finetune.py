@@ -33,7 +33,7 @@ def test_a_cosine_head_is_attacked_with_its_margin() -> None:
         in_chans=1,
         img_size=16,
         patch_size=8,
-        embed_dim=16,
+        embed_dim=32,
         depth=2,
         num_heads=2,
     ).eval()
@@ -45,7 +45,7 @@ def test_a_cosine_head_is_attacked_with_its_margin() -> None:
         test=test,
         forgotten=GONE,
         generator=torch.Generator().manual_seed(0),
-        config=FinetuneConfig(looks=(1, 100)),
+        config=FinetuneConfig(looks=(1, 100), rate=1e-3),
     )
     assert [(c.scope, c.shots) for c in curves] == [(s, n) for s in SCOPES for n in (5, 0)]
     assert recall(curves, "all", 5, 100) > 0.9  # type: ignore[operator]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from forgetting.attacks.layers import LayerPoint
+from forgetting.attacks.reading import Reading
 from forgetting.measure.accuracy import Share
 from forgetting.report.figures import Report
-from forgetting.report.leaks import LeakFigure, Leaks
+from forgetting.report.leaks import BlockLeak, LeakFigure, Leaks
 
 LEAKS = Leaks(
     figures={
@@ -13,9 +15,18 @@ LEAKS = Leaks(
         "probe_5": LeakFigure(after=0.5, before=0.95, chance=0.1, n=36),
         "probe_20": LeakFigure(after=0.6, before=0.95, chance=0.1, n=36),
         "prototypes": LeakFigure(after=0.2, before=0.95, chance=0.1, n=18),
+        "nearest": LeakFigure(after=0.5, before=0.95, chance=0.1, n=36),
+        "probe_last_block": LeakFigure(after=0.5, before=0.95, chance=0.1, n=36),
+        "nearest_last_block": LeakFigure(after=0.5, before=0.95, chance=0.1, n=36),
+        "verification": LeakFigure(after=0.7, before=0.97, chance=0.5, n=36),
     },
+    blocks=tuple(
+        BlockLeak(after=LayerPoint(depth, 0.5, 0.4), before=LayerPoint(depth, 0.95, 0.9))
+        for depth in (1, 2, None)
+    ),
     membership_auc=0.54,
     membership_before=0.6,
+    reading=Reading(auc=0.99, certain=0.5, forgotten=2, candidates=10),
     images=200,
     fresh_shots=5,
     unmeasurable=None,

@@ -86,4 +86,7 @@ def test_card_says_what_was_not_judged_and_what_nothing_is_known_of() -> None:
 
 
 def test_card_fits_one_page() -> None:
-    assert len(to_markdown(GOOD, judge(GOOD, GateConfig())).splitlines()) < 60
+    card = to_markdown(GOOD, judge(GOOD, GateConfig()))
+    assert len(card.splitlines()) < 80
+    assert "| block 2 | 95.0% | 50.0% | 90.0% | 40.0% |" in card
+    assert "photos of 10 candidates finds 50% of the 2 forgotten ones" in card

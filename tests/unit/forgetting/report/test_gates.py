@@ -14,8 +14,9 @@ from tests.unit.forgetting.report.reports import GOOD, LEAKS
 NAMES = [
     "acc_f_weights", "worst_class_weights", "acc_o_weights", "acc_f", "worst_class", "acc_o",
     "acc_r_drop", "acc_r_total_drop", "near_drop", "dump_share", "confidence_drop", "probe",
-    "prototypes", "ece_rise",
+    "probe_last_block", "prototypes", "nearest", "nearest_last_block", "verification", "ece_rise",
 ]  # fmt: skip
+LEAK_GATES = NAMES[NAMES.index("probe") : NAMES.index("ece_rise")]
 
 
 def _gates(report: Report, config: GateConfig | None = None) -> dict[str, GateResult]:
@@ -28,6 +29,11 @@ def _failed(report: Report) -> list[str]:
 
 def _leaking(report: Report, name: str, figure: LeakFigure) -> Report:
     return replace(report, leaks=replace(LEAKS, figures={**LEAKS.figures, name: figure}))
+
+
+def _without(report: Report, name: str) -> Report:
+    kept = {key: figure for key, figure in LEAKS.figures.items() if key != name}
+    return replace(report, leaks=replace(LEAKS, figures=kept))
 
 
 def test_good_task_passes_every_gate() -> None:
@@ -62,6 +68,10 @@ def test_good_task_passes_every_gate() -> None:
         ("dump_share", lambda r: replace(r, dump=Share(30, 36))),
         ("probe", lambda r: _leaking(r, "probe_5", LeakFigure(0.95, 0.95, 0.1, 300))),
         ("prototypes", lambda r: _leaking(r, "prototypes", LeakFigure(0.95, 0.95, 0.1, 18))),
+        *(
+            (name, lambda r, name=name: _leaking(r, name, LeakFigure(0.95, 0.95, 0.1, 300)))
+            for name in ("probe_last_block", "nearest", "nearest_last_block", "verification")
+        ),
         ("ece_rise", lambda r: replace(r, ece_after=0.06)),
     ],
 )
@@ -90,8 +100,8 @@ def test_each_gate_fails_on_its_own_fault_and_on_no_other(
         (["confidence_drop"], lambda r: replace(r, sure_r_after=Share(0, 0))),
         (["near_drop"], lambda r: replace(r, near_after=Share(0, 0))),
         (["dump_share"], lambda r: replace(r, dump=Share(0, 0))),
-        (["probe", "prototypes"], lambda r: replace(r, leaks=None)),
-        (["probe", "prototypes"], lambda r: replace(r, leaks=replace(LEAKS, figures={}))),
+        (LEAK_GATES, lambda r: replace(r, leaks=None)),
+        (LEAK_GATES, lambda r: replace(r, leaks=replace(LEAKS, figures={}))),
     ],
 )
 def test_what_was_not_measured_is_not_passed(
@@ -123,6 +133,14 @@ def test_figure_that_is_no_number_is_not_passed() -> None:
             "no class has two test images",
             lambda r: _leaking(r, "prototypes", LeakFigure(0.0, 1.0, 0.1, 0)),
         ),
+        *(
+            (name, words, lambda r, name=name: _without(r, name))
+            for name, words in (
+                ("probe_last_block", "can't be cut"),
+                ("nearest_last_block", "can't be cut"),
+                ("verification", "two test images"),
+            )
+        ),
         (
             "probe",
             "no training images",
@@ -152,7 +170,11 @@ def test_leak_is_judged_between_chance_and_the_bare_backbone() -> None:
 def test_limits_come_from_the_config() -> None:
     strict = GateConfig(probe=0.1, ece_rise=0.001, near_drop=0.0)
     failed = [name for name, gate in _gates(GOOD, strict).items() if not gate.passed]
-    assert failed == ["probe", "ece_rise"]  # the loss of one near image always passes
+    assert failed == [
+        "probe",
+        "probe_last_block",
+        "ece_rise",
+    ]  # the loss of one near image always passes
 
 
 def test_one_leaked_image_among_few_is_no_rate_but_two_are() -> None:
@@ -196,7 +218,7 @@ def test_edit_that_hides_a_class_passes_no_gate_but_as_a_stand_in() -> None:
         leaks=_read_as_easily_as_before(),
         leaks_served=LEAKS,
     )
-    assert _failed(hidden) == ["acc_f_weights", "worst_class_weights", "probe", "prototypes"]
+    assert _failed(hidden) == ["acc_f_weights", "worst_class_weights", *LEAK_GATES]
     stand_in = judge(hidden, GateConfig(), provisional=True)
     assert all(gate.passed for gate in stand_in)
     assert {"acc_f", "worst_class", "probe_served", "prototypes_served"} <= {
@@ -206,4 +228,4 @@ def test_edit_that_hides_a_class_passes_no_gate_but_as_a_stand_in() -> None:
 
 def test_leak_as_served_counts_beside_that_of_the_weights() -> None:
     served = replace(GOOD, leaks_served=_read_as_easily_as_before())
-    assert _failed(served) == ["probe_served", "prototypes_served"]
+    assert _failed(served) == [f"{name}_served" for name in LEAK_GATES]

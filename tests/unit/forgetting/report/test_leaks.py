@@ -12,13 +12,22 @@ from numpy.typing import NDArray
 
 from forgetting.attacks.leak import AttackConfig, attack
 from forgetting.attacks.probe import ProbeConfig
+from forgetting.attacks.reading import Reading
 from forgetting.data.image_set import ImageSet, indices, to_tensors
 from forgetting.data.roles import TaskClasses
 from forgetting.data.samples import Samples
 from forgetting.data.subset import limited, without_classes
 from forgetting.models.backbone import Backbone
 from forgetting.report.gates import GateConfig
-from forgetting.report.leaks import MOST_PER_CLASS, PROBE, PROTOTYPES, Leaks, measure_leaks
+from forgetting.report.leaks import (
+    MOST_PER_CLASS,
+    NEIGHBOUR,
+    PROBE,
+    PROTOTYPES,
+    VERIFIED,
+    Leaks,
+    measure_leaks,
+)
 
 CLASSES = TaskClasses(tuple(str(d) for d in range(2, 10)), forget=("0", "1"), earlier=())
 
@@ -33,7 +42,14 @@ def _measured(
 ) -> Leaks:
     rows = indices(images, "test", classes=classes.forget)[:asked]
     forget = Samples(*to_tensors(images, rows, backbone.spec.preprocess))
-    return measure_leaks(backbone, model, images=images, classes=classes, forget=forget)
+    return measure_leaks(
+        backbone,
+        model,
+        previous=backbone.model,
+        images=images,
+        classes=classes,
+        forget=forget,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +58,18 @@ def unchanged(backbone: Backbone, digit_images: ImageSet) -> Leaks:
 
 
 def test_model_that_forgot_nothing_keeps_everything(unchanged: Leaks) -> None:
-    assert list(unchanged.figures) == ["recovery", "probe_1", "probe_5", "probe_20", "prototypes"]
+    assert list(unchanged.figures) == [
+        "recovery", "probe_1", "probe_5", "probe_20", "prototypes", "nearest", "probe_last_block",
+        "nearest_last_block", "verification",
+    ]  # fmt: skip
     for figure in unchanged.figures.values():
         assert figure.after == figure.before
         assert figure.kept == 1.0
     assert unchanged.figures["probe_20"].before > 0.8
     assert unchanged.membership_auc == unchanged.membership_before
+    assert [block.after for block in unchanged.blocks] == [b.before for b in unchanged.blocks]
+    assert [block.after.depth for block in unchanged.blocks] == [1, 2, 3, 4, None]
+    assert unchanged.reading == Reading(auc=0.5, certain=0.0, forgotten=2, candidates=10)
 
 
 def test_gates_tell_features_that_hold_nothing_from_those_that_hold_all(
@@ -59,7 +81,13 @@ def test_gates_tell_features_that_hold_nothing_from_those_that_hold_all(
         blind.get_parameter("fc_norm.weight").zero_()
     leaks = _measured(backbone, blind, digit_images)
     # The same answer for every image may still be right for half of them.
-    for name, share in ((PROBE, limits.probe), (PROTOTYPES, limits.prototypes)):
+    shares = {
+        PROBE: limits.probe,
+        PROTOTYPES: limits.prototypes,
+        NEIGHBOUR: limits.nearest,
+        VERIFIED: limits.verification,
+    }
+    for name, share in shares.items():
         assert leaks.figures[name].low < leaks.figures[name].allowed(share)
     written = unchanged.figures[PROTOTYPES]
     assert written.low > written.allowed(limits.prototypes)
@@ -108,7 +136,12 @@ def test_a_class_with_one_test_image_counts_only_if_no_class_has_two(
     alone = TaskClasses(tuple(str(d) for d in range(1, 10)), forget=("0",), earlier=())
     alone_measured = _measured(backbone, backbone.model, few, classes=alone)
     counts = {name: figure.n for name, figure in alone_measured.figures.items()}
-    assert counts == {"recovery": 1, "probe_1": 1, "probe_5": 1, "probe_20": 1, "prototypes": 0}
+    assert counts["prototypes"] == 0
+    assert set(counts) - {"prototypes"} == {
+        "recovery", "probe_1", "probe_5", "probe_20", "nearest", "probe_last_block",
+        "nearest_last_block",
+    }  # fmt: skip
+    assert {counts[name] for name in set(counts) - {"prototypes"}} == {1}
 
 
 def test_without_test_images_nothing_is_attacked(
