@@ -12,10 +12,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from forgetting.attacks.prototypes import class_means
 from forgetting.bench.backbones import TrainedFacts, given_backbone, trained_backbone
 from forgetting.bench.recipes import Recipe
-from forgetting.bench.setting import Setting, check_images, class_order, task_classes
-from forgetting.data.image_set import ImageSet, for_classes, indices, to_tensors
+from forgetting.bench.setting import (
+    Setting,
+    adversarial_order,
+    check_images,
+    class_order,
+    task_classes,
+)
+from forgetting.data.image_set import ImageSet, class_index, for_classes, indices, to_tensors
 from forgetting.data.preprocess import Preprocess
 from forgetting.data.roles import Rows, TaskClasses, training_data
 from forgetting.data.samples import ForgetData, Samples
@@ -160,12 +167,17 @@ def prepare(
         )
     else:
         backbone, facts = trained(())
+    samples = TensorMemo(chosen, backbone.spec.preprocess)
+    remember_stem(backbone.model)  # all methods work on copies of it
+    if setting.order == "adversarial":
+        shown = extract(backbone.model, samples(indices(chosen, "train")))
+        _, means = class_means(shown.embedding, shown.y)
+        order = adversarial_order(order, means[[class_index(chosen, name) for name in order]])
     tasks = task_classes(order, setting)
     wanted = {"all": range(1, len(tasks) + 1), "last": [len(tasks)], "none": []}[references]
     made = {number: trained(tasks[number - 1].under_erasure) for number in wanted}
-    for known in (backbone, *(never for never, _ in made.values())):
-        remember_stem(known.model)  # all methods work on copies of these
-    samples = TensorMemo(chosen, backbone.spec.preprocess)
+    for never, _ in made.values():
+        remember_stem(never.model)
     tested = samples(indices(chosen, "test"))
     return Material(
         setting=setting,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ import torch
 from forgetting.bench.cell import TaskFigures
 from forgetting.bench.figures import Measured, measure_task
 from forgetting.bench.material import Material, forget_data
+from forgetting.bench.partial import Partial, read_partial, write_partial
 from forgetting.errors import ForgettingError
 from forgetting.methods.protocol import Budget, Learned, Method, Task
 from forgetting.training.progress import Progress
@@ -52,8 +54,9 @@ def run_sequence(
     budget: Budget,
     attacks: Attacks,
     progress: Callable[[Look], None] | None = None,
+    partial: Path | None = None,
 ) -> Outcome:
-    """Run every task, each on top of the last.
+    """Run every task, each on top of the last. With `partial`, go on where a stopped run ended.
 
     If a method breaks down (a NaN loss, broken embeddings), the sequence ends with what was
     measured so far. That is a result too, and is in the table.
@@ -64,13 +67,15 @@ def run_sequence(
         budget: Budget of each task.
         attacks: After which tasks the attacks are run.
         progress: Called whenever the method looks at its validation images.
+        partial: The file that keeps the state after each task.
     """
-    figures: list[TaskFigures] = []
-    samples: list[dict[str, Any]] = []
-    previous = Measured(material.backbone.model, material.bare)
-    carried: Any = None
+    kept = read_partial(partial) if partial is not None else None
+    if kept is None:
+        kept = Partial((), (), Measured(material.backbone.model, material.bare), None)
+    figures, samples = list(kept.figures), list(kept.samples)
+    previous, carried = kept.previous, kept.carried
     count = len(material.tasks)
-    for number in range(1, count + 1):
+    for number in range(figures[-1].number + 1 if figures else 1, count + 1):
         _tell(progress, Look(number, count, "images", 0, budget.steps))
         try:
             if isinstance(method, str):
@@ -100,6 +105,8 @@ def run_sequence(
         figures.append(measured)
         samples.append(answers)
         previous, carried = after, learned.carried
+        if partial is not None and number < count and not isinstance(method, str):
+            write_partial(partial, Partial(tuple(figures), tuple(samples), previous, carried))
     return Outcome(tuple(figures), tuple(samples), None)
 
 

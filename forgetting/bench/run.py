@@ -18,6 +18,7 @@ from forgetting.bench.cell import (
 )
 from forgetting.bench.claim import Claimed, claim
 from forgetting.bench.material import Material, Origin, Which, prepare
+from forgetting.bench.partial import partial_file
 from forgetting.bench.protocol import ROWS, Attacks, Look, run_sequence
 from forgetting.bench.setting import Setting
 from forgetting.bench.tuning import Choice, choose, describe
@@ -103,11 +104,11 @@ def check(config: BenchConfig) -> None:
     """Refuse a configuration that can't be run, before anything is computed.
 
     Raises:
-        DataError: A method is unknown, a method or seed is given twice, or the tuning seed is
-            among the reported seeds.
+        DataError: A method or its variant is unknown, a method or seed is given twice, or the
+            tuning seed is among the reported seeds.
     """
     for name in config.methods:
-        method_class(name)
+        method(name)
     for what, values in (("method", config.methods), ("seed", config.seeds)):
         doubled = [v for i, v in enumerate(values) if v in values[:i]]
         if doubled or not values:
@@ -247,12 +248,14 @@ class _Bench:
         path: Path,
     ) -> Cell:
         what = f"{plan.method}, seed {plan.seed}"
+        partial = partial_file(path, code=self._code)
         outcome = run_sequence(
             chosen,
             material,
             budget=self._config.budget,
             attacks=self._config.attacks,
             progress=lambda look: self._tell(what, look=look),
+            partial=partial,
         )
         cell = Cell(
             method=plan.method,
@@ -264,6 +267,7 @@ class _Bench:
             code=self._code,
         )
         write_cell(path, cell, outcome.samples)
+        partial.unlink(missing_ok=True)
         return read_cell(path)
 
     def _method(self, plan: _Plan) -> Method | str:
@@ -275,7 +279,7 @@ class _Bench:
     def _tune(self, item: tuple[Setting, str]) -> None:
         setting, name = item
         kind, seed = method_class(name), self._config.tune_seed
-        if seed is None or not kind.grid:
+        if seed is None or not kind.grid or ":" in name:  # a variant is what its name says
             return
         choice = choose(
             kind,

@@ -1,7 +1,8 @@
 """The settings of the papers' tables: what is forgotten, in how many tasks, with how many images.
 
 `single 100-20` forgets 20 of 100 classes in one task. `continual 4x20` forgets 20 classes in each
-of 4 tasks. The seed decides which classes take part, and in which order.
+of 4 tasks. The seed decides which classes take part, and in which order. A random draw flatters,
+so there is an order made by an adversary too.
 """
 
 from __future__ import annotations
@@ -10,6 +11,11 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from forgetting.data.image_set import ImageSet, indices
 from forgetting.data.roles import TaskClasses
@@ -17,6 +23,7 @@ from forgetting.errors import DataError
 
 _SINGLE = re.compile(r"(\d+)-(\d+)")
 _CONTINUAL = re.compile(r"(\d+)x(\d+)")
+Order = Literal["random", "adversarial"]
 _EXAMPLES = "'single 100-20' (forget 20 of 100 classes) or '4x20' (4 tasks of 20 classes)"
 
 
@@ -30,6 +37,7 @@ class Setting:
         per_task: Number of classes that each task forgets.
         shots: Most training images of a class, forgotten or retained; None for all.
         missing: Number of retained classes without training images.
+        order: `random`, or `adversarial` (`adversarial_order`).
     """
 
     classes: int
@@ -37,13 +45,15 @@ class Setting:
     per_task: int
     shots: int | None = None
     missing: int = 0
+    order: Order = "random"
 
     @property
     def name(self) -> str:
         """The name in tables and files: `100-4x20`, `100-1x5-4shot`, `100-4x20-missing5`."""
         name = f"{self.classes}-{self.tasks}x{self.per_task}"
         name += "" if self.shots is None else f"-{self.shots}shot"
-        return name + (f"-missing{self.missing}" if self.missing else "")
+        name += f"-missing{self.missing}" if self.missing else ""
+        return name if self.order == "random" else f"{name}-{self.order}"
 
     def task_name(self, number: int) -> str:
         """The papers' name of task `number` (from 1): classes known before - classes forgotten."""
@@ -57,6 +67,7 @@ def parse_settings(
     classes: int | None = None,
     shots: int | None = None,
     missing: int = 0,
+    order: Order = "random",
 ) -> tuple[Setting, ...]:
     """Read `--setting`.
 
@@ -66,6 +77,7 @@ def parse_settings(
         classes: Number of classes that take part, if the text doesn't say it; None for all.
         shots: See `Setting`.
         missing: See `Setting`.
+        order: See `Setting`.
 
     Raises:
         DataError: The text can't be read, or the image set is too small for a setting.
@@ -81,10 +93,10 @@ def parse_settings(
             known, per_task = int(single[1]), int(single[2])
             if classes not in (None, known):
                 raise DataError(f"setting {word!r} has {known} classes, --classes says {classes}")
-            setting = Setting(known, 1, per_task, shots, missing)
+            setting = Setting(known, 1, per_task, shots, missing, order)
         elif continual := _CONTINUAL.fullmatch(word):
             tasks, per_task = int(continual[1]), int(continual[2])
-            setting = Setting(classes or available, tasks, per_task, shots, missing)
+            setting = Setting(classes or available, tasks, per_task, shots, missing, order)
         else:
             raise DataError(f"unknown setting {word!r}; expected {_EXAMPLES}")
         _check(setting, word, available=available)
@@ -115,6 +127,29 @@ def _check(setting: Setting, word: str, *, available: int) -> None:
 def class_order(names: Sequence[str], setting: Setting, *, seed: int) -> tuple[str, ...]:
     """The classes that take part, in the seed's order. As in the papers, the last go first."""
     return tuple(random.Random(seed).sample(list(names), setting.classes))
+
+
+def adversarial_order(order: Sequence[str], means: Tensor) -> tuple[str, ...]:
+    """An order of the same classes in which each forgotten class leaves its nearest one behind.
+
+    Of the two most alike classes one is forgotten and the other is retained, then of the next two,
+    and so on: what is taken from the one must not be taken from the other.
+
+    Args:
+        order: The classes in the seed's order.
+        means: The backbone's mean feature of each class (n, dim), in the same order.
+    """
+    unit = F.normalize(means - means.mean(dim=0), dim=1)
+    alike = (unit @ unit.T).fill_diagonal_(-torch.inf)  # (n, dim) @ (dim, n) -> (n, n)
+    kept: list[int] = []
+    gone: list[int] = []
+    for _ in range(len(order) // 2):
+        first, second = divmod(int(alike.argmax()), len(order))
+        kept, gone = [*kept, min(first, second)], [*gone, max(first, second)]
+        alike[[first, second]] = alike[:, [first, second]] = -torch.inf
+    alone = sorted(set(range(len(order))) - {*kept, *gone})
+    # The last go first, so the pair that is most alike comes last.
+    return tuple(order[i] for i in (*kept, *alone, *reversed(gone)))
 
 
 def task_classes(order: Sequence[str], setting: Setting) -> tuple[TaskClasses, ...]:

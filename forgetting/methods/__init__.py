@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from types import MappingProxyType
-from typing import Any, cast
+from types import MappingProxyType, UnionType
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from forgetting.errors import DataError
 from forgetting.methods.acu import ACU
@@ -65,29 +65,61 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType({kind.name: kind for kind
 
 
 def method_class(name: str) -> type[Method]:
-    """The class of a method.
+    """The class of a method, or of a variant such as `lethe:rank=4`.
 
     Raises:
         DataError: There is no such method. The message lists all methods.
     """
-    if name not in METHODS:
-        raise DataError(f"there is no method {name!r}; the methods are {', '.join(METHODS)}")
-    return METHODS[name]
+    base = name.partition(":")[0]
+    if base not in METHODS:
+        raise DataError(f"there is no method {base!r}; the methods are {', '.join(METHODS)}")
+    return METHODS[base]
 
 
 def method(name: str, setting: Mapping[str, Any] | None = None) -> Method:
     """A method with its defaults, changed by `setting` (such as one of its `grid`).
 
+    A variant names its own changes, which win: `gs_lora:targets=attention:rank=4`.
+
     Raises:
-        DataError: There is no such method, or it has no such hyper-parameter.
+        DataError: There is no such method, or it has no such hyper-parameter or value.
     """
-    made = method_class(name)()
-    changes = dict(setting or {})
-    known = {field.name: getattr(made, field.name) for field in fields(cast(Any, made))}
+    made: Any = method_class(name)()
+    changes = {**(setting or {}), **_named_changes(name)}
+    nested = getattr(made, "config", None)
+    own = {f.name: getattr(made, f.name) for f in fields(made) if f.name != "config"}
+    inner = {f.name: getattr(nested, f.name) for f in fields(nested)} if nested else {}
+    hints = {**(get_type_hints(type(nested)) if nested else {}), **get_type_hints(type(made))}
     for key, value in changes.items():
-        if key not in known:
-            shown = ", ".join(known) or "none"
+        if key not in own | inner:
+            shown = ", ".join(own | inner) or "none"
             raise DataError(f"{name} has no hyper-parameter {key!r}; it has {shown}")
-        if isinstance(known[key], int):
-            changes[key] = int(value)  # a grid holds floats only
-    return cast(Method, replace(cast(Any, made), **changes))
+        changes[key] = _value(name, key, value, hints[key])
+    if nested is not None:
+        config = replace(nested, **{k: v for k, v in changes.items() if k in inner})
+        made = replace(made, config=config)
+    return cast(Method, replace(made, **{k: v for k, v in changes.items() if k in own}))
+
+
+def _named_changes(name: str) -> dict[str, str]:
+    found = {}
+    for word in name.split(":")[1:]:
+        key, sign, value = word.partition("=")
+        if not (key and sign and value):
+            raise DataError(f"expected a variant like 'lethe:rank=4', found {name!r}")
+        found[key] = value
+    return found
+
+
+def _value(name: str, key: str, value: Any, hint: Any) -> Any:
+    """`value` in the hyper-parameter's type. (A grid holds floats only, a variant's name text.)"""
+    kinds = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+    if get_origin(kinds[0]) is Literal:
+        if value in get_args(kinds[0]):
+            return value
+        raise DataError(f"{name}: {key} is one of {', '.join(get_args(kinds[0]))}, not {value!r}")
+    try:
+        number = float(value)
+    except ValueError:
+        raise DataError(f"{name}: {key} is a number, not {value!r}") from None
+    return int(number) if int in kinds else number

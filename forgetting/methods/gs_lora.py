@@ -9,8 +9,7 @@ weights are frozen. It differs from the published code (`gs_lora_published`):
 
 - The proximal step makes groups exactly zero.
 - BND is a multiple of log K, so that it fits any head. Theirs, 105 to 110 nats, is for a cosine
-head
-  of scale 64.
+  head of scale 64.
 - Prototypes come from the original model.
 - The distance in the ++ terms is 1 - cos of embeddings, not KL between softmaxes of features.
 - There is no dropout, and one forward pass instead of two.
@@ -21,8 +20,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -36,12 +35,14 @@ from forgetting.methods.merging import detached, low_rank
 from forgetting.methods.protocol import Budget, Learned, Task
 from forgetting.methods.watch import Watch, check_images, finite
 from forgetting.models.backbone import features_and_logits
-from forgetting.models.targets import Group, find_groups
+from forgetting.models.targets import Group, Targets, find_groups
 from forgetting.training.lora import LowRank, attach, update_norm, update_parts
 from forgetting.training.losses import group_norm, prox_threshold, shrink
 from forgetting.training.progress import Tell
 
-Attached = Mapping[Group, tuple[LowRank, LowRank]]
+GroupingPlus = Literal["block", "lora", "matrix"]
+"""The papers' three: a group is a block's pairs, one pair, or one of a pair's two matrices."""
+Attached = Mapping[Group, tuple[LowRank, ...]]
 Extra = Callable[[Tensor, Drawn, Drawn], Tensor]
 """(embeddings (f + r, d), forget images, retain images) -> one more term of the loss."""
 
@@ -78,6 +79,8 @@ class _Settings:
     bound: float
     sparsity: float
     warmup: float
+    targets: Targets
+    grouping: GroupingPlus
 
 
 def _learn(
@@ -92,7 +95,12 @@ def _learn(
     check_images(task.data)
     if budget.steps < 1:
         raise TrainingError(f"a budget of at least 1 step is needed, not {budget}")
-    groups = find_groups(task.model)
+    matrices = settings.grouping == "matrix"
+    groups = find_groups(
+        task.model,
+        targets=settings.targets,
+        grouping="block" if settings.grouping == "block" else "lora",
+    )
     model = copy.deepcopy(task.model).eval()
     attached = attach(model, groups, rank=settings.rank, generator=generator)
     model.to(task.data.forget.x.device)
@@ -110,7 +118,7 @@ def _learn(
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if i >= settings.warmup * budget.steps:
-            proximal_step(attached, strength=settings.sparsity, rate=rate)
+            proximal_step(attached, strength=settings.sparsity, rate=rate, matrices=matrices)
         watch.after(
             i + 1,
             model,
@@ -149,23 +157,35 @@ def _terms(
     return settings.beta * away, kept
 
 
-def proximal_step(attached: Attached, *, strength: float, rate: float) -> None:
+def proximal_step(
+    attached: Attached, *, strength: float, rate: float, matrices: bool = False
+) -> None:
     """Shrink every group. A group below its threshold becomes exactly zero.
 
     The threshold is a share of Adam's own step (`losses.prox_threshold`). The strongest group isn't
-    shrunk, because an empty adapter would forget nothing.
+    shrunk, because an empty adapter would forget nothing. With `matrices`, A and B of each pair are
+    groups of their own.
     """
     strongest = max(attached, key=lambda g: update_norm(attached[g]))
     for group, pairs in attached.items():
         parts = update_parts(pairs)
-        size = sum(part.numel() for part in parts)
-        threshold = prox_threshold(strength=strength, rate=rate, size=size)
-        if group != strongest or group_norm(parts) > threshold:
-            shrink(parts, threshold=threshold)
+        for own in ([pair.a for pair in pairs], parts) if matrices else (parts,):
+            size = sum(part.numel() for part in own)
+            threshold = prox_threshold(strength=strength, rate=rate, size=size)
+            if group != strongest or group_norm(own) > threshold:
+                shrink(own, threshold=threshold)
 
 
 def _alive(attached: Attached) -> list[Group]:
-    return [group for group, pairs in attached.items() if update_norm(pairs) > 0]
+    return [
+        group
+        for group, pairs in attached.items()
+        if any(bool(pair.a.any()) and bool(pair.b.any()) for pair in pairs)
+    ]
+
+
+def _settings(method: GSLoRA | GSLoRAPlusPlus) -> _Settings:
+    return _Settings(**{f.name: getattr(method, f.name) for f in fields(_Settings)})
 
 
 @dataclass(frozen=True)
@@ -180,6 +200,8 @@ class GSLoRA:
             are 23 to 24 units for their 100 classes.
         sparsity: Strength of the proximal step, as a share (0..1) of the optimizer's step.
         warmup: Share of the steps without sparsity.
+        targets: The linears that get pairs: `ffn`, `attention` or `both`.
+        grouping: What becomes zero together: `block`, `lora` or `matrix`.
     """
 
     name: ClassVar[str] = "gs_lora"
@@ -195,6 +217,8 @@ class GSLoRA:
     bound: float = 24.0
     sparsity: float = 0.4
     warmup: float = 0.2
+    targets: Targets = "ffn"
+    grouping: GroupingPlus = "block"
 
     def learn(
         self,
@@ -205,9 +229,7 @@ class GSLoRA:
         progress: Tell | None = None,
     ) -> Learned:
         """See `forgetting.methods.protocol.Method.learn`."""
-        settings = _Settings(
-            self.rank, self.rate, self.beta, self.bound, self.sparsity, self.warmup
-        )
+        settings = _settings(self)
         watch = Watch(task.data, progress, phase=self.name)
         return _learn(task, settings, extra=None, budget=budget, generator=generator, watch=watch)
 
@@ -237,6 +259,8 @@ class GSLoRAPlusPlus:
     bound: float = 24.0
     sparsity: float = 0.4
     warmup: float = 0.2
+    targets: Targets = "ffn"
+    grouping: GroupingPlus = "block"
     push: float = 0.5
     pull: float = 0.5
     away: float = 1.0
@@ -250,9 +274,7 @@ class GSLoRAPlusPlus:
         progress: Tell | None = None,
     ) -> Learned:
         """See `forgetting.methods.protocol.Method.learn`."""
-        settings = _Settings(
-            self.rank, self.rate, self.beta, self.bound, self.sparsity, self.warmup
-        )
+        settings = _settings(self)
         watch = Watch(task.data, progress, phase=self.name)
         check_images(task.data)
         return _learn(

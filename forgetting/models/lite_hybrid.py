@@ -49,6 +49,9 @@ class _Memo:
     def __deepcopy__(self, memo: object) -> _Memo:
         return self
 
+    def __reduce__(self) -> tuple[type[_Memo], tuple[int]]:
+        return (_Memo, (self._limit,))  # a stored model leaves the maps behind
+
     def __len__(self) -> int:
         return len(self._maps)
 

@@ -2,12 +2,14 @@
 
 GS-LoRA (CVPR 2024) puts its low-rank pairs into these two linears of every block's FFN, and prunes
 whole blocks; so the two form a group. A model with another kind of FFN (SwiGLU, mixture of experts,
-...) is refused; the error lists its linears.
+...) is refused; the error lists its linears. For the papers' ablations a method may take the
+attention's linears, and a group for each linear; what is served has neither.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
@@ -17,23 +19,32 @@ Pair = tuple[Tensor, Tensor]
 """A (r, in) and B (out, r). A low-rank update adds B A to a linear's weight."""
 
 
+_FFN = ("mlp.fc1", "mlp.fc2")
+_ATTENTION = ("attn.qkv", "attn.proj")
+Targets = Literal["ffn", "attention", "both"]
+Grouping = Literal["block", "lora"]
+
+
 @dataclass(frozen=True)
 class Group:
-    """The FFN of block `index`: the module paths of its two linears."""
+    """Linears of block `index` that are kept or dropped together, by their module paths."""
 
     index: int
-    fc1: str
-    fc2: str
-
-    @property
-    def paths(self) -> tuple[str, str]:
-        return (self.fc1, self.fc2)
+    paths: tuple[str, ...]
 
 
-def find_groups(model: nn.Module) -> tuple[Group, ...]:
-    """One group per block, bottom to top.
+def find_groups(
+    model: nn.Module, *, targets: Targets = "ffn", grouping: Grouping = "block"
+) -> tuple[Group, ...]:
+    """The groups, bottom to top.
+
+    Args:
+        model: A ViT.
+        targets: The linears: `mlp.fc1` and `mlp.fc2`, or `attn.qkv` and `attn.proj`, or all four.
+        grouping: One group per block, or one per linear (the papers' `lora`).
 
     Raises:
+        ValueError: `targets` or `grouping` is unknown.
         TargetError: The model has no blocks, or a block's FFN isn't `mlp.fc1` and `mlp.fc2`, both
             linear. The message lists the linears that the block has instead.
     """
@@ -41,15 +52,24 @@ def find_groups(model: nn.Module) -> tuple[Group, ...]:
     if not isinstance(blocks, nn.Sequential | nn.ModuleList) or len(blocks) == 0:
         kinds = ", ".join(f"{name} ({type(m).__name__})" for name, m in model.named_children())
         raise TargetError(f"{type(model).__name__} has no Transformer `blocks`; found {kinds}")
-    groups = []
+    for value, known in ((targets, Targets), (grouping, Grouping)):
+        if value not in get_args(known):
+            raise ValueError(f"expected one of {', '.join(get_args(known))}, found {value!r}")
+    names = {"ffn": _FFN, "attention": _ATTENTION, "both": _ATTENTION + _FFN}[targets]
+    groups: list[Group] = []
     for i, block in enumerate(blocks):
-        group = Group(index=i, fc1=f"blocks.{i}.mlp.fc1", fc2=f"blocks.{i}.mlp.fc2")
         mlp = getattr(block, "mlp", None)
         ends = [getattr(mlp, "fc1", None), getattr(mlp, "fc2", None)]
         extra = [n for n, m in _linears(mlp) if n not in ("fc1", "fc2")]
         if not all(isinstance(end, nn.Linear) for end in ends) or extra or _is_gated(*ends):
             raise TargetError(_complaint(i, block, mlp))
-        groups.append(group)
+        inside = dict(block.named_modules())
+        lacking = [name for name in names if not isinstance(inside.get(name), nn.Linear)]
+        if lacking:
+            raise TargetError(f"block {i} ({type(block).__name__}) has no linear {lacking[0]}")
+        paths = tuple(f"blocks.{i}.{name}" for name in names)
+        parts = [paths] if grouping == "block" else [(path,) for path in paths]
+        groups += [Group(i, part) for part in parts]
     return tuple(groups)
 
 

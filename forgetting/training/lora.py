@@ -1,4 +1,4 @@
-"""Low-rank pairs in training: y = W x + b + B (A x) on the FFN linears of a frozen model."""
+"""Low-rank pairs in training: y = W x + b + B (A x) on some linears of a frozen model."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class LowRank(nn.Module):
 
 def attach(
     model: nn.Module, groups: Sequence[Group], *, rank: int, generator: torch.Generator
-) -> dict[Group, tuple[LowRank, LowRank]]:
-    """Put a pair beside both linears of every group; only the pairs require gradients."""
+) -> dict[Group, tuple[LowRank, ...]]:
+    """Put a pair beside the linears of every group; only the pairs require gradients."""
     model.requires_grad_(False)
     attached = {}
     for group in groups:
@@ -40,7 +40,7 @@ def attach(
             pair = LowRank(linear, rank=rank, generator=generator)
             _replace(model, path, pair)
             pairs.append(pair)
-        attached[group] = (pairs[0], pairs[1])
+        attached[group] = tuple(pairs)
     return attached
 
 

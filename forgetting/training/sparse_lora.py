@@ -89,6 +89,7 @@ def train(
     original: nn.Module,
     config: TrainConfig,
     generator: torch.Generator,
+    groups: Sequence[Group] | None = None,
     progress: Tell | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> TrainResult:
@@ -101,6 +102,7 @@ def train(
         original: The bare backbone's model. It isn't changed.
         config: Hyper-parameters.
         generator: Source of all randomness.
+        groups: The linears that may change; None takes `find_groups(model)`.
         progress: Called at every look at the validation images; may raise to cancel.
         clock: Gives the seconds that are reported.
 
@@ -109,7 +111,7 @@ def train(
         TrainingError: The loss became NaN, there is nothing to forget, or no group survived.
     """
     started = clock()
-    groups = find_groups(model)
+    groups = find_groups(model) if groups is None else groups
     trained = copy.deepcopy(model).eval()
     pools = make_pools(trained, data, original=original, copies=config.copies, generator=generator)
     rank = config.rank or affordable_rank(model, groups, config=config)
@@ -175,7 +177,7 @@ class _Run:
         self,
         model: nn.Module,
         pools: Pools,
-        attached: dict[Group, tuple[LowRank, LowRank]],
+        attached: dict[Group, tuple[LowRank, ...]],
         *,
         blocks: int,
         config: TrainConfig,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -30,11 +31,17 @@ SettingText = Annotated[
     str | None,
     typer.Option("--setting", help="'single 100-20' (20 of 100 classes), '4x20' (4 tasks of 20)"),
 ]
-Methods = Annotated[str, typer.Option("--methods", help="names with commas, or 'all'")]
+Methods = Annotated[
+    str, typer.Option("--methods", help="names with commas, or 'all'; 'lethe:rank=4' is a variant")
+]
 Seeds = Annotated[str, typer.Option("--seeds", help="with commas; each draws classes and weights")]
 Classes = Annotated[int | None, typer.Option("--classes", help="how many classes, drawn by seed")]
 Shots = Annotated[int | None, typer.Option("--shots", help="images of each class [all]")]
 Missing = Annotated[int, typer.Option("--missing", help="retained classes without images")]
+Order = Annotated[
+    Literal["random", "adversarial"],
+    typer.Option("--order", help="adversarial: forget one of each two classes that are most alike"),
+]
 Steps = Annotated[int, typer.Option("--steps", min=1, help="optimizer steps of a task")]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="retain images of a step")]
 Recipe = Annotated[str | None, typer.Option("--recipe", help="recipe of the backbones [by data]")]
@@ -82,6 +89,7 @@ def forgetting(
     classes: Classes = None,
     shots: Shots = None,
     missing: Missing = 0,
+    order: Order = "random",
     steps: Steps = 300,
     batch: Batch = 48,
     recipe: Recipe = None,
@@ -112,6 +120,7 @@ def forgetting(
             classes=classes,
             shots=asked.shots if shots is None else shots,
             missing=missing or asked.missing,
+            order=order,
             steps=steps,
             batch=batch,
             recipe=recipe,
@@ -141,6 +150,7 @@ class _Options:
     classes: int | None
     shots: int | None
     missing: int
+    order: Literal["random", "adversarial"]
     steps: int
     batch: int
     recipe: str | None
@@ -197,6 +207,7 @@ def _config(options: _Options, images: ImageSet) -> BenchConfig:
         classes=options.classes,
         shots=options.shots,
         missing=options.missing,
+        order=options.order,
     )
     # How a given backbone was trained is unknown, so it can't be retrained by default.
     references = options.references or ("none" if options.backbone else "all")
@@ -266,7 +277,13 @@ def _published(options: _Options) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _progress() -> Iterator[tuple[Any, Any]]:
-    """A progress bar over all cells. Yields functions that update it and print a line above it."""
+    """A progress bar over all cells. Yields functions that update it and print a line above it.
+
+    Where the output is redirected, a line is printed whenever a cell or a task begins.
+    """
+    if not err.is_terminal:
+        yield _lines()
+        return
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -280,9 +297,9 @@ def _progress() -> Iterator[tuple[Any, Any]]:
         task = bar.add_task("bench", total=None, now="")
 
         def status(look: Status) -> None:
-            now = look.what
+            now = _now(look)
             if look.look is not None:
-                now += f", task {look.look.number}/{look.look.tasks}, {look.look.phase}"
+                now += f", {look.look.phase}"
             if look.steps:
                 now += f" {look.step}/{look.steps}"
             bar.update(task, completed=look.done, total=look.cells, now=now)
@@ -291,6 +308,26 @@ def _progress() -> Iterator[tuple[Any, Any]]:
             bar.console.print(sentence, highlight=False, soft_wrap=True)
 
         yield status, note
+
+
+def _lines() -> tuple[Any, Any]:
+    told = ""
+
+    def status(look: Status) -> None:
+        nonlocal told
+        if _now(look) != told:
+            told = _now(look)
+            note(f"{datetime.now():%H:%M:%S} {look.done}/{look.cells} cells; {told}")
+
+    def note(sentence: str) -> None:
+        err.print(sentence, highlight=False, soft_wrap=True)
+
+    return status, note
+
+
+def _now(look: Status) -> str:
+    task = "" if look.look is None else f", task {look.look.number}/{look.look.tasks}"
+    return look.what + task
 
 
 @contextlib.contextmanager

@@ -201,6 +201,39 @@ def test_run_that_was_killed_between_two_cells_goes_on(
         ]
 
 
+def test_stopped_cell_goes_on_after_its_last_finished_task(
+    config: BenchConfig, digit_images: ImageSet
+) -> None:
+    config = replace(config, methods=("ewc",))  # it carries something to its next task
+
+    def stop(look: Status) -> None:
+        if look.what.startswith("ewc") and look.look is not None and look.look.number == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_bench(digit_images, config, status=stop)
+    (kept,) = (config.origin.work / "cells").rglob("*.partial")
+    tasks: set[int] = set()
+
+    def seen(look: Status) -> None:
+        if look.what.startswith("ewc") and look.look is not None:
+            tasks.add(look.look.number)
+
+    resumed = run_bench(digit_images, config, status=seen)
+    assert tasks == {2}
+    assert not kept.exists()
+    shutil.rmtree(config.origin.work / "cells")
+    at_once = run_bench(digit_images, config)
+    assert _without_times(resumed) == _without_times(at_once)
+
+
+def _without_times(results: Results) -> list[object]:
+    return [
+        (cell.method, [replace(task, cpu_seconds=0.0) for task in cell.tasks])
+        for cell in results.cells
+    ]
+
+
 def test_cell_of_another_process_is_waited_for(
     shared: Path, results: Results, digit_images: ImageSet
 ) -> None:

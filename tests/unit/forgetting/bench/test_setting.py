@@ -1,9 +1,16 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from forgetting.bench.recipes import RECIPES, recipe_for
-from forgetting.bench.setting import Setting, class_order, parse_settings, task_classes
+from forgetting.bench.setting import (
+    Setting,
+    adversarial_order,
+    class_order,
+    parse_settings,
+    task_classes,
+)
 from forgetting.errors import DataError
 
 NAMES = [f"c{i:03}" for i in range(242)]
@@ -90,3 +97,17 @@ def test_recipe_follows_the_data_unless_one_is_named() -> None:
         recipe_for("digits", name="cifar")
     with pytest.raises(DataError, match="at least 1 step"):
         recipe_for("digits", steps=0)
+
+
+def test_an_adversary_leaves_the_nearest_class_of_each_forgotten_one_behind() -> None:
+    # Pairs (a, b), (c, d), (e, f) lie in three directions; a and b are closest to each other.
+    means = torch.tensor(
+        [[9.0, 0, 0], [9, 0.1, 0], [0, 9, 0], [0, 9, 1], [0, 0, 9], [2, 0, 9], [-3, -3, -3]]
+    )
+    order = adversarial_order(tuple("abcdefg"), means)
+    assert order == tuple("acegfdb")
+    setting = Setting(7, 1, 2, order="adversarial")
+    assert setting.name == "7-1x2-adversarial"
+    (task,) = task_classes(order, setting)
+    assert set(task.forget) == {"b", "d"}
+    assert set(task.retained) == {"a", "c", "e", "f", "g"}
