@@ -54,7 +54,7 @@ def _photos_over_imagenet() -> Recipe:
     """
     mean, std = (127 / 255,) * 3, (128 / 255,) * 3
     config = PretrainConfig(
-        steps=700,
+        steps=2000,
         smoothing=0.1,
         clip=1.0,
         augmentation=Augmentation(rotation=8, scale=0.12, shift=0.1, flip=True),
