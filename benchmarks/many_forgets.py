@@ -2,10 +2,11 @@
 
 Forgets `--count` classes in a row, one command each, by the product's own task: training, report
 and gates. A refused adapter isn't put on the stack, and its class stays masked only, as in service.
-Each line gives the figures of the held-out images by the weights after that command: what was lost
-on the retained classes against the bare backbone on the same images, plain and by the head's
-margin; Acc_f of the command's class and Acc_o of all earlier ones; the gates that refused; and CPU
-seconds of the command, training and report. There is no pass or fail.
+Each line gives the report's figures of the command's adapter on held-out images, refused or not:
+what was lost on the retained classes against the bare backbone on the same images, plain and by
+the head's margin; Acc_f of the command's class and Acc_o of all classes that earlier commands
+forgot; the gates that refused; and CPU seconds of the command, training and report. There is no
+pass or fail.
 
 The backbone is trained by the recipe of the data set, and is kept in `--work`, as the other
 benchmarks of forgetting do.
@@ -24,8 +25,9 @@ import torch
 from forgetting.adapter.low_rank import AnyAdapter
 from forgetting.bench.material import Material, Origin, prepare
 from forgetting.bench.recipes import recipe_for
-from forgetting.bench.setting import Setting
+from forgetting.bench.setting import parse_settings
 from forgetting.data.sources import open_image_set
+from forgetting.errors import TrainingError
 from forgetting.report.figures import Report
 from forgetting.task.run import TaskResult, run_task
 
@@ -37,7 +39,6 @@ class _Stream:
     stack: list[AnyAdapter]
     gone: list[str]
     masked: list[str]
-    refused: int = 0
 
 
 def main() -> None:
@@ -51,7 +52,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     images = open_image_set(options.data)
-    setting = Setting(options.classes or len(images.classes), options.count, 1)
+    (setting,) = parse_settings(
+        f"{options.count}x1", available=len(images.classes), classes=options.classes
+    )
     material = prepare(
         images,
         setting,
@@ -64,7 +67,12 @@ def main() -> None:
     for number, task in enumerate(material.tasks, start=1):
         (name,) = task.forget
         began = time.process_time()
-        result = _command(material, stream, name, number=number, seed=options.seed)
+        try:
+            result = _command(material, stream, name, number=number, seed=options.seed)
+        except TrainingError as error:
+            print(f"{number:7} | refused: {error}", flush=True)
+            stream.masked.append(name)
+            continue
         line = _line(result.report, number, time.process_time() - began)
         line["refused"] = [gate.name for gate in result.gates if not gate.passed]
         if result.passed:
@@ -72,7 +80,6 @@ def main() -> None:
             stream.gone.append(name)
         else:
             stream.masked.append(name)
-            stream.refused += 1
         print(
             f"{number:7} | {_points(line['lost'])} | {_points(line['lost_margin'])} | "
             f"{_points(line['acc_f'])} | {_points(line['acc_o'])} | {line['cpu_seconds']:5.0f} | "
@@ -82,7 +89,7 @@ def main() -> None:
         if options.out is not None:
             with options.out.open("a") as file:
                 file.write(json.dumps(line) + "\n")
-    print(f"{stream.refused} of {len(material.tasks)} refused")
+    print(f"{len(stream.masked)} of {len(material.tasks)} refused")
 
 
 def _command(

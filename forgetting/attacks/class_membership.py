@@ -4,7 +4,7 @@ A model that never saw a class spreads its images over the classes that look lik
 was pushed away from a class may spread them in a way of its own, and that marks the class as
 deleted. The attacker sees only probabilities. He knows some deleted classes and some that no model
 saw, fits a classifier on how the probability falls from the nearest class to the next ones, and
-asks it about *other* classes. At an AUC of 0.5 a deleted class looks like a stranger.
+asks it about *other* classes. He has learned the direction, so only an AUC above 0.5 is a leak.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from forgetting.measure.features import Features
 # How many of the nearest classes' probabilities the attacker looks at.
 NEIGHBOURS = 10
 _FOLDS = 5
+# With fewer classes on a side the figure is noise.
+_LEAST_CLASSES = 5
 _ITERATIONS = 60
 
 
@@ -34,27 +36,31 @@ def class_membership(
 
     Returns:
         How well single images are told apart (`image`), and whole classes by the mean over their
-        images (`class`). Empty with fewer than two classes on a side.
+        images (`class`). Empty with fewer than five classes on a side.
     """
     sides = [deleted, strangers]
     classes = [torch.unique(side.y) for side in sides]
-    folds = min(_FOLDS, *(len(labels) for labels in classes))
-    if folds < 2:
+    if min(len(labels) for labels in classes) < _LEAST_CLASSES:
         return ()
     seen = [_profile(side.logits, forgotten=forgotten) for side in sides]
-    # The i-th class of a side is asked in fold i mod `folds`.
+    # The i-th class of a side is asked in fold i mod `_FOLDS`.
     fold = [
-        torch.searchsorted(labels, side.y) % folds
+        torch.searchsorted(labels, side.y) % _FOLDS
         for side, labels in zip(sides, classes, strict=True)
     ]
     scores = [torch.zeros(len(side)) for side in sides]
-    for held in range(folds):
+    for held in range(_FOLDS):
         inside = [profile[f != held] for profile, f in zip(seen, fold, strict=True)]
         y = torch.cat([torch.full((len(p),), 1 - i) for i, p in enumerate(inside)])
         judge = fit(torch.cat(inside), y, penalty=1.0, steps=_ITERATIONS)
-        for i, profile in enumerate(seen):
-            logits = judge(profile[fold[i] == held])
-            scores[i][fold[i] == held] = logits[:, 1] - logits[:, 0]
+        asked = [
+            judge(profile[f == held]).diff(dim=1).squeeze(1)
+            for profile, f in zip(seen, fold, strict=True)
+        ]
+        # Judges of two folds have scales of their own.
+        centre, spread = torch.cat(asked).mean(), torch.cat(asked).std().clamp_min(1e-6)
+        for score, f, own in zip(scores, fold, asked, strict=True):
+            score[f == held] = (own - centre) / spread
     by_class = [
         torch.stack([score[side.y == label].mean() for label in labels])
         for score, side, labels in zip(scores, sides, classes, strict=True)

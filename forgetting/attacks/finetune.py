@@ -50,7 +50,7 @@ class FinetuneConfig:
         shots: Images of each forgotten class; 0 for none (retain only). Each makes one curve.
         looks: Steps after which the test images are asked. All steps are always taken.
         prototype_shots: Images of each forgotten class for the prototypes after retain only.
-        batch: Most forget images in a step, and as many retain images.
+        batch: Most forget images in a step, and most retain images.
         rate: Adam's rate for all weights except the head's.
         head_rate: Adam's rate for the head. Its forgotten rows may have to start from nothing.
         rank: Rank of the new pairs.

@@ -33,7 +33,7 @@ from forgetting.attacks.relearn import RelearnConfig, RelearnCurve, relearn
 from forgetting.attacks.verification import Verification, verification
 from forgetting.data.samples import Samples
 from forgetting.errors import DataError
-from forgetting.measure.features import extract, halves, split
+from forgetting.measure.features import Features, extract, halves, split
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,8 @@ def attack(
     generator: torch.Generator,
     before: float | None = None,
     strangers: Samples | None = None,
-    reference: nn.Module | None = None,
-    original: nn.Module | None = None,
+    reference: Features | None = None,
+    original: Features | None = None,
     config: AttackConfig = AttackConfig(),
 ) -> LeakFigures:
     """Run every attack on one model.
@@ -130,8 +130,8 @@ def attack(
         before: Acc_f of the backbone on the same test images. The relearn curve needs it.
         strangers: Images of classes that neither this model nor the backbone was trained on. Their
             labels only tell them from each other.
-        reference: The model retrained without the forgotten classes.
-        original: The model that the adapter was learned on.
+        reference: The test images in the model retrained without the forgotten classes.
+        original: The test images in the model that the adapter was learned on.
         config: Settings.
 
     Raises:
@@ -238,16 +238,8 @@ def attack(
         membership=membership(split(inside, forgotten=forgotten)[0], deleted),
         strangers=stranger_likeness(deleted.logits, unseen.logits) if unseen else None,
         class_membership=class_membership(deleted, unseen, forgotten=forgotten) if unseen else (),
-        reading=(
-            None
-            if original is None
-            else read_change(extract(original, test), outside, forgotten=forgotten)
-        ),
-        likeness=(
-            None
-            if reference is None
-            else likeness(outside, extract(reference, test), forgotten=forgotten)
-        ),
+        reading=(None if original is None else read_change(original, outside, forgotten=forgotten)),
+        likeness=(None if reference is None else likeness(outside, reference, forgotten=forgotten)),
     )
 
 
@@ -302,7 +294,7 @@ def scalars(figures: LeakFigures) -> dict[str, float]:
         "js_r": figures.likeness.js_r if figures.likeness else None,
     }
     if figures.class_membership:
-        found["class_membership"] = max(s.advantage for s in figures.class_membership)
+        found["class_membership"] = max(s.auc for s in figures.class_membership)
     if figures.reading is not None:
         found["reading_auc"] = figures.reading.auc
         found["reading_certain"] = figures.reading.certain

@@ -29,7 +29,7 @@ class PromptConfig:
     Attributes:
         shots: Images of each class, forgotten or retained.
         steps: Optimizer steps.
-        batch: Most forget images in a step, and as many retain images.
+        batch: Most forget images in a step, and most retain images.
         rate: Adam's rate, in units of a normalised pixel.
     """
 
@@ -125,18 +125,20 @@ def _learn(
     generator: torch.Generator,
     config: PromptConfig,
 ) -> Tensor:
-    """The pattern (c, h, w). Forget images are as frequent as others, whatever their number."""
+    """The pattern (c, h, w). Forget and retain images weigh the same, whatever their number."""
     head = bare_head(model)
     pattern = torch.zeros_like(shown.x[0]).requires_grad_(True)
     optimizer = torch.optim.Adam([pattern], lr=config.rate)
     gone = torch.isin(shown.y, forgotten)
     sides = [gone.nonzero().flatten(), (~gone).nonzero().flatten()]
     for _ in range(config.steps):
-        rows = torch.cat(
-            [s[torch.randperm(len(s), generator=generator)[: config.batch]] for s in sides]
-        )
+        parts = [s[torch.randperm(len(s), generator=generator)[: config.batch]] for s in sides]
+        rows = torch.cat(parts)
         logits = margin_logits(head, model(shown.x[rows] + pattern), shown.y[rows])
+        losses = F.cross_entropy(logits, shown.y[rows], reduction="none")
         optimizer.zero_grad()
-        F.cross_entropy(logits, shown.y[rows]).backward()  # type: ignore[no-untyped-call]
+        first = len(parts[0])
+        loss = losses[:first].mean() + losses[first:].mean()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return pattern.detach()

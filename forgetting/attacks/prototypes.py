@@ -98,7 +98,7 @@ def written_head(head: nn.Linear, *, shown: Features, retained: Features) -> nn.
     Args:
         head: A plain or a cosine head.
         shown: Features of the images that the prototypes are made of.
-        retained: Features of some retained classes. A plain head's rows are centred on their mean.
+        retained: Features of other classes. A plain head's rows are centred on their mean.
     """
     centre = _centre(head, retained)
     prototypes = class_means(_coordinates(head, shown.embedding, centre=centre), shown.y)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from forgetting.data.samples import Samples
 from forgetting.measure.accuracy import share_right
+from forgetting.models.lite_hybrid import FrozenStem
 
 BITS = (8, 4)
 
@@ -38,11 +39,15 @@ def rounded(weight: Tensor, *, bits: int) -> Tensor:
 
 
 def quantised(model: nn.Module, *, bits: int) -> nn.Module:
-    """A copy whose linears and convolutions, the head included, have rounded weights."""
+    """A copy whose linears and convolutions, the head included, have rounded weights.
+
+    A frozen stem keeps its own: no method changes it, and its outputs are shared.
+    """
     found = copy.deepcopy(model)
+    stem = {m for part in found.modules() if isinstance(part, FrozenStem) for m in part.modules()}
     with torch.no_grad():
         for module in found.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
+            if isinstance(module, nn.Linear | nn.Conv2d) and module not in stem:
                 module.weight.copy_(rounded(module.weight, bits=bits))
     return found
 

@@ -193,9 +193,12 @@ def _stored_bytes(material: Material, classes: TaskClasses, learned: Learned) ->
 
 
 def _update_norms(previous: nn.Module, after: nn.Module) -> tuple[float, ...] | None:
-    """|W_after - W_previous|_F over both FFN linears of each block; None for an unknown FFN."""
+    """|W_after - W_previous|_F over the linears of each block; None for an unknown FFN."""
     try:
-        groups = find_groups(previous)
+        try:
+            groups = find_groups(previous, targets="both")
+        except TargetError:  # a block without plain attention
+            groups = find_groups(previous)
         norms = []
         for group in groups:
             changes = [_weight(after, path) - _weight(previous, path) for path in group.paths]

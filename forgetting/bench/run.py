@@ -267,7 +267,8 @@ class _Bench:
             code=self._code,
         )
         write_cell(path, cell, outcome.samples)
-        partial.unlink(missing_ok=True)
+        for old in path.parent.glob(f"{path.stem}.*.partial"):
+            old.unlink(missing_ok=True)
         return read_cell(path)
 
     def _method(self, plan: _Plan) -> Method | str:
@@ -360,4 +361,6 @@ def code_digest() -> str:
 
 
 # The modules in this folder that decide the figures. Tables and plots may change freely.
-_MEASURING = ("protocol.py", "figures.py", "leaks.py", "material.py", "setting.py")
+_MEASURING = (
+    "protocol.py", "figures.py", "leaks.py", "material.py", "setting.py", "cell.py", "partial.py"
+)  # fmt: skip

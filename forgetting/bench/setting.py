@@ -115,6 +115,11 @@ def _check(setting: Setting, word: str, *, available: int) -> None:
         raise DataError(f"expected at least 1 shot, found {setting.shots}")
     if setting.missing < 0:
         raise DataError(f"expected 0 or more missing classes, found {setting.missing}")
+    if setting.order == "adversarial" and 2 * setting.tasks * setting.per_task > setting.classes:
+        raise DataError(
+            f"setting {word!r} forgets more than half of {setting.classes} classes; the "
+            "adversarial order retains the nearest class of each forgotten one"
+        )
     needed = setting.tasks * setting.per_task + setting.missing + 2
     if needed > setting.classes:
         missing = f", {setting.missing} without images" if setting.missing else ""
@@ -133,7 +138,8 @@ def adversarial_order(order: Sequence[str], means: Tensor) -> tuple[str, ...]:
     """An order of the same classes in which each forgotten class leaves its nearest one behind.
 
     Of the two most alike classes one is forgotten and the other is retained, then of the next two,
-    and so on: what is taken from the one must not be taken from the other.
+    and so on: what is taken from the one must not be taken from the other. At most half of the
+    classes can be forgotten so.
 
     Args:
         order: The classes in the seed's order.
@@ -149,7 +155,7 @@ def adversarial_order(order: Sequence[str], means: Tensor) -> tuple[str, ...]:
         alike[[first, second]] = alike[:, [first, second]] = -torch.inf
     alone = sorted(set(range(len(order))) - {*kept, *gone})
     # The last go first, so the pair that is most alike comes last.
-    return tuple(order[i] for i in (*kept, *alone, *reversed(gone)))
+    return tuple(order[i] for i in (*alone, *reversed(kept), *reversed(gone)))
 
 
 def task_classes(order: Sequence[str], setting: Setting) -> tuple[TaskClasses, ...]:

@@ -118,8 +118,13 @@ def _value(name: str, key: str, value: Any, hint: Any) -> Any:
         if value in get_args(kinds[0]):
             return value
         raise DataError(f"{name}: {key} is one of {', '.join(get_args(kinds[0]))}, not {value!r}")
+    if not {int, float} & set(kinds):
+        raise DataError(f"{name}: {key} can't be changed by name")
     try:
         number = float(value)
-    except ValueError:
+        whole = int(number)  # refuses infinity and NaN
+    except (ValueError, OverflowError):
         raise DataError(f"{name}: {key} is a number, not {value!r}") from None
-    return int(number) if int in kinds else number
+    if int in kinds and whole != number:
+        raise DataError(f"{name}: {key} is a whole number, not {value!r}")
+    return whole if int in kinds else number

@@ -40,7 +40,7 @@ from forgetting.training.lora import LowRank, attach, update_norm, update_parts
 from forgetting.training.losses import group_norm, prox_threshold, shrink
 from forgetting.training.progress import Tell
 
-GroupingPlus = Literal["block", "lora", "matrix"]
+Groups = Literal["block", "lora", "matrix"]
 """The papers' three: a group is a block's pairs, one pair, or one of a pair's two matrices."""
 Attached = Mapping[Group, tuple[LowRank, ...]]
 Extra = Callable[[Tensor, Drawn, Drawn], Tensor]
@@ -80,7 +80,7 @@ class _Settings:
     sparsity: float
     warmup: float
     targets: Targets
-    grouping: GroupingPlus
+    grouping: Groups
 
 
 def _learn(
@@ -201,7 +201,8 @@ class GSLoRA:
         sparsity: Strength of the proximal step, as a share (0..1) of the optimizer's step.
         warmup: Share of the steps without sparsity.
         targets: The linears that get pairs: `ffn`, `attention` or `both`.
-        grouping: What becomes zero together: `block`, `lora` or `matrix`.
+        grouping: What becomes zero together: `block`, `lora` or `matrix`. With `matrix`, the groups
+            that are counted are pairs: one without A or without B is zero.
     """
 
     name: ClassVar[str] = "gs_lora"
@@ -218,7 +219,7 @@ class GSLoRA:
     sparsity: float = 0.4
     warmup: float = 0.2
     targets: Targets = "ffn"
-    grouping: GroupingPlus = "block"
+    grouping: Groups = "block"
 
     def learn(
         self,
@@ -260,7 +261,7 @@ class GSLoRAPlusPlus:
     sparsity: float = 0.4
     warmup: float = 0.2
     targets: Targets = "ffn"
-    grouping: GroupingPlus = "block"
+    grouping: Groups = "block"
     push: float = 0.5
     pull: float = 0.5
     away: float = 1.0

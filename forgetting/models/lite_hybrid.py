@@ -42,15 +42,15 @@ _LITE0 = "tf_efficientnet_lite0"
 class _Memo:
     """Maps by the content of their images. All models of this process with equal stems share it."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, stem: str, limit: int) -> None:
+        self._key, self._limit = (stem, limit), limit
         self._maps: dict[bytes, Tensor] = {}
 
     def __deepcopy__(self, memo: object) -> _Memo:
         return self
 
-    def __reduce__(self) -> tuple[type[_Memo], tuple[int]]:
-        return (_Memo, (self._limit,))  # a stored model leaves the maps behind
+    def __reduce__(self) -> tuple[Callable[[str, int], _Memo], tuple[str, int]]:
+        return (_memo, self._key)  # a stored model leaves the maps behind
 
     def __len__(self) -> int:
         return len(self._maps)
@@ -140,7 +140,11 @@ def remember_stem(model: nn.Module, *, limit: int = 60_000) -> None:
     An image that was changed in any bit is another one. Without a frozen stem this does nothing.
     """
     if isinstance(model, LiteHybrid) and model.stem.memo is None:
-        model.stem.memo = _MEMOS.setdefault((_digest(model.stem), limit), _Memo(limit))
+        model.stem.memo = _memo(_digest(model.stem), limit)
+
+
+def _memo(stem: str, limit: int) -> _Memo:
+    return _MEMOS.setdefault((stem, limit), _Memo(stem, limit))
 
 
 def _digest(stem: FrozenStem) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from forgetting.attacks.reading import Reading
 from forgetting.measure.accuracy import Share
 from forgetting.report.figures import Report
 from forgetting.report.gates import GateResult
@@ -66,6 +65,7 @@ def to_markdown(report: Report, gates: Sequence[GateResult]) -> str:
         *_remarks(report),
         "",
         *_leaks(report.leaks),
+        *_reading(report.leaks_served or report.leaks),
         "",
         "| gate | value | limit | |",
         "|---|---|---|---|",
@@ -149,7 +149,6 @@ def _leaks(leaks: Leaks | None) -> list[str]:
         ),
         told,
         *_blocks(leaks.blocks),
-        *_reading(leaks.reading),
     ]
 
 
@@ -172,9 +171,11 @@ def _blocks(blocks: Sequence[BlockLeak]) -> list[str]:
     ]
 
 
-def _reading(reading: Reading | None) -> list[str]:
-    if reading is None:
+def _reading(leaks: Leaks | None) -> list[str]:
+    """By what is served: a stored edit tells as much as stored pairs do."""
+    if leaks is None or leaks.reading is None:
         return []
+    reading = leaks.reading
     return [
         "",
         f"What the stored adapter reveals: whoever has it, the model below it and photos of "

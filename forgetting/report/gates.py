@@ -11,8 +11,8 @@ A gate fails if the data show that its limit is exceeded.
   edit taken out, and again as served. A provisional release, which stands in until the weights
   have forgotten, is judged as served.
 
-A gate whose figure is missing fails. If there are too few images to tell, a gate passes, and its
-advice says that it was not judged.
+A gate whose figure is missing fails. If there are too few images to tell, also if all of them
+together would not exceed the limit, a gate passes, and its advice says that it was not judged.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class GateConfig:
     dump_rise: float = 0.10
     probe: float = 0.90
     prototypes: float = 0.75
-    nearest: float = 0.95
-    verification: float = 0.95
+    nearest: float = 0.90
+    verification: float = 0.90
     ece_rise: float = 0.02
     least_images: int = 10
 
@@ -252,7 +252,11 @@ def _leak(name: str, leaks: Leaks | None, figure: str, *, share: float, least: i
     limit = found.allowed(share)
     if not found.n:
         return GateResult(name, True, None, limit, "not judged: no class has two test images")
-    return _too_few(name, found.n, limit=limit, least=least) or _gate(name, found.low, limit)
+    few = _too_few(name, found.n, limit=limit, least=least)
+    if few is None and Share(found.n, found.n).interval[0] <= limit:
+        advice = f"not judged: even {found.n} hits of {found.n} test images wouldn't show it"
+        return GateResult(name, True, None, limit, advice)
+    return few or _gate(name, found.low, limit)
 
 
 def _calibration(report: Report, limit: float) -> GateResult:

@@ -27,6 +27,7 @@ from forgetting.data.image_set import ImageSet, class_index, indices, replay, to
 from forgetting.data.roles import TaskClasses
 from forgetting.data.samples import Samples
 from forgetting.measure.accuracy import Share
+from forgetting.measure.features import extract
 from forgetting.models.backbone import Backbone
 
 # Training images of a class: the most that a probe uses. Fewer with hundreds of classes.
@@ -66,7 +67,10 @@ class LeakFigure:
 
     @property
     def low(self) -> float:
-        """Lower end of the Wilson 95 % interval of `after`, rounded to whole images."""
+        """Lower end of the Wilson 95 % interval of `after`, rounded to whole images.
+
+        For verification that is wider than need be: each image is in many pairs.
+        """
         return Share(round(self.after * self.n), self.n).interval[0]
 
     @property
@@ -194,10 +198,10 @@ def measure_leaks(
             test=test,
             forgotten=gone,
             generator=torch.Generator().manual_seed(_SEED),
-            original=previous,
+            original=below,
             config=config,
         )
-        for attacked in (model, backbone.model)
+        for attacked, below in ((model, extract(previous, test)), (backbone.model, None))
     )
     counts = asked.y.bincount()[torch.unique(asked.y)]
     fresh = int((counts - counts // 2)[counts > 1].sum())

@@ -226,7 +226,8 @@ def _inputs(
         return lambda rows: augmented(x[rows], config.augmentation, generator=generator)
     views = [stem_outputs(vit, x).half()]  # half the memory; only the training sees it
     for view in range(1, STEM_VIEWS):
-        # The same views for every seed, so that one process computes them once.
+        # The same views for every seed, so that one process computes them once. (A reference has
+        # fewer images, and so views of its own.)
         moved = augmented(x, config.augmentation, generator=torch.Generator().manual_seed(view))
         views.append(stem_outputs(vit, moved).half())
 

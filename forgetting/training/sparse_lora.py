@@ -121,7 +121,8 @@ def train(
         trained,
         pools,
         attached,
-        blocks=len(groups),
+        most=most_groups(len(groups), config),
+        depth=1 + max(group.index for group in groups),
         config=config,
         generator=generator,
         progress=progress,
@@ -179,7 +180,8 @@ class _Run:
         pools: Pools,
         attached: dict[Group, tuple[LowRank, ...]],
         *,
-        blocks: int,
+        most: int,
+        depth: int,
         config: TrainConfig,
         generator: torch.Generator,
         progress: Tell | None,
@@ -191,8 +193,8 @@ class _Run:
         self.best: dict[str, Pair] = {}
         self.step = 0
         self.history: list[Progress] = []
-        self._most = most_groups(blocks, config)
-        self._deepest = blocks - math.floor(config.deep_share * blocks)
+        self._most = most
+        self._deepest = depth - math.floor(config.deep_share * depth)
         kept = pools.retain_kept
         self._spreads = [spread(t) for t in (*kept.blocks[self._deepest :], kept.embedding)]
         self._bound = forget_bound(

@@ -21,6 +21,7 @@ from forgetting.data.samples import Samples
 from forgetting.data.sources import digits
 from forgetting.data.subset import without_classes
 from forgetting.measure.accuracy import drop, h_mean, most_hit, predict, right
+from forgetting.measure.features import extract
 from forgetting.methods.head_mask import mask
 from forgetting.methods.lethe import Lethe
 from forgetting.methods.protocol import Budget, Task
@@ -113,7 +114,7 @@ def table(images: ImageSet, models: dict[str, nn.Module]) -> dict[str, Row]:
             generator=torch.Generator().manual_seed(0),
             before=before.value,
             strangers=strangers,
-            reference=models["retrained"],
+            reference=extract(models["retrained"], test_set),
         )
         return Row(
             acc_f=acc_f.value,

@@ -105,7 +105,7 @@ def test_an_adversary_leaves_the_nearest_class_of_each_forgotten_one_behind() ->
         [[9.0, 0, 0], [9, 0.1, 0], [0, 9, 0], [0, 9, 1], [0, 0, 9], [2, 0, 9], [-3, -3, -3]]
     )
     order = adversarial_order(tuple("abcdefg"), means)
-    assert order == tuple("acegfdb")
+    assert order == tuple("gecafdb")
     setting = Setting(7, 1, 2, order="adversarial")
     assert setting.name == "7-1x2-adversarial"
     (task,) = task_classes(order, setting)

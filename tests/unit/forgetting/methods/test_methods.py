@@ -208,6 +208,9 @@ def test_a_variant_names_its_own_changes() -> None:
         ("lethe:rank", "expected a variant like 'lethe:rank=4'"),
         ("lethe:rank=four", "rank is a number, not 'four'"),
         ("lethe:targets=head", "targets is one of ffn, attention, both, not 'head'"),
+        ("lethe:rank=inf", "rank is a number, not 'inf'"),
+        ("lethe:rank=4.7", "rank is a whole number"),
+        ("gs_lora_published:betas=0.3", "betas can't be changed by name"),
         ("lethe:ranks=4", "has no hyper-parameter 'ranks'"),
     ):
         with pytest.raises(DataError, match=words):

@@ -57,7 +57,10 @@ def photos() -> ImageSet:
 
 def test_hybrid_has_groups_and_can_be_cut_before_its_first_block() -> None:
     model = hybrid()
-    assert [group.fc1 for group in find_groups(model)] == ["blocks.0.mlp.fc1", "blocks.1.mlp.fc1"]
+    assert [group.paths[0] for group in find_groups(model)] == [
+        "blocks.0.mlp.fc1",
+        "blocks.1.mlp.fc1",
+    ]
     assert lowest_cut(model) == 0
     x = torch.randn(3, 3, 32, 32)
     tokens = advance(model, x, start=PIXELS, stop=1)

@@ -18,7 +18,7 @@ LEAKS = Leaks(
         "nearest": LeakFigure(after=0.5, before=0.95, chance=0.1, n=36),
         "probe_last_block": LeakFigure(after=0.5, before=0.95, chance=0.1, n=36),
         "nearest_last_block": LeakFigure(after=0.5, before=0.95, chance=0.1, n=36),
-        "verification": LeakFigure(after=0.7, before=0.97, chance=0.5, n=36),
+        "verification": LeakFigure(after=0.7, before=0.97, chance=0.5, n=60),
     },
     blocks=tuple(
         BlockLeak(after=LayerPoint(depth, 0.5, 0.4), before=LayerPoint(depth, 0.95, 0.9))

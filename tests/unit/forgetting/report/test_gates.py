@@ -129,6 +129,11 @@ def test_figure_that_is_no_number_is_not_passed() -> None:
             lambda r: _leaking(r, "prototypes", LeakFigure(1.0, 1.0, 0.1, 9)),
         ),
         (
+            "nearest",
+            "even 20 hits of 20 test images wouldn't show it",
+            lambda r: _leaking(r, "nearest", LeakFigure(1.0, 1.0, 0.1, 20)),
+        ),
+        (
             "prototypes",
             "no class has two test images",
             lambda r: _leaking(r, "prototypes", LeakFigure(0.0, 1.0, 0.1, 0)),
