@@ -44,7 +44,8 @@ class TrainConfig:
         sparsity: Strength of the proximal step, as a share of the optimizer's step (0..1).
         most_share: Most groups that enter the second phase, as a share of all. The strongest are
             taken. The first phase ends as soon as no more are left.
-        copies: Augmented copies of each training image, beside the original.
+        copies: Augmented copies of each training image, beside the original. None takes more of
+            them where a class has few images (`pools.copies_for`).
         replay_per_class: Most retain images of each class. None takes more if there are few
             classes (`forgetting.task.run.REPLAY`).
         check_every: Steps between two looks at the validation images.
@@ -69,7 +70,7 @@ class TrainConfig:
     deep_share: float = 0.5
     sparsity: float = 0.4
     most_share: float = 2 / 3
-    copies: int = 3
+    copies: int | None = None
     replay_per_class: int | None = None
     check_every: int = 20
 

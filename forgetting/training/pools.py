@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -13,6 +14,10 @@ from forgetting.data.samples import ForgetData, Samples
 from forgetting.errors import TrainingError
 from forgetting.models.prefix import PIXELS, Outputs, advance, lowest_cut, outputs_from
 from forgetting.training.losses import chance_bound, cross_entropies, own_distribution
+
+# See `copies_for`.
+VIEWS = 40
+LEAST_COPIES, MOST_COPIES = 3, 15
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,6 @@ class Pools:
         val_retain: Validation images of the classes to keep.
         val_kept: Like `retain_kept`, for `val_retain`.
         kept: Labels that are not under erasure (k,).
-        copies: Augmented copies of each image. They follow the originals.
     """
 
     forget: Samples
@@ -43,12 +47,6 @@ class Pools:
     val_retain: Samples
     val_kept: Outputs
     kept: Tensor
-    copies: int
-
-    def originals(self, samples: Samples) -> Samples:
-        """The rows without the augmented ones, of a pool or of anything computed from its rows."""
-        count = len(samples) // (1 + self.copies)
-        return Samples(samples.x[:count], samples.y[:count])
 
     def advanced(self, model: nn.Module, *, start: int, stop: int) -> Pools:
         """The same samples as activations at a higher cut."""
@@ -73,17 +71,17 @@ def make_pools(
     data: ForgetData,
     *,
     original: nn.Module,
-    copies: int,
+    copies: int | None,
     generator: torch.Generator,
 ) -> Pools:
-    """The samples, with `copies` augmented copies of each, at the lowest cut, and their targets.
+    """The samples and augmented copies of them, at the lowest cut, and their targets.
 
     Args:
         model: The model before the task.
         data: The task's images.
         original: The bare backbone's model, from which the targets come. So what one task loses,
             the next one wins back, and no error adds up over a series of tasks.
-        copies: See `Pools.copies`.
+        copies: Copies of each image. None takes `copies_for` each set.
         generator: Source of all randomness.
 
     Raises:
@@ -95,12 +93,13 @@ def make_pools(
             raise TrainingError(f"the task has no {name} images to learn from")
     cut = lowest_cut(model)
 
-    def widened(samples: Samples, *, copies: int = copies) -> Samples:
+    def widened(samples: Samples, *, copies: int | None = copies) -> Samples:
         if len(samples) == 0:
             return samples
-        extra = [augmented(samples.x, Augmentation(), generator=generator) for _ in range(copies)]
+        count = copies_for(samples.y) if copies is None else copies
+        extra = [augmented(samples.x, Augmentation(), generator=generator) for _ in range(count)]
         x = advance(model, torch.cat([samples.x, *extra]), start=PIXELS, stop=cut)
-        return Samples(x, samples.y.repeat(1 + copies))
+        return Samples(x, samples.y.repeat(1 + count))
 
     forget, retain = widened(data.forget), widened(data.retain)
     val_retain = widened(data.val_retain, copies=0)
@@ -125,8 +124,17 @@ def make_pools(
         val_retain=val_retain,
         val_kept=answers(original, val_retain, cut=cut),
         kept=labels[~torch.isin(labels, data.forgotten)],
-        copies=copies,
     )
+
+
+def copies_for(y: Tensor) -> int:
+    """Copies of each image so that a class has `VIEWS` images with its copies; few shots need more.
+
+    Args:
+        y: The images' labels (n,), n > 0.
+    """
+    per_class = len(y) / len(torch.unique(y))
+    return min(MOST_COPIES, max(LEAST_COPIES, math.ceil(VIEWS / per_class) - 1))
 
 
 def answers(model: nn.Module, samples: Samples, *, cut: int, batch: int = 256) -> Outputs:

@@ -18,6 +18,7 @@ from forgetting.training.pools import (
     Shuffle,
     above_chance,
     answers,
+    copies_for,
     make_pools,
 )
 
@@ -87,12 +88,16 @@ def test_copies_follow_the_originals_and_targets_leave_the_forgotten_out(
 ) -> None:
     pools = make_pools(model, data, original=model, copies=2, generator=_generator())
     assert len(pools.retain) == 3 * len(data.retain)
-    originals = pools.originals(pools.retain)
-    assert torch.equal(originals.y, data.retain.y)
+    assert torch.equal(pools.retain.y, data.retain.y.repeat(3))
     alone = make_pools(model, data, original=model, copies=0, generator=_generator())
-    assert torch.equal(originals.x, alone.retain.x)
+    assert torch.equal(pools.retain.x[: len(data.retain)], alone.retain.x)
     assert bool((pools.forget_target[:, 3] == 0).all())
     assert torch.allclose(pools.forget_target.sum(dim=1), torch.ones(len(pools.forget)))
+
+
+@pytest.mark.parametrize(("shots", "copies"), [(1, 15), (4, 9), (6, 6), (10, 3), (100, 3)])
+def test_few_shots_get_more_copies(shots: int, copies: int) -> None:
+    assert copies_for(torch.arange(5).repeat(shots)) == copies
 
 
 def test_samples_above_chance_are_counted_whatever_the_scale() -> None:
