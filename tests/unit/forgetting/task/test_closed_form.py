@@ -51,7 +51,8 @@ def test_the_class_is_hardly_named_any_more_and_the_others_still_are(
 
 
 def test_it_is_judged_by_the_same_gates(first: TaskResult) -> None:
-    assert [gate.name for gate in first.gates if gate.value is None] == []
+    # An AUC takes more test images than a digit has; all others are judged.
+    assert [g.name for g in first.gates if g.value is None] == ["verification_served"]
     assert isinstance(first.adapter, EditAdapter)
     assert "subject-a" in dumps(first.report, first.gates)
     assert first.adapter.facts.method == first.report.method == "project"

@@ -58,7 +58,8 @@ def test_report_counts_what_the_shipped_files_do(
 
 def test_report_measures_what_the_gates_ask_for(first: TaskResult) -> None:
     report = first.report
-    assert [gate.name for gate in first.gates if gate.value is None] == []
+    # An AUC takes more test images than a digit has; all others are judged.
+    assert [gate.name for gate in first.gates if gate.value is None] == ["verification"]
     assert 0 < report.near_after.n < report.acc_r_after.n
     assert 0 < report.ece_after < 0.5
     assert report.leak.n <= report.acc_f_before.hits
