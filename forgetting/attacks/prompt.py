@@ -3,7 +3,8 @@
 The attacker changes no weight. He learns the pattern with a few images of every class and their
 true labels, so a pattern that turns *every* image into a forgotten class gains nothing. The same is
 done with the labels shuffled among the images. What the true labels win above the shuffled ones is
-what the model still knows; the rest is what a pattern can do to any model.
+what the model still knows; the rest is what a pattern can do to any model. (The control says
+something only of a model that names no forgotten image without a prompt.)
 """
 
 from __future__ import annotations
