@@ -27,7 +27,7 @@ from forgetting.bench.material import Material, Origin, prepare
 from forgetting.bench.recipes import recipe_for
 from forgetting.bench.setting import parse_settings
 from forgetting.data.sources import open_image_set
-from forgetting.errors import TrainingError
+from forgetting.errors import ForgettingError, TrainingError
 from forgetting.report.figures import Report
 from forgetting.task.run import TaskResult, run_task
 
@@ -51,6 +51,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="file for one JSON object a line")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    try:
+        _run(options)
+    except ForgettingError as error:
+        parser.exit(2, f"many_forgets: {error}\n")
+
+
+def _run(options: argparse.Namespace) -> None:
     images = open_image_set(options.data)
     (setting,) = parse_settings(
         f"{options.count}x1", available=len(images.classes), classes=options.classes

@@ -31,7 +31,7 @@ from forgetting.training.pretrain import PretrainProgress
 # Raise one of these when a figure changes its meaning. All cells are then computed again; with
 # `_ATTACKS`, those that have figures of attacks.
 _MEASURES = 5
-_ATTACKS = 2
+_ATTACKS = 3
 _POLL_S = 2.0
 
 _Item = TypeVar("_Item")

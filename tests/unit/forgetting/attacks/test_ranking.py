@@ -52,6 +52,12 @@ class Models:
     test: Samples
     gone: torch.Tensor
 
+    @property
+    def ranked(self) -> tuple[nn.Module, ...]:
+        """Bare, masked, edited with the edit taken out, adapted, retrained."""
+        stripped = without_edit(self.edited)
+        return (self.bare, self.masked, stripped, self.adapted, self.retrained)
+
 
 @pytest.fixture(scope="module")
 def models(digit_images: ImageSet, backbone: Backbone) -> Models:
@@ -126,14 +132,7 @@ def test_edit_taken_out_leaves_the_bare_model(models: Models) -> None:
 @pytest.mark.parametrize("scope", SCOPES)
 def test_fine_tuning_ranks_the_models(models: Models, scope: str) -> None:
     bare, masked, stripped, adapted, retrained = (
-        _tuned(models, model, scope, 5)
-        for model in (
-            models.bare,
-            models.masked,
-            without_edit(models.edited),
-            models.adapted,
-            models.retrained,
-        )
+        _tuned(models, model, scope, 5) for model in models.ranked
     )
     assert bare > 0.6
     assert masked > 0.5
@@ -164,13 +163,7 @@ def test_a_mask_does_not_stand_retain_only_and_prototypes(models: Models) -> Non
 
     bare, masked, stripped, adapted, retrained = map(
         written,
-        (
-            models.bare,
-            models.masked,
-            without_edit(models.edited),
-            models.adapted,
-            models.retrained,
-        ),
+        models.ranked,
     )
     assert masked == pytest.approx(bare, abs=0.1)
     assert bare == stripped > 0.6
@@ -190,13 +183,7 @@ def test_a_visual_prompt_ranks_the_models(models: Models) -> None:
 
     bare, masked, stripped, adapted, retrained = map(
         point,
-        (
-            models.bare,
-            models.masked,
-            without_edit(models.edited),
-            models.adapted,
-            models.retrained,
-        ),
+        models.ranked,
     )
     assert stripped == bare
     assert bare.acc_f > 0.7
